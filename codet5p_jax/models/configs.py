@@ -1,0 +1,148 @@
+"""Shapes and switches of the network. What differs between model families is said here, only here."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One tower of blocks.
+
+    Attributes:
+      num_layers, d_model, num_heads, head_dim, d_ff: sizes; heads × head_dim need not be d_model.
+      num_kv_heads: key-value heads, a divisor of num_heads (grouped queries); None: num_heads.
+      causal: whether a position sees only itself and earlier ones.
+      cross_attention: which layers read the encoder: "all", "none" or layer indices.
+      norm: "rms" (no mean, no bias) or "layer".
+      norm_eps: added to the variance.
+      activation: of the feed-forward network; "gelu" is exact, "gelu_tanh" GPT-2's approximation.
+      gated: multiply the activation by a second projection.
+      parallel: attention, cross-attention and feed-forward read one norm and add up (GPT-J).
+      qkv_bias, out_bias, mlp_bias: additive terms of the projections.
+      position: "relative" (T5's learned bias, shared by the layers), "rotary" or "none".
+      relative_buckets, relative_max_distance: of the learned bias.
+      rotary_dim, rotary_base, rotary_interleaved: rotated features per head (None: all), frequency
+        base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
+      scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
+    """
+
+    num_layers: int
+    d_model: int
+    num_heads: int
+    head_dim: int
+    d_ff: int
+    num_kv_heads: int | None = None
+    causal: bool = False
+    cross_attention: Literal["all", "none"] | tuple[int, ...] = "none"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    gated: bool = False
+    parallel: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    position: Literal["relative", "rotary", "none"] = "relative"
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    rotary_dim: int | None = None
+    rotary_base: float = 10_000.0
+    rotary_interleaved: bool = False
+    scale_attention: bool = False
+
+    def reads_encoder(self, layer: int) -> bool:
+        """Whether `layer` has cross-attention."""
+        if isinstance(self.cross_attention, str):
+            return self.cross_attention == "all"
+        return layer in self.cross_attention
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """An encoder, a decoder and the heads that join them.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      encoder, decoder: the towers.
+      tie_embeddings: the output projection is the embedding; decoder states are then multiplied by
+        d_model^-0.5 before it (T5 v1.0).
+      embed_dim: width E of the contrastive projection; None: the model has none.
+      matching_head: whether the model has the two-way text-code matching head.
+      pooling: what `embed` pools: the first token (the paper's [CLS]) or the mean of real tokens.
+      dropout: rate, applied only where a key is passed.
+      dtype: of activations and matrix products; parameters, softmax and losses stay fp32.
+      remat: "none" keeps every activation, "dots" keeps matrix products, "full" recomputes a block.
+      scan_layers: run a stack as one scanned body (quick to compile) or unrolled.
+      loss_chunk: target positions whose logits exist at one time in `token_losses`.
+    """
+
+    vocab_size: int
+    encoder: StackConfig
+    decoder: StackConfig
+    tie_embeddings: bool = True
+    embed_dim: int | None = None
+    matching_head: bool = False
+    pooling: Literal["first", "mean"] = "first"
+    dropout: float = 0.1
+    dtype: Any = jnp.float32
+    remat: Literal["none", "dots", "full"] = "none"
+    scan_layers: bool = True
+    loss_chunk: int = 128
+
+
+def t5(
+    *,
+    vocab_size: int,
+    d_model: int,
+    num_heads: int,
+    head_dim: int,
+    d_ff: int,
+    num_encoder_layers: int,
+    num_decoder_layers: int,
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu",
+    gated: bool = False,
+    relative_buckets: int = 32,
+    relative_max_distance: int = 128,
+    tie_embeddings: bool = True,
+    embed_dim: int | None = None,
+    matching_head: bool = False,
+    pooling: Literal["first", "mean"] = "first",
+    dropout: float = 0.1,
+    dtype: Any = jnp.float32,
+    remat: Literal["none", "dots", "full"] = "none",
+    scan_layers: bool = True,
+    loss_chunk: int = 128,
+) -> ModelConfig:
+    """A T5 of version 1.0 (the defaults: CodeT5, CodeT5+ 220M and 770M) or 1.1 (gated, untied)."""
+
+    def stack(num_layers: int, causal: bool) -> StackConfig:
+        return StackConfig(
+            num_layers=num_layers,
+            d_model=d_model,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            d_ff=d_ff,
+            causal=causal,
+            cross_attention="all" if causal else "none",
+            activation=activation,
+            gated=gated,
+            relative_buckets=relative_buckets,
+            relative_max_distance=relative_max_distance,
+        )
+
+    return ModelConfig(
+        vocab_size=vocab_size,
+        encoder=stack(num_encoder_layers, causal=False),
+        decoder=stack(num_decoder_layers, causal=True),
+        tie_embeddings=tie_embeddings,
+        embed_dim=embed_dim,
+        matching_head=matching_head,
+        pooling=pooling,
+        dropout=dropout,
+        dtype=dtype,
+        remat=remat,
+        scan_layers=scan_layers,
+        loss_chunk=loss_chunk,
+    )

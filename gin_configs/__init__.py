@@ -1,0 +1,1 @@
+"""gin files: `models/` (shapes), `runs/` (what to train), `meshes/` (how to shard)."""
