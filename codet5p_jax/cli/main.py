@@ -1,0 +1,113 @@
+"""The command `codet5p`: finds the module of the command named and runs it.
+
+A command is a module `codet5p_jax.cli.<name>` with `add_arguments(parser)` and
+`run(args) -> int | None`. It imports what is heavy inside `run`, so that help comes at once.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+import codet5p_jax
+from codet5p_jax.cli import errors
+
+COMMANDS = {
+    "quickstart": "both pretraining stages on the Python standard library, on this machine",
+    "train": "pretrain or fine-tune what gin files describe",
+    "prepare": "tokenise a mixture into the cache that training reads",
+    "inspect-data": "print examples of a mixture as the model sees them",
+    "search": "find functions by meaning with a trained model",
+}
+EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted"""
+
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",  # XLA's C++ logs as well
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "GRPC_VERBOSITY": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",  # else a warning at every fork
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `codet5p` and returns its exit code; mistakes in the input are one line on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for name, value in QUIET.items():  # before anything imports JAX or TensorFlow
+        os.environ.setdefault(name, value)
+    debug = "--debug" in argv
+    argv = [arg for arg in argv if arg != "--debug"]
+    if not argv or argv[0] not in COMMANDS:
+        return _explain(argv)
+    command, *rest = argv
+    module = importlib.import_module(f"codet5p_jax.cli.{command.replace('-', '_')}")
+    args = _parser(command, module).parse_args(rest)
+    try:
+        return module.run(args) or errors.OK
+    except BrokenPipeError:  # `codet5p inspect-data … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, LookupError, ImportError) as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"codet5p {command}: {one_line(error)} (--debug shows where)", file=sys.stderr)
+        wrong_config = isinstance(error, errors.ConfigError)
+        return errors.BAD_CONFIGURATION if wrong_config else errors.FAILURE
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, with its type where the message alone is obscure.
+
+    >>> one_line(KeyError("x"))
+    "KeyError: 'x'"
+    """
+    text = " ".join(str(error).split())
+    bare = isinstance(error, LookupError) or not text
+    return f"{type(error).__name__}: {text}" if bare else text
+
+
+def _parser(command: str, module: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"codet5p {command}",
+        description=module.__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _explain(argv: list[str]) -> int:
+    """Handles everything that is not a known command: help, version, misspellings."""
+    width = max(map(len, COMMANDS)) + 2
+    listing = "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="codet5p",
+        usage="codet5p COMMAND [options]",
+        description="CodeT5+ pretraining, fine-tuning and search in JAX.",
+        epilog=f"commands:\n{listing}\n\n`codet5p COMMAND --help` lists its options.\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=codet5p_jax.__version__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    args, _ = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return errors.USAGE
+    near = difflib.get_close_matches(args.command, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; commands: {', '.join(COMMANDS)}"
+    parser.error(f"unknown command {args.command!r}{hint}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
