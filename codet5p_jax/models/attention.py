@@ -1,0 +1,165 @@
+"""Attention: one function, one contract, and the two ways of telling it about positions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from codet5p_jax.models.dropout import dropout
+
+# Added to a masked score. Finite, so that a row with every key masked (padding) stays finite.
+MASKED = -1e9
+
+
+def segment_mask(
+    q_segments_BT: Int[Array, "B T"], kv_segments_BS: Int[Array, "B S"], *, causal: bool
+) -> Bool[Array, "B 1 T S"]:
+    """True where a query may look: same segment and, if causal, not ahead.
+
+    >>> segment_mask(jnp.array([[1, 1, 0]]), jnp.array([[1, 1, 0]]), causal=True)[0, 0].astype(int)
+    Array([[1, 0, 0],
+           [1, 1, 0],
+           [0, 0, 1]], dtype=int32)
+    """
+    mask_BTS = q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]
+    if causal:
+        T, S = mask_BTS.shape[1:]
+        mask_BTS &= jnp.tril(jnp.ones((T, S), bool), S - T)
+    return mask_BTS[:, None]
+
+
+def attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    *,
+    mask_B1TS: Bool[Array, "#B 1 #T S"],
+    bias_HTS: Float[Array, "H T S"] | None = None,
+    scale: float = 1.0,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> Float[Array, "B T H K"]:
+    """softmax(scale · q kᵀ + bias) v, in fp32 between the two products.
+
+    Each of the G key-value heads serves H / G query heads in a row.
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
+    scores = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+    scores_BHTS = scores.reshape(B, H, T, S) * scale
+    if bias_HTS is not None:
+        scores_BHTS += bias_HTS
+    weights_BHTS = jax.nn.softmax(jnp.where(mask_B1TS, scores_BHTS, MASKED), axis=-1)
+    weights_BHTS = dropout(weights_BHTS.astype(v_BSGK.dtype), dropout_rate, key)
+    weights_BGRTS = weights_BHTS.reshape(B, G, H // G, T, S)
+    out_BTGRK = jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS, v_BSGK)
+    return out_BTGRK.reshape(B, T, H, K)
+
+
+def relative_bucket(
+    distance: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """T5's bucket of a signed distance (key position − query position), int32.
+
+    Half of the buckets are exact distances, the rest grow logarithmically up to `max_distance`;
+    a bidirectional stack spends half of all on each sign.
+
+    >>> relative_bucket(np.array([-3, 0, 3]), bidirectional=True, num_buckets=32, max_distance=128)
+    array([ 3,  0, 19], dtype=int32)
+    """
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(distance > 0, num_buckets, 0)
+        n = np.abs(distance)
+    else:
+        n = np.maximum(-distance, 0)
+    exact = num_buckets // 2
+    # fp32 as in the published models: in fp64 a few distances fall into the neighbouring bucket.
+    ratio = np.log(np.maximum(n, 1).astype(np.float32) / exact) / np.float32(
+        math.log(max_distance / exact)
+    )
+    large = exact + (ratio * (num_buckets - exact)).astype(np.int32)
+    bucket = np.where(n < exact, n, np.minimum(large, num_buckets - 1))
+    return (offset + bucket).astype(np.int32)
+
+
+def relative_bias(
+    table_RH: Float[Array, "R H"],
+    num_queries: int,
+    num_keys: int,
+    *,
+    bidirectional: bool,
+    max_distance: int,
+) -> Float[Array, "H T S"]:
+    """The learned bias of every (query, key) pair.
+
+    It depends on the distance alone, so one value per distance is looked up and laid out along the
+    diagonals by reshapes: neither a T × S gather nor, backwards, a T × S scatter.
+    """
+    T, S, N = num_queries, num_keys, num_queries + num_keys - 1
+    buckets_N = relative_bucket(
+        np.arange(N) - (T - 1),
+        bidirectional=bidirectional,
+        num_buckets=table_RH.shape[0],
+        max_distance=max_distance,
+    )
+    one_hot_RN = jnp.asarray(np.arange(table_RH.shape[0])[:, None] == buckets_N, table_RH.dtype)
+    values_HN = jnp.einsum("RH,RN->HN", table_RH, one_hot_RN, precision="highest")
+    # A row of period N + 1 read in strides of N moves one step to the right per row.
+    period_HN1 = jnp.pad(values_HN, ((0, 0), (0, 1)))
+    H = table_RH.shape[1]
+    tiled = jnp.broadcast_to(period_HN1[:, None], (H, T, N + 1)).reshape(H, T * (N + 1))
+    return tiled[:, : T * N].reshape(H, T, N)[:, :, T - 1 :]
+
+
+def relative_bias_row(
+    table_RH: Float[Array, "R H"],
+    position: Int[Array, ""],
+    num_keys: int,
+    *,
+    bidirectional: bool,
+    max_distance: int,
+) -> Float[Array, "H 1 S"]:
+    """The row of `relative_bias` at a position known only at run time, for decoding."""
+    all_buckets = relative_bucket(
+        np.arange(-num_keys + 1, num_keys),
+        bidirectional=bidirectional,
+        num_buckets=table_RH.shape[0],
+        max_distance=max_distance,
+    )
+    buckets_S = jax.lax.dynamic_slice(
+        jnp.asarray(all_buckets), (num_keys - 1 - position,), (num_keys,)
+    )
+    return table_RH[buckets_S].T[:, None]
+
+
+def rotary(
+    x_BTHK: Float[Array, "B T H K"],
+    positions_T: Int[Array, "T"],
+    *,
+    dim: int,
+    base: float,
+    interleaved: bool,
+) -> Float[Array, "B T H K"]:
+    """Rotates the first `dim` features of each head by position-dependent angles.
+
+    Pairs are features (2i, 2i+1) when interleaved (GPT-J), (i, i + dim/2) otherwise (LLaMA).
+    """
+    frequencies = base ** -(np.arange(0, dim, 2, dtype=np.float32) / dim)
+    angles_TF = positions_T[:, None].astype(jnp.float32) * frequencies
+    cos_T1F, sin_T1F = jnp.cos(angles_TF)[:, None], jnp.sin(angles_TF)[:, None]
+    rotated, rest = x_BTHK[..., :dim].astype(jnp.float32), x_BTHK[..., dim:]
+    if interleaved:
+        a, b = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        a, b = jnp.split(rotated, 2, axis=-1)
+    parts = (a * cos_T1F - b * sin_T1F, b * cos_T1F + a * sin_T1F)
+    if interleaved:
+        turned = jnp.stack(parts, axis=-1).reshape(rotated.shape)
+    else:
+        turned = jnp.concatenate(parts, axis=-1)
+    return jnp.concatenate([turned.astype(x_BTHK.dtype), rest], axis=-1)

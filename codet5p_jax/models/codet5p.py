@@ -1,0 +1,174 @@
+"""CodeT5p: an encoder, a decoder, and every way the paper uses them, alone or together."""
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.cross_entropy import TokenLosses, token_losses
+from codet5p_jax.models.params import Params, declare, normal, zeros
+from codet5p_jax.models.stack import Stack
+
+INITIAL_TEMPERATURE = 0.07
+
+
+class Dense(nnx.Module):
+    """x kernel + bias."""
+
+    def __init__(self, inputs: int, outputs: int):
+        self.kernel = declare((inputs, outputs), ("embed", "joint"), normal(inputs**-0.5))
+        self.bias = declare((outputs,), ("joint",), zeros)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class CodeT5p(nnx.Module):
+    """The network. Freshly made it is abstract: its leaves are `ParamSpec`, nothing is allocated.
+
+    >>> model = CodeT5p(config)
+    >>> params = init_params(model.specs, jax.random.key(0))
+    >>> states = model.bind(params).encode(tokens, segments)
+
+    Segments are int32: 0 for padding, 1.. for real tokens; several values where rows are packed.
+    A `key` switches dropout on.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        V, D = config.vocab_size, config.encoder.d_model
+        if config.decoder.d_model != D:
+            raise ValueError(
+                "encoder and decoder share one embedding and so need one width; found d_model "
+                f"{D} and {config.decoder.d_model}"
+            )
+        self.embedding = declare((V, D), ("vocab", "embed"), normal(1.0))
+        self.encoder = Stack(config.encoder, config)
+        self.decoder = Stack(config.decoder, config)
+        if not config.tie_embeddings:
+            self.lm_head = declare((V, D), ("vocab", "embed"), normal(D**-0.5))
+        if config.embed_dim is not None:
+            self.projection = Dense(D, config.embed_dim)
+            self.temperature = declare((), (), _constant(INITIAL_TEMPERATURE))
+        if config.matching_head:
+            self.matching_head = Dense(D, 2)
+
+    @property
+    def specs(self) -> Params:
+        """Nested dict of `ParamSpec`: what there is, its shape, sharding and initial value."""
+        _, state = nnx.split(self)
+        return nnx.to_pure_dict(state)
+
+    def bind(self, params: Params) -> Self:
+        """The same network holding `params`; parts left out stay abstract."""
+        graphdef, state = nnx.split(self)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)
+
+    def encode(
+        self,
+        tokens_BS: Int[Array, "B S"],
+        segments_BS: Int[Array, "B S"],
+        *,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B S D"]:
+        """Encoder states after the final norm."""
+        return self.encoder(self._embed_tokens(tokens_BS), segments_BS, key=key)
+
+    def decode(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"],
+        encoded_BSD: Float[Array, "B S D"] | None = None,
+        encoder_segments_BS: Int[Array, "B S"] | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Decoder states after the final norm; without `encoded_BSD` cross-attention is bypassed."""
+        return self.decoder(
+            self._embed_tokens(tokens_BT), segments_BT, encoded_BSD, encoder_segments_BS, key=key
+        )
+
+    def embed(
+        self, states_BSD: Float[Array, "B S D"], segments_BS: Int[Array, "B S"]
+    ) -> Float[Array, "B E"]:
+        """Unit vectors of encoder states, fp32: pooled, projected, normalised (paper §3.2)."""
+        if self.config.pooling == "first":
+            pooled_BD = states_BSD[:, 0]
+        else:
+            real_BS1 = (segments_BS > 0)[..., None]
+            total = jnp.sum(jnp.where(real_BS1, states_BSD, 0), axis=1, dtype=jnp.float32)
+            number = jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
+            pooled_BD = (total / number).astype(states_BSD.dtype)
+        e_BE = self.projection(pooled_BD).astype(jnp.float32)
+        norm = jnp.sqrt(jnp.sum(jnp.square(e_BE), axis=-1, keepdims=True) + 1e-12)
+        return e_BE / norm
+
+    def match(
+        self, states_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]
+    ) -> Float[Array, "B 2"]:
+        """Matching logits (no match, match), fp32, from the state of the last real token."""
+        T = states_BTD.shape[1]
+        last_B = jnp.max(jnp.where(segments_BT > 0, jnp.arange(T), 0), axis=1)
+        state_BD = jnp.take_along_axis(states_BTD, last_B[:, None, None], axis=1)[:, 0]
+        return self.matching_head(state_BD).astype(jnp.float32)
+
+    def token_losses(
+        self,
+        states_BTD: Float[Array, "B T D"],
+        targets_BT: Int[Array, "B T"],
+        weights_BT: Float[Array, "B T"],
+        *,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> TokenLosses:
+        """Summed cross-entropy of decoder states; never builds logits of the whole batch."""
+        return token_losses(
+            self._scale_for_head(states_BTD),
+            self._head(),
+            targets_BT,
+            weights_BT,
+            chunk=self.config.loss_chunk,
+            z_loss=z_loss,
+            label_smoothing=label_smoothing,
+        )
+
+    def logits(self, states_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """fp32 logits; for decoding, where T is 1, and for tests."""
+        states = self._scale_for_head(states_BTD)
+        head = self._head().astype(states.dtype)
+        return jnp.einsum("BTD,VD->BTV", states, head, preferred_element_type=jnp.float32)
+
+    def init_cache(
+        self,
+        encoded_BSD: Float[Array, "B S D"],
+        encoder_segments_BS: Int[Array, "B S"],
+        max_length: int,
+    ) -> dict[str, Any]:
+        """A decoder cache for `max_length` positions; encoder rows must not be packed."""
+        return self.decoder.init_cache(encoded_BSD, encoder_segments_BS, max_length)
+
+    def decode_step(
+        self, tokens_B1: Int[Array, "B 1"], cache: dict[str, Any]
+    ) -> tuple[Float[Array, "B 1 D"], dict[str, Any]]:
+        """Decoder states of the next position. Call it at most `max_length` times."""
+        return self.decoder.step(self._embed_tokens(tokens_B1), cache)
+
+    def _embed_tokens(self, tokens: Array) -> Array:
+        return self.embedding[...].astype(self.config.dtype)[tokens]
+
+    def _head(self) -> Array:
+        return self.embedding[...] if self.config.tie_embeddings else self.lm_head[...]
+
+    def _scale_for_head(self, states: Array) -> Array:
+        # T5 v1.0 rescales what meets the tied embedding, whose rows have unit variance.
+        if not self.config.tie_embeddings:
+            return states
+        return states * jnp.asarray(self.config.decoder.d_model**-0.5, states.dtype)
+
+
+def _constant(value: float) -> Any:
+    return lambda key, shape, dtype: jnp.full(shape, value, dtype)

@@ -1,0 +1,141 @@
+"""Cross-entropy over a large vocabulary without ever holding all logits.
+
+The gradient is computed in the same pass as the loss, chunk by chunk: three matrix products per
+chunk, none of them twice, and no array of batch × length × vocabulary.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class TokenLosses(NamedTuple):
+    """Sums over target tokens, fp32 scalars; divide by `weight` for means.
+
+    Attributes:
+      loss: cross-entropy (with label smoothing) plus z_loss: what is optimised.
+      z_loss: the part of `loss` that keeps log Z near zero.
+      correct: weight of tokens whose target has the largest logit.
+      weight: sum of weights.
+    """
+
+    loss: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+def token_losses(
+    states_BTD: Float[Array, "B T D"],
+    kernel_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+    *,
+    chunk: int,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> TokenLosses:
+    """Sums of weighted losses of `softmax(states · kernelᵀ)` against `targets`.
+
+    With smoothing ε the target distribution is 1 − ε on the target and ε/(V−1) elsewhere, less its
+    own entropy, so that a perfect prediction still costs 0 (T5X's convention). z_loss adds
+    z_loss · (log Z)² per token.
+
+    Args:
+      states_BTD: activations, in the dtype of the matrix product.
+      kernel_VD: output projection, one row per vocabulary entry.
+      targets_BT: ids; entries of weight 0 may be anything in range.
+      weights_BT: fp32.
+      chunk: target positions whose logits [B, chunk, V] exist at a time.
+    """
+    T = states_BTD.shape[1]
+    pad = -T % min(chunk, T)
+    if pad:
+        widths = ((0, 0), (0, pad))
+        states_BTD = jnp.pad(states_BTD, (*widths, (0, 0)))
+        targets_BT, weights_BT = jnp.pad(targets_BT, widths), jnp.pad(weights_BT, widths)
+    loss, z, correct = _chunked(
+        states_BTD, kernel_VD, targets_BT, weights_BT, min(chunk, T), z_loss, label_smoothing
+    )
+    return TokenLosses(loss, z, correct, jnp.sum(weights_BT))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _chunked(states, kernel, targets, weights, chunk, z_loss, label_smoothing):
+    sums, _ = _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, False)
+    return sums
+
+
+def _forward(states, kernel, targets, weights, chunk, z_loss, label_smoothing):
+    return _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, True)
+
+
+def _backward(chunk, z_loss, label_smoothing, gradients, cotangents):
+    del chunk, z_loss, label_smoothing
+    d_states, d_kernel = gradients
+    g = cotangents[0]  # the other outputs are for reporting
+    return g.astype(d_states.dtype) * d_states, (g * d_kernel).astype(d_kernel.dtype), None, None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with_gradients):
+    """Sums over chunks and, if asked for, the gradients of the first sum."""
+    B, T, D = states.shape
+    V = kernel.shape[0]
+    number = T // chunk
+    cast_kernel = kernel.astype(states.dtype)
+    low = label_smoothing / (V - 1)
+    high = 1.0 - label_smoothing
+    entropy = 0.0
+    if label_smoothing:
+        entropy = -(high * jnp.log(high) + (V - 1) * low * jnp.log(low + 1e-20))
+
+    def body(carry, part):
+        (loss_sum, z_sum, correct_sum), d_kernel = carry
+        x_BCD, y_BC, w_BC = part
+        logits = jnp.einsum("BCD,VD->BCV", x_BCD, cast_kernel, preferred_element_type=jnp.float32)
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        exp = jnp.exp(logits - top)
+        total = jnp.sum(exp, axis=-1, keepdims=True)
+        log_z_BC = (jnp.log(total) + top)[..., 0]
+        target_logit_BC = jnp.take_along_axis(logits, y_BC[..., None], axis=-1)[..., 0]
+        nll_BC = log_z_BC - (high - low) * target_logit_BC - entropy
+        if label_smoothing:
+            nll_BC -= low * jnp.sum(logits, axis=-1)
+        z_BC = z_loss * jnp.square(log_z_BC)
+        sums = (
+            loss_sum + jnp.sum(w_BC * (nll_BC + z_BC)),
+            z_sum + jnp.sum(w_BC * z_BC),
+            correct_sum + jnp.sum(w_BC * (target_logit_BC >= top[..., 0])),
+        )
+        if not with_gradients:
+            return (sums, d_kernel), None
+        # d loss / d logits = w (softmax (1 + 2 z log Z) − target distribution)
+        scale_BC1 = (w_BC * (1.0 + 2.0 * z_loss * log_z_BC))[..., None] / total
+        is_target = jnp.arange(V) == y_BC[..., None]
+        d_logits = exp * scale_BC1 - w_BC[..., None] * (low + (high - low) * is_target)
+        d_logits = d_logits.astype(x_BCD.dtype)
+        d_x = jnp.einsum("BCV,VD->BCD", d_logits, cast_kernel)
+        d_kernel += jnp.einsum("BCV,BCD->VD", d_logits, x_BCD, preferred_element_type=jnp.float32)
+        return (sums, d_kernel), d_x
+
+    zero = jnp.zeros((), jnp.float32)
+    d_kernel = jnp.zeros((V, D), jnp.float32) if with_gradients else None
+    init = ((zero, zero, zero), d_kernel)
+    if number == 1:
+        (sums, d_kernel), d_states = body(init, (states, targets, weights))
+    else:
+        # [B, T, ...] -> [T / chunk, B, chunk, ...]: rows stay where they are sharded
+        split = lambda x: jnp.moveaxis(x.reshape(B, number, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
+        (sums, d_kernel), parts = jax.lax.scan(
+            body, init, jax.tree.map(split, (states, targets, weights))
+        )
+        d_states = None if parts is None else jnp.moveaxis(parts, 0, 1).reshape(B, T, D)
+    if not with_gradients:
+        return sums, None
+    return sums, (d_states, d_kernel.astype(kernel.dtype))

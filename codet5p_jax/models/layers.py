@@ -1,0 +1,227 @@
+"""The parts of a block, and the block: norms, projections, attention and feed-forward layers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from codet5p_jax.models.attention import attention, rotary
+from codet5p_jax.models.configs import StackConfig
+from codet5p_jax.models.dropout import dropout
+from codet5p_jax.models.params import declare, normal, ones, zeros
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+Cache = dict[str, Any]  # arrays of one block: k, v [B, max_length, G, K] and cross_k, cross_v
+
+
+class Norm(nnx.Module):
+    """RMSNorm, or LayerNorm with bias; statistics in fp32."""
+
+    def __init__(self, cfg: StackConfig):
+        self.kind, self.eps = cfg.norm, cfg.norm_eps
+        self.scale = declare((cfg.d_model,), ("norm",), ones)
+        if cfg.norm == "layer":
+            self.bias = declare((cfg.d_model,), ("norm",), zeros)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y *= self.scale[...]
+        if self.kind == "layer":
+            y += self.bias[...]
+        return y.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections around `attention`. Kernels are [D, H, K], so that heads shard as one axis."""
+
+    def __init__(self, cfg: StackConfig, kv_width: int | None = None):
+        self.cfg = cfg
+        D, H, K = cfg.d_model, cfg.num_heads, cfg.head_dim
+        G, Dkv = cfg.num_kv_heads or H, kv_width or D
+        # T5 has no 1/sqrt(K) in attention: it is folded into the initial queries.
+        q_std = D**-0.5 if cfg.scale_attention else (D * K) ** -0.5
+        self.q = declare((D, H, K), ("embed", "heads", "head_dim"), normal(q_std))
+        self.k = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), normal(Dkv**-0.5))
+        self.v = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), normal(Dkv**-0.5))
+        self.o = declare((H, K, D), ("heads", "head_dim", "embed"), normal((H * K) ** -0.5))
+        if cfg.qkv_bias:
+            self.q_bias = declare((H, K), ("heads", "head_dim"), zeros)
+            self.k_bias = declare((G, K), ("kv_heads", "head_dim"), zeros)
+            self.v_bias = declare((G, K), ("kv_heads", "head_dim"), zeros)
+        if cfg.out_bias:
+            self.o_bias = declare((D,), ("norm",), zeros)
+
+    def queries(
+        self, x_BTD: Float[Array, "B T D"], positions_T: Int[Array, "T"]
+    ) -> Float[Array, "B T H K"]:
+        """Projected and rotated queries."""
+        q = jnp.einsum("BTD,DHK->BTHK", x_BTD, self.q[...].astype(x_BTD.dtype))
+        if self.cfg.qkv_bias:
+            q += self.q_bias[...].astype(q.dtype)
+        return self._rotate(q, positions_T)
+
+    def keys_values(
+        self, x_BSD: Float[Array, "B S Dkv"], positions_S: Int[Array, "S"]
+    ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        """Projected keys, rotated, and values."""
+        k = jnp.einsum("BSD,DGK->BSGK", x_BSD, self.k[...].astype(x_BSD.dtype))
+        v = jnp.einsum("BSD,DGK->BSGK", x_BSD, self.v[...].astype(x_BSD.dtype))
+        if self.cfg.qkv_bias:
+            k += self.k_bias[...].astype(k.dtype)
+            v += self.v_bias[...].astype(v.dtype)
+        return self._rotate(k, positions_S), v
+
+    def attend(
+        self,
+        q_BTHK: Float[Array, "B T H K"],
+        k_BSGK: Float[Array, "B S G K"],
+        v_BSGK: Float[Array, "B S G K"],
+        mask_B1TS: Bool[Array, "#B 1 #T S"],
+        bias_HTS: Float[Array, "H T S"] | None,
+        dropout_rate: float,
+        key: jax.Array | None,
+    ) -> Float[Array, "B T D"]:
+        """Attention and its output projection."""
+        out_BTHK = attention(
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            mask_B1TS=mask_B1TS,
+            bias_HTS=bias_HTS,
+            scale=self.cfg.head_dim**-0.5 if self.cfg.scale_attention else 1.0,
+            dropout_rate=dropout_rate,
+            key=key,
+        )
+        y = jnp.einsum("BTHK,HKD->BTD", out_BTHK, self.o[...].astype(out_BTHK.dtype))
+        return y + self.o_bias[...].astype(y.dtype) if self.cfg.out_bias else y
+
+    def _rotate(self, x: Array, positions: Array) -> Array:
+        if self.cfg.position != "rotary":
+            return x
+        return rotary(
+            x,
+            positions,
+            dim=self.cfg.rotary_dim or self.cfg.head_dim,
+            base=self.cfg.rotary_base,
+            interleaved=self.cfg.rotary_interleaved,
+        )
+
+
+class FeedForward(nnx.Module):
+    """act(x wi) wo, or (act(x gate) · x wi) wo when gated."""
+
+    def __init__(self, cfg: StackConfig):
+        self.cfg = cfg
+        D, F = cfg.d_model, cfg.d_ff
+        self.wi = declare((D, F), ("embed", "mlp"), normal(D**-0.5))
+        if cfg.gated:
+            self.gate = declare((D, F), ("embed", "mlp"), normal(D**-0.5))
+        self.wo = declare((F, D), ("mlp", "embed"), normal(F**-0.5))
+        if cfg.mlp_bias:
+            self.wi_bias = declare((F,), ("mlp",), zeros)
+            self.wo_bias = declare((D,), ("norm",), zeros)
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], dropout_rate: float, key: jax.Array | None
+    ) -> Float[Array, "B T D"]:
+        dtype, act = x_BTD.dtype, ACTIVATIONS[self.cfg.activation]
+        h_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.wi[...].astype(dtype))
+        if self.cfg.mlp_bias:
+            h_BTF += self.wi_bias[...].astype(dtype)
+        if self.cfg.gated:
+            h_BTF *= act(jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...].astype(dtype)))
+        else:
+            h_BTF = act(h_BTF)
+        h_BTF = dropout(h_BTF, dropout_rate, key)
+        y_BTD = jnp.einsum("BTF,FD->BTD", h_BTF, self.wo[...].astype(dtype))
+        return y_BTD + self.wo_bias[...].astype(dtype) if self.cfg.mlp_bias else y_BTD
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention where asked for, feed-forward; sequential or parallel."""
+
+    def __init__(self, cfg: StackConfig, *, cross: bool, encoder_width: int, dropout_rate: float):
+        self.cfg, self.cross, self.dropout_rate = cfg, cross, dropout_rate
+        self.attention_norm, self.attention = Norm(cfg), Attention(cfg)
+        if cross:
+            self.cross_attention = Attention(cfg, kv_width=encoder_width)
+        self.feed_forward = FeedForward(cfg)
+        if not cfg.parallel:
+            if cross:
+                self.cross_attention_norm = Norm(cfg)
+            self.feed_forward_norm = Norm(cfg)
+
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        *,
+        mask_B1TS: Bool[Array, "#B 1 #T S"],
+        bias_HTS: Float[Array, "H T S"] | None,
+        positions_T: Int[Array, "T"],
+        encoded_BSD: Float[Array, "B Se De"] | None,
+        cross_mask_B1TS: Bool[Array, "#B 1 #T Se"] | None,
+        cache: Cache | None = None,
+        cache_index: Int[Array, ""] | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Runs the block over whole sequences, or over one position against a cache.
+
+        Without `encoded_BSD` (and without a cache) cross-attention is bypassed.
+        """
+        keys = (None,) * 6 if key is None else jax.random.split(key, 6)
+        rate = self.dropout_rate
+        new_cache = cache
+
+        def self_attention(u: Array) -> Array:
+            nonlocal new_cache
+            k, v = self.attention.keys_values(u, positions_T)
+            if cache is not None:
+                at = (0, cache_index, 0, 0)
+                k = jax.lax.dynamic_update_slice(cache["k"], k, at)
+                v = jax.lax.dynamic_update_slice(cache["v"], v, at)
+                new_cache = {**cache, "k": k, "v": v}
+            q = self.attention.queries(u, positions_T)
+            y = self.attention.attend(q, k, v, mask_B1TS, bias_HTS, rate, keys[0])
+            return dropout(y, rate, keys[1])
+
+        def cross_attention(u: Array) -> Array:
+            assert cross_mask_B1TS is not None, "`encoded` comes with its segments"
+            if cache is None:
+                k, v = self.cross_keys_values(encoded_BSD)
+            else:
+                k, v = cache["cross_k"], cache["cross_v"]
+            q = self.cross_attention.queries(u, positions_T)
+            y = self.cross_attention.attend(q, k, v, cross_mask_B1TS, None, rate, keys[2])
+            return dropout(y, rate, keys[3])
+
+        def feed_forward(u: Array) -> Array:
+            return dropout(self.feed_forward(u, rate, keys[4]), rate, keys[5])
+
+        reads_encoder = self.cross and (encoded_BSD is not None or cache is not None)
+        if self.cfg.parallel:
+            u = self.attention_norm(x_BTD)
+            y = x_BTD + self_attention(u) + feed_forward(u)
+            return (y + cross_attention(u) if reads_encoder else y), new_cache
+        x_BTD += self_attention(self.attention_norm(x_BTD))
+        if reads_encoder:
+            x_BTD += cross_attention(self.cross_attention_norm(x_BTD))
+        x_BTD += feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD, new_cache
+
+    def cross_keys_values(
+        self, encoded_BSD: Float[Array, "B S De"]
+    ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        """What cross-attention reads; encoder positions count from 0."""
+        positions_S = jnp.arange(encoded_BSD.shape[1])
+        return self.cross_attention.keys_values(encoded_BSD, positions_S)

@@ -1,0 +1,213 @@
+"""A tower of blocks, run as one scanned body (or unrolled) over parameters stacked by layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from codet5p_jax.models.attention import relative_bias, relative_bias_row, segment_mask
+from codet5p_jax.models.configs import ModelConfig, StackConfig
+from codet5p_jax.models.dropout import dropout
+from codet5p_jax.models.layers import Block, Norm
+from codet5p_jax.models.params import ParamSpec, declare, is_spec, normal
+from codet5p_jax.sharding import constrain
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _stacked(block: Block, num_layers: int) -> Block:
+    """The block with every declared parameter repeated along a leading `layers` axis."""
+    graphdef, state = nnx.split(block)
+    add = lambda s: ParamSpec(  # noqa: E731
+        (num_layers, *s.shape), ("layers", *s.axes), _per_layer(s.init), s.dtype
+    )
+    return nnx.merge(graphdef, jax.tree.map(add, state, is_leaf=is_spec))
+
+
+def _per_layer(init: Any) -> Any:
+    def stacked_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        draw = lambda k: init(k, shape[1:], dtype)  # noqa: E731
+        return jax.vmap(draw)(jax.random.split(key, shape[0]))
+
+    return stacked_init
+
+
+def _groups(cfg: StackConfig) -> list[tuple[int, int, bool]]:
+    """Runs of layers of one kind as (first, number, whether they read the encoder)."""
+    runs: list[tuple[int, int, bool]] = []
+    for layer in range(cfg.num_layers):
+        cross = cfg.reads_encoder(layer)
+        if runs and runs[-1][2] == cross:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, cross)
+        else:
+            runs.append((layer, 1, cross))
+    return runs
+
+
+class Stack(nnx.Module):
+    """Blocks and the final norm.
+
+    Layers that all have the same parts are stored stacked under `layers`; where only some read the
+    encoder, each run of equal layers is stored under `layers_<first>`.
+    """
+
+    def __init__(self, cfg: StackConfig, model_cfg: ModelConfig):
+        self.cfg, self.model_cfg = cfg, model_cfg
+        groups = _groups(cfg)
+        self.group_names = tuple("layers" if len(groups) == 1 else f"layers_{g[0]}" for g in groups)
+        for name, (_, number, cross) in zip(self.group_names, groups, strict=True):
+            block = Block(
+                cfg,
+                cross=cross,
+                encoder_width=model_cfg.encoder.d_model,
+                dropout_rate=model_cfg.dropout,
+            )
+            setattr(self, name, _stacked(block, number))
+        if cfg.position == "relative":
+            self.relative_bias = declare(
+                (cfg.relative_buckets, cfg.num_heads),
+                ("buckets", "heads"),
+                normal(cfg.d_model**-0.5),
+            )
+        self.final_norm = Norm(cfg)
+
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        segments_BT: Int[Array, "B T"],
+        encoded_BSD: Float[Array, "B S De"] | None = None,
+        encoder_segments_BS: Int[Array, "B S"] | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """States after the final norm, for embedded inputs.
+
+        Without `encoded_BSD`, cross-attention is bypassed: the stack is a plain language model.
+        """
+        cfg, T = self.cfg, x_BTD.shape[1]
+        rate = self.model_cfg.dropout
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        args = {
+            "mask_B1TS": segment_mask(segments_BT, segments_BT, causal=cfg.causal),
+            "bias_HTS": self._bias(T, T),
+            "positions_T": jnp.arange(T),
+            "encoded_BSD": encoded_BSD,
+            "cross_mask_B1TS": None
+            if encoder_segments_BS is None
+            else segment_mask(segments_BT, encoder_segments_BS, causal=False),
+        }
+        x_BTD = constrain(dropout(x_BTD, rate, keys[0]), "batch", "length", "features")
+        for index, name in enumerate(self.group_names):
+            group_key = None if keys[1] is None else jax.random.fold_in(keys[1], index)
+            x_BTD = self._run(getattr(self, name), x_BTD, args, group_key)
+        return dropout(self.final_norm(x_BTD), rate, keys[2])
+
+    def _run(
+        self, blocks: Block, x_BTD: Array, args: dict[str, Any], key: jax.Array | None
+    ) -> Array:
+        graphdef, state = nnx.split(blocks)
+        number = jax.tree.leaves(state)[0].shape[0]
+        keys_L = None if key is None else jax.random.split(key, number)
+
+        def body(x: Array, layer: tuple[Any, Any], args: dict[str, Any]) -> Array:
+            layer_state, layer_key = layer
+            y, _ = nnx.merge(graphdef, layer_state)(x, key=layer_key, **args)
+            return constrain(y, "batch", "length", "features")
+
+        if self.model_cfg.remat != "none":
+            body = jax.checkpoint(
+                body, policy=REMAT_POLICIES[self.model_cfg.remat], prevent_cse=False
+            )
+        if self.model_cfg.scan_layers:
+            x_BTD, _ = jax.lax.scan(
+                lambda x, layer: (body(x, layer, args), None), x_BTD, (state, keys_L)
+            )
+            return x_BTD
+        for layer in _unstack((state, keys_L), number):
+            x_BTD = body(x_BTD, layer, args)
+        return x_BTD
+
+    def _bias(self, num_queries: int, num_keys: int) -> Array | None:
+        if self.cfg.position != "relative":
+            return None
+        return relative_bias(
+            self.relative_bias[...],
+            num_queries,
+            num_keys,
+            bidirectional=not self.cfg.causal,
+            max_distance=self.cfg.relative_max_distance,
+        )
+
+    def init_cache(
+        self,
+        encoded_BSD: Float[Array, "B S De"],
+        encoder_segments_BS: Int[Array, "B S"],
+        max_length: int,
+    ) -> dict[str, Any]:
+        """An empty cache of `max_length` positions, with the keys and values of the encoder."""
+        B, G = encoded_BSD.shape[0], self.cfg.num_kv_heads or self.cfg.num_heads
+        cache: dict[str, Any] = {
+            "index": jnp.zeros((), jnp.int32),
+            "encoder_segments": encoder_segments_BS,
+        }
+        for name in self.group_names:
+            graphdef, state = nnx.split(getattr(self, name))
+            number = jax.tree.leaves(state)[0].shape[0]
+            shape = (number, B, max_length, G, self.cfg.head_dim)
+            group = {k: jnp.zeros(shape, encoded_BSD.dtype) for k in ("k", "v")}
+            if getattr(self, name).cross:
+                project = lambda s, g=graphdef: nnx.merge(g, s).cross_keys_values(encoded_BSD)  # noqa: E731
+                group["cross_k"], group["cross_v"] = jax.lax.map(project, state)
+            cache[name] = group
+        return cache
+
+    def step(
+        self, x_B1D: Float[Array, "B 1 D"], cache: dict[str, Any]
+    ) -> tuple[Float[Array, "B 1 D"], dict[str, Any]]:
+        """States of the next position, and the cache with that position in it."""
+        cfg, index = self.cfg, cache["index"]
+        max_length = cache[self.group_names[0]]["k"].shape[2]
+        bias = None
+        if cfg.position == "relative":
+            bias = relative_bias_row(
+                self.relative_bias[...],
+                index,
+                max_length,
+                bidirectional=not cfg.causal,
+                max_distance=cfg.relative_max_distance,
+            )
+        args = {
+            "mask_B1TS": (jnp.arange(max_length) <= index)[None, None, None],
+            "bias_HTS": bias,
+            "positions_T": index[None],
+            "encoded_BSD": None,
+            "cross_mask_B1TS": (cache["encoder_segments"] == 1)[:, None, None],
+        }
+        new_cache = {**cache, "index": index + 1}
+        for name in self.group_names:
+            graphdef, state = nnx.split(getattr(self, name))
+
+            def body(x: Array, layer: Any, graphdef: Any = graphdef) -> tuple[Array, Any]:
+                layer_state, layer_cache = layer
+                block = nnx.merge(graphdef, layer_state)
+                return block(x, cache=layer_cache, cache_index=index, **args)
+
+            x_B1D, new_cache[name] = jax.lax.scan(body, x_B1D, (state, cache[name]))
+        return self.final_norm(x_B1D), new_cache
+
+
+def _unstack(tree: Any, number: int) -> list[Any]:
+    """Per-layer trees. `lax.split` transposes to one concatenation; indexing to `number` pads."""
+    leaves, treedef = jax.tree.flatten(tree)
+    split = [
+        [jnp.squeeze(part, 0) for part in jnp.split(leaf, number)]
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else [leaf[i] for i in range(number)]
+        for leaf in leaves
+    ]
+    return [treedef.unflatten([parts[i] for parts in split]) for i in range(number)]

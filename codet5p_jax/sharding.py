@@ -1,0 +1,157 @@
+"""Mesh axes, and the one table that maps the models' logical axes to them.
+
+Mesh axes: `replica` (data parallel over slow links: slices, hosts), `fsdp` (data parallel with
+sharded parameters), `sequence` (activations split by position), `tensor` (heads, feed-forward
+features and vocabulary). The batch is split over `replica` and `fsdp` together.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+
+AXES = ("replica", "fsdp", "sequence", "tensor")
+
+# Parameters carry the first group, activations the second. A parameter is split over `fsdp` along
+# its model-width axis and over `tensor` along the axis that is contracted next, so that one
+# all-reduce closes a pair of products.
+RULES: Mapping[str, MeshAxes] = {
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+    "buckets": None,
+    "joint": None,
+    "batch": ("replica", "fsdp"),
+    "length": "sequence",
+    "features": None,
+    "queue": None,
+}
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, which takes the devices that are left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    sequence: int = 1
+    tensor: int = 1
+
+    def shape(self, num_devices: int) -> tuple[int, ...]:
+        """The sizes in the order of `AXES`.
+
+        Raises:
+          ValueError: the sizes do not multiply to `num_devices`.
+        """
+        sizes = [self.replica, self.fsdp, self.sequence, self.tensor]
+        named = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+            raise ValueError(f"mesh sizes are positive and at most one is -1; found {named}")
+        known = math.prod(s for s in sizes if s != -1)
+        if -1 in sizes and num_devices % known == 0:
+            sizes[sizes.index(-1)] = num_devices // known
+        if math.prod(sizes) != num_devices:
+            raise ValueError(
+                f"mesh {named} does not fill {num_devices} devices; "
+                "set MeshConfig so that the sizes multiply to that"
+            )
+        return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes `AXES` over all devices, neighbours along the last axes physically close."""
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    if devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        array = np.asarray(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition_spec(
+    axes: Sequence[str], *, rules: Mapping[str, MeshAxes] = RULES, name: str = "an array"
+) -> PartitionSpec:
+    """Maps logical axis names to a PartitionSpec.
+
+    >>> partition_spec(("embed", "heads", "head_dim"))
+    PartitionSpec('fsdp', 'tensor', None)
+
+    Raises:
+      KeyError: an axis without a rule.
+      ValueError: two axes of one array map to the same mesh axis.
+    """
+    entries: list[MeshAxes] = []
+    owner: dict[str, str] = {}
+    for axis in axes:
+        if axis not in rules:
+            raise KeyError(f"{name}: no sharding rule for logical axis {axis!r}; known: {[*rules]}")
+        entry = rules[axis]
+        for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
+            if mesh_axis in owner:
+                raise ValueError(
+                    f"{name}: logical axes {owner[mesh_axis]!r} and {axis!r} both map to mesh axis "
+                    f"{mesh_axis!r}; change one of the two rules"
+                )
+            owner[mesh_axis] = axis
+        entries.append(entry)
+    return PartitionSpec(*entries)
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(a, str) for a in x)
+
+
+def param_shardings(
+    logical_axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = RULES
+) -> Any:
+    """A tree of NamedSharding for a tree of logical axes (tuples of str) and one of shapes.
+
+    Raises:
+      ValueError: a dimension does not divide by its mesh axes; names array, axis and sizes.
+    """
+
+    def one(path: tuple[Any, ...], axes: tuple[str, ...], leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = partition_spec(axes, rules=rules, name=name)
+        for size, axis, entry in zip(leaf.shape, axes, spec, strict=True):
+            names = (entry,) if isinstance(entry, str) else entry or ()
+            ways = math.prod(mesh.shape[a] for a in names)
+            if size % ways:
+                raise ValueError(
+                    f"{name}: axis {axis!r} of size {size} does not divide over mesh "
+                    f"{dict(mesh.shape)} along {names} ({ways} ways); change the mesh or pad the axis"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, logical_axes, shapes, is_leaf=_is_axes)
+
+
+def batch_sharding(mesh: Mesh, rules: Mapping[str, MeshAxes] = RULES) -> NamedSharding:
+    """Rows of a batch over all data-parallel axes."""
+    return NamedSharding(mesh, partition_spec(("batch",), rules=rules))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """Fixes the sharding of an activation by logical axes; nothing happens outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
