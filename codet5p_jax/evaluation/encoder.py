@@ -1,0 +1,176 @@
+"""Texts and functions through the model in batches of few shapes: embeddings and match logits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32
+
+from codet5p_jax.data.tokens import SpecialTokens
+
+TokenIds = Sequence[int] | Int[np.ndarray, " tokens"]
+
+
+def frame(tokens: TokenIds, length: int, special: SpecialTokens) -> Int32[np.ndarray, " n"]:
+    """`<s> tokens </s>`, the tokens cut so that it is at most `length` long (paper §3.3)."""
+    body = np.asarray(tokens, np.int32)[: length - 2]
+    return np.concatenate([[special.bos], body, [special.eos]]).astype(np.int32)
+
+
+def buckets(length: int, shortest: int = 32) -> list[int]:
+    """Padded lengths: powers of two from `shortest`, then `length` itself; buckets(160) is
+    [32, 64, 128, 160]."""
+    sizes = []
+    while shortest < length:
+        sizes.append(shortest)
+        shortest *= 2
+    return [*sizes, length]
+
+
+def batches(
+    lengths: Sequence[int], longest: int, batch_size: int
+) -> Iterator[tuple[int, Int[np.ndarray, " batch"], int]]:
+    """Yields (padded length, row numbers, real rows) so that rows of like length go together.
+
+    Every batch has `batch_size` rows; the last of a bucket repeats a row to fill up.
+    """
+    sizes = np.asarray(buckets(longest))
+    bucket_of_row = np.searchsorted(sizes, np.asarray(lengths, np.int64))
+    for bucket, size in enumerate(sizes):
+        rows = np.flatnonzero(bucket_of_row == bucket)
+        for start in range(0, len(rows), batch_size):
+            chunk = rows[start : start + batch_size]
+            yield int(size), np.resize(chunk, batch_size), len(chunk)
+
+
+def pad(
+    rows: Sequence[Int32[np.ndarray, " n"]], length: int, fill: int
+) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
+    """Right-pads rows; returns tokens and segments (1 where a token is real)."""
+    tokens = np.full((len(rows), length), fill, np.int32)
+    real: Bool[np.ndarray, "batch length"] = np.zeros(tokens.shape, bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+        real[i, : len(row)] = True
+    return tokens, real.astype(np.int32)
+
+
+class PairEncoder:
+    """Embeds texts and functions, and judges pairs of them with the matching head.
+
+    Rows are sorted into a few padded lengths, so only a few shapes are compiled.
+
+    Args:
+      model: abstract CodeT5p with `embed_dim` (and `matching_head`, for `match`).
+      params: its parameters.
+      special: token ids; `match` needs `enc`.
+      text_length, code_length: tokens at most, `<s>` and `</s>` included; longer ones are cut.
+      batch_size: rows of a compiled call.
+      progress: called with the number of rows just finished.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        special: SpecialTokens,
+        *,
+        text_length: int,
+        code_length: int,
+        batch_size: int = 64,
+        progress: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        if model.config.embed_dim is None:
+            raise ValueError("the model has no embedding head: set ModelConfig.embed_dim (stage 2)")
+        self.model, self.params, self.special = model, params, special
+        self.text_length, self.code_length = text_length, code_length
+        self.batch_size, self.progress = batch_size, progress
+
+        def embed(params: Any, tokens_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
+            bound = model.bind(params)
+            unit_BE = bound.embed(bound.encode(tokens_BS, segments_BS), segments_BS)
+            return unit_BE.astype(jnp.float32)
+
+        def encode(params: Any, tokens_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
+            return model.bind(params).encode(tokens_BS, segments_BS)
+
+        def match(
+            params: Any,
+            code_BT: jax.Array,
+            code_segments_BT: jax.Array,
+            texts_QSD: jax.Array,
+            text_segments_QS: jax.Array,
+            query_B: jax.Array,
+        ) -> jax.Array:
+            bound = model.bind(params)
+            states_BTD = bound.decode(
+                code_BT, code_segments_BT, texts_QSD[query_B], text_segments_QS[query_B]
+            )
+            return bound.match(states_BTD, code_segments_BT)[:, 1].astype(jnp.float32)
+
+        self._embed, self._encode, self._match = jax.jit(embed), jax.jit(encode), jax.jit(match)
+
+    def embed_texts(self, texts: Sequence[TokenIds]) -> Float32[np.ndarray, "texts E"]:
+        """Unit vectors of tokenised texts (no special tokens in them)."""
+        return self._embed_all(texts, self.text_length)
+
+    def embed_codes(self, codes: Sequence[TokenIds]) -> Float32[np.ndarray, "codes E"]:
+        """Unit vectors of tokenised functions (no special tokens in them)."""
+        return self._embed_all(codes, self.code_length)
+
+    def _embed_all(self, items: Sequence[TokenIds], longest: int) -> np.ndarray:
+        rows = [frame(item, longest, self.special) for item in items]
+        out = np.zeros((len(rows), self.model.config.embed_dim), np.float32)
+        for length, picked, real in batches([len(row) for row in rows], longest, self.batch_size):
+            tokens, segments = pad([rows[i] for i in picked], length, self.special.pad)
+            out[picked[:real]] = np.asarray(self._embed(self.params, tokens, segments))[:real]
+            self.progress(real)
+        return out
+
+    def match(
+        self,
+        texts: Sequence[TokenIds],
+        codes: Sequence[TokenIds],
+        pairs: Int[np.ndarray, "pairs 2"],
+    ) -> Float32[np.ndarray, " pairs"]:
+        """Raw logit "they match" of (text number, code number) pairs.
+
+        Each text is encoded once. The decoder reads the function with `[ENC]` in place of `<s>`,
+        and the head reads the state of its last `</s>` (paper §3.3).
+        """
+        if self.special.enc is None or not self.model.config.matching_head:
+            raise ValueError(
+                "matching needs ModelConfig.matching_head and a vocabulary with [ENC] (stage 2)"
+            )
+        texts_QSD, text_segments_QS = self._encode_texts(texts)
+        rows = [frame(code, self.code_length, self.special) for code in codes]
+        for row in rows:
+            row[0] = self.special.enc
+        out = np.zeros(len(pairs), np.float32)
+        lengths = [len(rows[code]) for _, code in pairs]
+        for length, picked, real in batches(lengths, self.code_length, self.batch_size):
+            code_BT, segments_BT = pad(
+                [rows[pairs[i, 1]] for i in picked], length, self.special.pad
+            )
+            query_B = pairs[picked, 0].astype(np.int32)
+            logits = self._match(
+                self.params, code_BT, segments_BT, texts_QSD, text_segments_QS, query_B
+            )
+            out[picked[:real]] = np.asarray(logits)[:real]
+            self.progress(real)
+        return out
+
+    def _encode_texts(self, texts: Sequence[TokenIds]) -> tuple[jax.Array, jax.Array]:
+        rows = [frame(text, self.text_length, self.special) for text in texts]
+        tokens, segments = pad(rows, self.text_length, self.special.pad)
+        states = [
+            self._encode(
+                self.params,
+                np.resize(tokens[i : i + self.batch_size], (self.batch_size, self.text_length)),
+                np.resize(segments[i : i + self.batch_size], (self.batch_size, self.text_length)),
+            )
+            for i in range(0, len(rows), self.batch_size)
+        ]
+        return jnp.concatenate(states)[: len(rows)], jnp.asarray(segments)
