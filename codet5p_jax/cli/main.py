@@ -23,7 +23,9 @@ COMMANDS = {
     "inspect-data": "print examples of a mixture as the model sees them",
     "search": "find functions by meaning with a trained model",
 }
-EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted"""
+EXIT_CODES = (
+    """exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted"""
+)
 
 QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "2",  # XLA's C++ logs as well
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _explain(argv)
     command, *rest = argv
+    # T5X's spelling of a binding, which argparse cannot express.
+    rest = [f"--gin_bindings={arg[6:]}" if arg.startswith("--gin.") else arg for arg in rest]
     module = importlib.import_module(f"codet5p_jax.cli.{command.replace('-', '_')}")
     args = _parser(command, module).parse_args(rest)
     try:
