@@ -36,13 +36,19 @@ class Objective(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Key of its sub-batch."""
+        ...
 
     @property
-    def losses(self) -> tuple[str, ...]: ...
+    def losses(self) -> tuple[str, ...]:
+        """Names of its losses."""
+        ...
 
     @property
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]: ...
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One row."""
+        ...
 
     def features(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, special: SpecialTokens

@@ -1,0 +1,36 @@
+"""Any plain sequence-to-sequence task: the inputs and targets that its own preprocessors left."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.objectives.base import Features
+from codet5p_jax.objectives.rows import as_tokens
+from codet5p_jax.objectives.teacher_forcing import TeacherForced
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2Seq(TeacherForced):
+    """Teacher forcing on `inputs` and `targets` as they are.
+
+    No special token is added: whether targets end with `</s>` is the task's business. What does not
+    fit is cut from the end, as SeqIO's feature converters do.
+
+    Attributes:
+      inputs_length, targets_length: S and T; T5's defaults.
+    """
+
+    inputs_length: int = 512
+    targets_length: int = 512
+
+    name: ClassVar[str] = "seq2seq"
+
+    def features(
+        self, example: Mapping[str, np.ndarray], rng: np.random.Generator, special: SpecialTokens
+    ) -> Features:
+        """`inputs` and `targets` int32 [n], [m] -> the teacher-forced row."""
+        del rng
+        return self.row(as_tokens(example["inputs"]), as_tokens(example["targets"]), special)
