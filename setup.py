@@ -29,6 +29,7 @@ TEST = [
     "pytest-xdist>=3.8,<4",
     "hypothesis>=6.140,<7",
     "beartype>=0.22,<0.24",
+    "setuptools>=77,<90",  # a test builds the wheel
 ]
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the tests in .venv, which it makes or reuses. Arguments go to pytest:
+#
+#   ./launch/test.sh                      everything but what takes minutes
+#   ./launch/test.sh -m slow              only that
+#   ./launch/test.sh tests/models -k rope
+#
+# See environment.sh for $PYTHON and $VENV.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+make_environment "[test,torch]" --constraint "$PROJECT/constraints/test.txt"
+cd "$PROJECT"
+exec "$VENV/bin/python" -m pytest -m "not slow" "$@"
