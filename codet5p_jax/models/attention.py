@@ -100,7 +100,7 @@ def relative_bias(
     It depends on the distance alone, so one value per distance is looked up and laid out along the
     diagonals by reshapes: neither a T × S gather nor, backwards, a T × S scatter.
     """
-    T, S, N = num_queries, num_keys, num_queries + num_keys - 1
+    T, N = num_queries, num_queries + num_keys - 1
     buckets_N = relative_bucket(
         np.arange(N) - (T - 1),
         bidirectional=bidirectional,

@@ -1,6 +1,6 @@
 """CodeT5p: an encoder, a decoder, and every way the paper uses them, alone or together."""
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class Dense(nnx.Module):
         self.bias = declare((outputs,), ("joint",), zeros)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """Applies the projection in the dtype of `x`."""
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
@@ -62,7 +63,7 @@ class CodeT5p(nnx.Module):
         _, state = nnx.split(self)
         return nnx.to_pure_dict(state)
 
-    def bind(self, params: Params) -> Self:
+    def bind(self, params: Params) -> "CodeT5p":
         """The same network holding `params`; parts left out stay abstract."""
         graphdef, state = nnx.split(self)
         nnx.replace_by_pure_dict(state, params)
@@ -87,7 +88,7 @@ class CodeT5p(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """Decoder states after the final norm; without `encoded_BSD` cross-attention is bypassed."""
+        """Decoder states after the final norm. No `encoded_BSD`: cross-attention is bypassed."""
         return self.decoder(
             self._embed_tokens(tokens_BT), segments_BT, encoded_BSD, encoder_segments_BS, key=key
         )

@@ -1,4 +1,4 @@
-"""Shapes and switches of the network. What differs between model families is said here, only here."""
+"""Shapes and switches of the network: the only place that says what differs between families."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

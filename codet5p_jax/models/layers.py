@@ -32,6 +32,7 @@ class Norm(nnx.Module):
             self.bias = declare((cfg.d_model,), ("norm",), zeros)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis; the result has the dtype of `x`."""
         y = x.astype(jnp.float32)
         if self.kind == "layer":
             y -= jnp.mean(y, axis=-1, keepdims=True)
@@ -135,6 +136,7 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x_BTD: Float[Array, "B T D"], dropout_rate: float, key: jax.Array | None
     ) -> Float[Array, "B T D"]:
+        """Applies both products; dropout falls between them."""
         dtype, act = x_BTD.dtype, ACTIVATIONS[self.cfg.activation]
         h_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.wi[...].astype(dtype))
         if self.cfg.mlp_bias:
