@@ -132,7 +132,7 @@ def param_shardings(
             if size % ways:
                 raise ValueError(
                     f"{name}: axis {axis!r} of size {size} does not divide over mesh "
-                    f"{dict(mesh.shape)} along {names} ({ways} ways); change the mesh or pad the axis"
+                    f"{dict(mesh.shape)} along {names} ({ways} ways); change the mesh, or pad it"
                 )
         return NamedSharding(mesh, spec)
 
