@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32
 
 from codet5p_jax.data.tokens import SpecialTokens
 
-TokenIds = Sequence[int] | Int[np.ndarray, " tokens"]
+TokenIds = Sequence[int] | Int[np.ndarray, "_"]
 
 
 def frame(tokens: TokenIds, length: int, special: SpecialTokens) -> Int32[np.ndarray, " n"]:
@@ -46,15 +46,15 @@ def batches(
 
 
 def pad(
-    rows: Sequence[Int32[np.ndarray, " n"]], length: int, fill: int
+    rows: Sequence[Int32[np.ndarray, "_"]], length: int, fill: int
 ) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
     """Right-pads rows; returns tokens and segments (1 where a token is real)."""
     tokens = np.full((len(rows), length), fill, np.int32)
-    real: Bool[np.ndarray, "batch length"] = np.zeros(tokens.shape, bool)
+    segments = np.zeros_like(tokens)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-        real[i, : len(row)] = True
-    return tokens, real.astype(np.int32)
+        segments[i, : len(row)] = 1
+    return tokens, segments
 
 
 class PairEncoder:

@@ -1,0 +1,191 @@
+"""Search over functions by meaning, by words, or both: an index in one file, and queries on it."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from codet5p_jax.evaluation import bm25, retrieval
+from codet5p_jax.evaluation.encoder import PairEncoder
+
+FILE_NAME = "search_index.safetensors"
+FORMAT = "1"
+RERANKED = 32  # candidates that the matching head reads, as in the released evaluation script
+
+Mode = Literal["fused", "embedding", "bm25"]
+Tokenize = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A function as it is shown: where it is, its signature, the first line of its docstring."""
+
+    module: str
+    name: str
+    line: int
+    signature: str
+    summary: str
+    code: str
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """Everything that answering needs besides the model.
+
+    Attributes:
+      documents: what is shown.
+      embeddings: unit vectors of the functions.
+      words: BM25 over the same functions.
+      fusion_weight: share of the embedding in fused scores, see `retrieval.fuse`.
+      text_length, code_length: tokens that the model was trained to read.
+    """
+
+    documents: list[Document]
+    embeddings: Float32[np.ndarray, "documents E"]
+    words: bm25.BM25
+    fusion_weight: float
+    text_length: int
+    code_length: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer; scores of different modes are not comparable."""
+
+    rank: int
+    score: float
+    document: Document
+
+
+def search(
+    index: SearchIndex,
+    query: str,
+    *,
+    k: int = 5,
+    mode: Mode = "fused",
+    rerank: bool = False,
+    encoder: PairEncoder | None = None,
+    tokenize: Tokenize | None = None,
+) -> list[Hit]:
+    """The k best functions for a query, best first.
+
+    Args:
+      index: from `load`.
+      query: what the function should do, in words.
+      k: answers at most.
+      mode: "embedding", "bm25", or "fused".
+      rerank: let the matching head order the first 32 of that mode.
+      encoder, tokenize: the model; needed unless the mode is "bm25" without reranking.
+    """
+    if not query.strip():
+        raise ValueError("the query is empty; say in words what the function should do")
+    lexical = index.words.scores(query)[None]
+    if mode == "bm25" and not rerank:
+        return _hits(index, lexical, k)
+    if encoder is None or tokenize is None:
+        raise ValueError(
+            f"mode {mode!r} with rerank={rerank} needs the model; mode 'bm25' does not"
+        )
+    text = tokenize(query)
+    cosines = encoder.embed_texts([text]) @ index.embeddings.T
+    fused = retrieval.fuse(cosines, lexical, index.fusion_weight)
+    scores = {"embedding": cosines, "bm25": lexical, "fused": fused}[mode]
+    if rerank:
+        best = retrieval.top(scores, RERANKED)
+        codes = [tokenize(index.documents[column].code) for column in best[0]]
+        pairs = np.stack([np.zeros(len(codes), np.int64), np.arange(len(codes))], axis=1)
+        logits = encoder.match([text], codes, pairs)[None]
+        scores = retrieval.rerank(cosines, best, logits)
+        k = min(k, RERANKED)
+    return _hits(index, scores, k)
+
+
+def _hits(index: SearchIndex, scores: retrieval.Scores, k: int) -> list[Hit]:
+    columns = retrieval.top(scores, k)[0]
+    return [
+        Hit(rank, float(scores[0, column]), index.documents[column])
+        for rank, column in enumerate(columns, start=1)
+    ]
+
+
+def save(index: SearchIndex, directory: Path) -> Path:
+    """Writes the index into a directory, in one file that appears at once, and returns its path."""
+    path = directory / FILE_NAME
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(
+        {
+            "embeddings": np.ascontiguousarray(index.embeddings),
+            "bm25_starts": index.words.starts,
+            "bm25_documents": index.words.documents,
+            "bm25_impacts": index.words.impacts,
+            "bm25_vocabulary": _json_bytes(list(index.words.vocabulary)),
+            "documents": _json_bytes([asdict(document) for document in index.documents]),
+        },
+        temporary,
+        metadata={
+            "format": FORMAT,
+            "fusion_weight": repr(index.fusion_weight),
+            "text_length": str(index.text_length),
+            "code_length": str(index.code_length),
+        },
+    )
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def load(directory: Path) -> SearchIndex:
+    """Reads the index of a model directory.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it was cut short, or another version of the program wrote it.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} has no search index ({FILE_NAME})")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); build the index again") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {metadata.get('format')!r}, expected {FORMAT!r}; build it again"
+        )
+    documents = [Document(**fields) for fields in _from_json_bytes(arrays["documents"])]
+    vocabulary = _from_json_bytes(arrays["bm25_vocabulary"])
+    words = bm25.BM25(
+        {word: row for row, word in enumerate(vocabulary)},
+        arrays["bm25_starts"],
+        arrays["bm25_documents"],
+        arrays["bm25_impacts"],
+        len(documents),
+    )
+    return SearchIndex(
+        documents,
+        arrays["embeddings"],
+        words,
+        float(metadata["fusion_weight"]),
+        int(metadata["text_length"]),
+        int(metadata["code_length"]),
+    )
+
+
+def _json_bytes(value: list) -> np.ndarray:
+    # surrogatepass: source files may hold lone surrogates in literals.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+
+
+def _from_json_bytes(array: np.ndarray) -> list:
+    return json.loads(array.tobytes().decode("utf-8", "surrogatepass"))

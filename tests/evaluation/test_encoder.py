@@ -1,0 +1,85 @@
+"""Batches and padded lengths change nothing; the inputs are laid out as in training."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codet5p_jax.evaluation.encoder import PairEncoder, batches, buckets, frame
+from codet5p_jax.models.codet5p import CodeT5p
+
+TEXTS = ["a", "parse a date", "x" * 60, "open"]
+CODES = ["def f(): pass", "y = 1\n" * 20, "z", "def g(a):\n    return a + 1\n"]
+
+
+@pytest.fixture(scope="module")
+def encoder(model, params, special):
+    return PairEncoder(model, params, special, text_length=32, code_length=80, batch_size=3)
+
+
+def test_frame(special):
+    assert frame([9, 10], 8, special).tolist() == [1, 9, 10, 2]
+    assert frame([9] * 10, 4, special).tolist() == [1, 9, 9, 2]
+    assert frame([], 4, special).tolist() == [1, 2]
+
+
+def test_buckets():
+    assert buckets(160) == [32, 64, 128, 160]
+    assert buckets(32) == [32]
+    assert buckets(16) == [16]
+
+
+def test_batches_hold_every_row_once_and_long_enough():
+    lengths = [3, 32, 33, 80, 5, 6, 7, 64]
+    seen = []
+    for length, rows, real in batches(lengths, 80, 3):
+        assert len(rows) == 3
+        assert all(lengths[row] <= length for row in rows)
+        seen += rows[:real].tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_embeddings_are_those_of_single_rows(encoder, model, params, special, tokenize):
+    together = encoder.embed_codes([tokenize(code) for code in CODES])
+    bound = model.bind(params)
+    for code, vector in zip(CODES, together, strict=True):
+        tokens = jnp.asarray(frame(tokenize(code), 80, special))[None]
+        segments = jnp.ones_like(tokens)
+        alone = bound.embed(bound.encode(tokens, segments), segments)[0]
+        np.testing.assert_allclose(vector, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_match_is_that_of_single_pairs(encoder, model, params, special, tokenize):
+    pairs = np.array([(q, c) for q in range(4) for c in range(4)])
+    logits = encoder.match([tokenize(t) for t in TEXTS], [tokenize(c) for c in CODES], pairs)
+    bound = model.bind(params)
+    for q, c in [(0, 0), (2, 1), (3, 2), (1, 3)]:
+        text = jnp.asarray(frame(tokenize(TEXTS[q]), 32, special))[None]
+        code = jnp.asarray(frame(tokenize(CODES[c]), 80, special))[None].at[0, 0].set(special.enc)
+        ones = jnp.ones_like(code)
+        states = bound.decode(
+            code, ones, bound.encode(text, jnp.ones_like(text)), jnp.ones_like(text)
+        )
+        np.testing.assert_allclose(logits[q * 4 + c], bound.match(states, ones)[0, 1], atol=1e-4)
+
+
+def test_progress_counts_every_row(model, params, special, tokenize):
+    done = []
+    encoder = PairEncoder(
+        model, params, special, text_length=32, code_length=80, batch_size=3, progress=done.append
+    )
+    encoder.embed_codes([tokenize(code) for code in CODES])
+    assert sum(done) == len(CODES)
+
+
+def test_models_without_the_heads_are_refused(model, params, special):
+    lengths = {"text_length": 8, "code_length": 8}
+    bare = CodeT5p(dataclasses.replace(model.config, embed_dim=None))
+    with pytest.raises(ValueError, match="embed_dim"):
+        PairEncoder(bare, params, special, **lengths)
+    headless = CodeT5p(dataclasses.replace(model.config, matching_head=False))
+    encoder = PairEncoder(headless, params, special, **lengths)
+    with pytest.raises(ValueError, match="matching_head"):
+        encoder.match([[9]], [[9]], np.array([[0, 0]]))

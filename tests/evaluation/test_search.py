@@ -1,0 +1,93 @@
+"""The search index: saved, read back, asked in every mode."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from codet5p_jax.evaluation import bm25, search
+from codet5p_jax.evaluation.encoder import PairEncoder
+from codet5p_jax.evaluation.search import Document, SearchIndex
+
+FUNCTIONS = {
+    "parse_date": "def parse_date(text):\n    return strptime(text)\n",
+    "open_file": "def open_file(path):\n    return open(path)\n",
+    "add": "def add(a, b):\n    return a + b\n",
+    "odd": "def odd(x):\n    return '\ud800'\n",
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(model, params, special):
+    return PairEncoder(model, params, special, text_length=32, code_length=64, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def index(encoder, tokenize):
+    codes = [tokenize(code) for code in FUNCTIONS.values()]
+    return SearchIndex(
+        documents=[
+            Document("module", name, line, code.split("\n")[0], f"About {name}.", code)
+            for line, (name, code) in enumerate(FUNCTIONS.items(), start=1)
+        ],
+        embeddings=encoder.embed_codes(codes),
+        words=bm25.build(FUNCTIONS.values()),
+        fusion_weight=0.3,
+        text_length=32,
+        code_length=64,
+    )
+
+
+def test_an_index_comes_back_as_it_was_saved(index, tmp_path):
+    assert search.save(index, tmp_path).name == search.FILE_NAME
+    assert [path.name for path in tmp_path.iterdir()] == [search.FILE_NAME]
+    loaded = search.load(tmp_path)
+    assert loaded.documents == index.documents
+    np.testing.assert_array_equal(loaded.embeddings, index.embeddings)
+    for query in ("parse date", "nothing of it", "open a b"):
+        np.testing.assert_array_equal(loaded.words.scores(query), index.words.scores(query))
+    assert (loaded.fusion_weight, loaded.text_length, loaded.code_length) == (0.3, 32, 64)
+
+
+def test_bm25_needs_no_model(index):
+    hits = search.search(index, "parse a date", k=2, mode="bm25")
+    assert [hit.rank for hit in hits] == [1, 2]
+    assert hits[0].document.name == "parse_date"
+    assert hits[0].score > hits[1].score
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+@pytest.mark.parametrize("mode", ["embedding", "fused", "bm25"])
+def test_every_mode_ranks_all_functions(index, encoder, tokenize, mode, rerank):
+    hits = search.search(
+        index, "open a file", k=10, mode=mode, rerank=rerank, encoder=encoder, tokenize=tokenize
+    )
+    assert {hit.document.name for hit in hits} == set(FUNCTIONS)
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_fused_with_all_weight_on_one_side_is_that_side(index, encoder, tokenize):
+    def names(index, mode):
+        hits = search.search(index, "open a path", mode=mode, encoder=encoder, tokenize=tokenize)
+        return [hit.document.name for hit in hits]
+
+    for weight, mode in [(0.0, "bm25"), (1.0, "embedding")]:
+        one_sided = dataclasses.replace(index, fusion_weight=weight)
+        assert names(one_sided, "fused") == names(index, mode)
+
+
+def test_mistakes_are_explained(index, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no search index"):
+        search.load(tmp_path)
+    with pytest.raises(ValueError, match="empty"):
+        search.search(index, "  ")
+    with pytest.raises(ValueError, match="needs the model"):
+        search.search(index, "x")
+
+
+def test_a_damaged_index_is_named(index, tmp_path):
+    path = search.save(index, tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"damaged.*build the index again"):
+        search.load(tmp_path)
