@@ -37,8 +37,10 @@ def pair(variant: str):
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=2,
         relative_attention_num_buckets=32, relative_attention_max_distance=128,
     )  # fmt: skip
-    hf_cfg.tie_word_embeddings = v["tie_embeddings"]  # v5 sets it to True whatever it is given
     model = transformers.T5ForConditionalGeneration(hf_cfg).eval()
+    if not v["tie_embeddings"]:
+        # transformers v5 ties a fresh model whatever the config says, and honours it in the scale
+        model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(97, 48))
     with torch.no_grad():
         for p in model.parameters():  # norms away from one, so that a lost scale shows
             if p.ndim == 1:
