@@ -9,14 +9,9 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.objectives.rows import as_tokens, wrap
 
 TokenIds = Sequence[int] | Int[np.ndarray, "_"]
-
-
-def frame(tokens: TokenIds, length: int, special: SpecialTokens) -> Int32[np.ndarray, " n"]:
-    """`<s> tokens </s>`, the tokens cut so that it is at most `length` long (paper §3.3)."""
-    body = np.asarray(tokens, np.int32)[: length - 2]
-    return np.concatenate([[special.bos], body, [special.eos]]).astype(np.int32)
 
 
 def buckets(length: int, shortest: int = 32) -> list[int]:
@@ -60,7 +55,8 @@ def pad(
 class PairEncoder:
     """Embeds texts and functions, and judges pairs of them with the matching head.
 
-    Rows are sorted into a few padded lengths, so only a few shapes are compiled.
+    Rows are laid out as in training, `<s> … </s>`, and sorted into a few padded lengths, so that
+    only a few shapes are compiled.
 
     Args:
       model: abstract CodeT5p with `embed_dim` (and `matching_head`, for `match`).
@@ -121,7 +117,7 @@ class PairEncoder:
         return self._embed_all(codes, self.code_length)
 
     def _embed_all(self, items: Sequence[TokenIds], longest: int) -> np.ndarray:
-        rows = [frame(item, longest, self.special) for item in items]
+        rows = [wrap(as_tokens(item), longest, self.special) for item in items]
         out = np.zeros((len(rows), self.model.config.embed_dim), np.float32)
         for length, picked, real in batches([len(row) for row in rows], longest, self.batch_size):
             tokens, segments = pad([rows[i] for i in picked], length, self.special.pad)
@@ -145,7 +141,7 @@ class PairEncoder:
                 "matching needs ModelConfig.matching_head and a vocabulary with [ENC] (stage 2)"
             )
         texts_QSD, text_segments_QS = self._encode_texts(texts)
-        rows = [frame(code, self.code_length, self.special) for code in codes]
+        rows = [wrap(as_tokens(code), self.code_length, self.special) for code in codes]
         for row in rows:
             row[0] = self.special.enc
         out = np.zeros(len(pairs), np.float32)
@@ -163,7 +159,7 @@ class PairEncoder:
         return out
 
     def _encode_texts(self, texts: Sequence[TokenIds]) -> tuple[jax.Array, jax.Array]:
-        rows = [frame(text, self.text_length, self.special) for text in texts]
+        rows = [wrap(as_tokens(text), self.text_length, self.special) for text in texts]
         tokens, segments = pad(rows, self.text_length, self.special.pad)
         states = [
             self._encode(

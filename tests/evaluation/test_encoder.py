@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.evaluation.encoder import PairEncoder, batches, buckets, frame
+from codet5p_jax.evaluation.encoder import PairEncoder, batches, buckets
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.objectives.rows import as_tokens, wrap
 
 TEXTS = ["a", "parse a date", "x" * 60, "open"]
 CODES = ["def f(): pass", "y = 1\n" * 20, "z", "def g(a):\n    return a + 1\n"]
@@ -16,12 +17,6 @@ CODES = ["def f(): pass", "y = 1\n" * 20, "z", "def g(a):\n    return a + 1\n"]
 @pytest.fixture(scope="module")
 def encoder(model, params, special):
     return PairEncoder(model, params, special, text_length=32, code_length=80, batch_size=3)
-
-
-def test_frame(special):
-    assert frame([9, 10], 8, special).tolist() == [1, 9, 10, 2]
-    assert frame([9] * 10, 4, special).tolist() == [1, 9, 9, 2]
-    assert frame([], 4, special).tolist() == [1, 2]
 
 
 def test_buckets():
@@ -44,7 +39,7 @@ def test_embeddings_are_those_of_single_rows(encoder, model, params, special, to
     together = encoder.embed_codes([tokenize(code) for code in CODES])
     bound = model.bind(params)
     for code, vector in zip(CODES, together, strict=True):
-        tokens = jnp.asarray(frame(tokenize(code), 80, special))[None]
+        tokens = jnp.asarray(wrap(as_tokens(tokenize(code)), 80, special))[None]
         segments = jnp.ones_like(tokens)
         alone = bound.embed(bound.encode(tokens, segments), segments)[0]
         np.testing.assert_allclose(vector, alone, atol=1e-5)
@@ -56,8 +51,12 @@ def test_match_is_that_of_single_pairs(encoder, model, params, special, tokenize
     logits = encoder.match([tokenize(t) for t in TEXTS], [tokenize(c) for c in CODES], pairs)
     bound = model.bind(params)
     for q, c in [(0, 0), (2, 1), (3, 2), (1, 3)]:
-        text = jnp.asarray(frame(tokenize(TEXTS[q]), 32, special))[None]
-        code = jnp.asarray(frame(tokenize(CODES[c]), 80, special))[None].at[0, 0].set(special.enc)
+        text = jnp.asarray(wrap(as_tokens(tokenize(TEXTS[q])), 32, special))[None]
+        code = (
+            jnp.asarray(wrap(as_tokens(tokenize(CODES[c])), 80, special))[None]
+            .at[0, 0]
+            .set(special.enc)
+        )
         ones = jnp.ones_like(code)
         states = bound.decode(
             code, ones, bound.encode(text, jnp.ones_like(text)), jnp.ones_like(text)

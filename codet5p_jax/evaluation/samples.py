@@ -1,0 +1,71 @@
+"""What a model writes: the rest of functions, and docstrings of functions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.evaluation.encoder import pad
+from codet5p_jax.objectives.rows import as_tokens, wrap
+
+
+def completions(
+    model: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    beginnings: Sequence[str],
+    *,
+    inputs_length: int,
+    sampling: Sampling,
+    key: jax.Array,
+) -> list[str]:
+    """Continues beginnings as the seq2seq causal LM does: encoder input `[CLM] beginning`.
+
+    A beginning that is too long keeps its end, as in training.
+    """
+    room = inputs_length - 1
+    rows = [
+        np.append(tokenizer.special.unk, as_tokens(tokenizer.encode(text))[-room:]).astype(np.int32)
+        for text in beginnings
+    ]
+    return _write(model, params, tokenizer, rows, None, inputs_length, sampling, key)
+
+
+def docstrings(
+    model: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    codes: Sequence[str],
+    *,
+    inputs_length: int,
+    sampling: Sampling,
+    key: jax.Array,
+) -> list[str]:
+    """Describes functions as the code-to-text LM does: `<s> code </s>`, decoder prefix [TDEC]."""
+    special = tokenizer.special
+    if special.tdec is None:
+        raise ValueError("writing docstrings needs a vocabulary with [TDEC] (stage 2)")
+    rows = [wrap(as_tokens(tokenizer.encode(code)), inputs_length, special) for code in codes]
+    return _write(model, params, tokenizer, rows, special.tdec, inputs_length, sampling, key)
+
+
+def _write(
+    model: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    rows: list[np.ndarray],
+    first: int | None,
+    inputs_length: int,
+    sampling: Sampling,
+    key: jax.Array,
+) -> list[str]:
+    tokens, segments = pad(rows, inputs_length, tokenizer.special.pad)
+    width = 0 if first is None else 1
+    prefix = np.full((len(rows), width), first or 0, np.int32)
+    lengths = np.full(len(rows), width, np.int32)
+    run = compiled(model, tokenizer.special, sampling)
+    made = run(params, tokens, segments, prefix, lengths, key)
+    return [tokenizer.decode(row) for row in np.asarray(made.tokens)]

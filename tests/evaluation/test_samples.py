@@ -1,0 +1,58 @@
+"""Generated text comes from the inputs that training showed the model."""
+
+import jax
+import numpy as np
+import pytest
+
+from codet5p_jax.data.tokenizer import train_tokenizer
+from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.decoding.generate import Generation, Sampling
+from codet5p_jax.evaluation import samples
+
+CORPUS = ["def add(a, b):\n    return a + b\n", "def parse_date(text): return text\n"] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_tokenizer(CORPUS, 420, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def calls(monkeypatch, tokenizer):
+    """Replaces generation by an echo of the encoder's tokens, and records what it was given."""
+    made = []
+
+    def compiled(model, special: SpecialTokens, sampling):
+        def run(params, tokens, segments, prefix, lengths, key):
+            made.append((tokens, segments, prefix, lengths))
+            return Generation(jax.numpy.asarray(tokens), jax.numpy.asarray(segments.sum(1)))
+
+        return run
+
+    monkeypatch.setattr(samples, "compiled", compiled)
+    return made
+
+
+SETTINGS = {"inputs_length": 12, "sampling": Sampling(max_length=4)}
+
+
+def test_completions_read_clm_and_the_end_of_the_beginning(tokenizer, calls):
+    texts = ["def add", "x" * 100 + "yz"]
+    written = samples.completions(None, None, tokenizer, texts, key=jax.random.key(0), **SETTINGS)
+    tokens, segments, prefix, lengths = calls[0]
+    assert tokens[:, 0].tolist() == [tokenizer.special.unk] * 2
+    assert written[0] == "def add"
+    assert written[1].endswith("yz")
+    assert segments[1].tolist() == [1] * 12
+    assert prefix.shape == (2, 0)
+    assert lengths.tolist() == [0, 0]
+
+
+def test_docstrings_read_a_framed_function_and_start_with_tdec(tokenizer, calls):
+    special = tokenizer.special
+    samples.docstrings(None, None, tokenizer, ["def add"], key=jax.random.key(0), **SETTINGS)
+    tokens, segments, prefix, lengths = calls[0]
+    used = int(segments.sum())
+    assert tokens[0, :used].tolist() == [special.bos, *tokenizer.encode("def add"), special.eos]
+    np.testing.assert_array_equal(prefix, [[special.tdec]])
+    np.testing.assert_array_equal(lengths, [1])
