@@ -28,7 +28,8 @@ def clamp(temperature: Float[Array, ""], bounds: tuple[float, float]) -> Float[A
     A plain clip has no gradient outside the bounds: a learned temperature that one step carries
     past them would stay there for good.
     """
-    return temperature + jax.lax.stop_gradient(jnp.clip(temperature, *bounds) - temperature)
+    clipped = jnp.clip(jax.lax.stop_gradient(temperature), *bounds)
+    return clipped + (temperature - jax.lax.stop_gradient(temperature))  # plus 0, with a gradient
 
 
 def allowed_candidates(

@@ -1,0 +1,101 @@
+"""The shared device half against plain NumPy over full logits."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from codet5p_jax.objectives import DecoderCLM, Seq2Seq, Seq2SeqCLM
+from tests.objectives.helpers import VOCAB_SIZE, stack
+
+
+def reference(logits, targets, weights, z_loss, label_smoothing):
+    """Sums over tokens of cross-entropy and z-loss and of hits, in float64.
+
+    Smoothed targets are 1 - e on the target and e / (V - 1) elsewhere; their own entropy is
+    subtracted, so that a perfect prediction costs nothing.
+    """
+    logits = np.asarray(logits, np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    q = np.full(logits.shape, label_smoothing / (VOCAB_SIZE - 1))
+    np.put_along_axis(q, targets[..., None], 1 - label_smoothing, axis=-1)
+    entropy = -np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300)), 0), axis=-1)
+    nll = -np.sum(q * (logits - log_z[..., None]), axis=-1) - entropy
+    z = z_loss * log_z**2
+    hits = logits.argmax(-1) == targets
+    return [float(np.sum(weights * x)) for x in (nll, z, hits)]
+
+
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (0.01, 0.1)])
+def test_loss_and_metrics(model, params, special, rng, z_loss, label_smoothing):
+    objective = Seq2SeqCLM(
+        inputs_length=9, targets_length=7, z_loss=z_loss, label_smoothing=label_smoothing
+    )
+    examples = [{"tokens": rng.integers(8, 50, size).astype(np.int32)} for size in (0, 3, 10, 40)]
+    batch = stack([objective.features(example, rng, special) for example in examples])
+
+    @jax.jit
+    def run(params, batch):
+        bound = model.bind(params)
+        losses, _ = objective.loss(bound, batch, {}, jax.random.key(0), False)
+        encoded = bound.encode(batch["encoder_tokens"], batch["encoder_segments"])
+        states = bound.decode(
+            batch["decoder_tokens"], batch["decoder_segments"], encoded, batch["encoder_segments"]
+        )
+        return losses, bound.logits(states)
+
+    losses, logits = run(params, batch)
+    (loss,) = losses.values()
+    nll, z, hits = reference(
+        logits, batch["decoder_targets"], batch["decoder_weights"], z_loss, label_smoothing
+    )
+    tokens = float(batch["decoder_weights"].sum())
+    assert set(losses) == set(objective.losses) == {"seq2seq_clm"}
+    np.testing.assert_allclose(loss.sum, nll + z, rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["loss"], (nll, tokens), rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["z_loss"], (z, tokens), rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["accuracy"], (hits, tokens))
+    assert float(objective.weights(batch)["seq2seq_clm"]) == tokens
+
+
+def test_padding_and_later_targets_do_not_matter(model, params, special, rng):
+    """Longer arrays give the same loss, and what a decoder has not seen does not change it."""
+    example = {"tokens": rng.integers(8, 50, 6).astype(np.int32)}
+    run = jax.jit(
+        lambda params, batch: (
+            DecoderCLM()
+            .loss(model.bind(params), batch, {}, jax.random.key(0), False)[0]["decoder_clm"]
+            .sum
+        )
+    )
+    short, long = (
+        stack([DecoderCLM(targets_length=length).features(example, rng, special)])
+        for length in (7, 12)
+    )
+    np.testing.assert_allclose(run(params, short), run(params, long), rtol=1e-5)
+    changed = short | {"decoder_tokens": short["decoder_tokens"].copy()}
+    changed["decoder_tokens"][0, -1] ^= 1  # seen by the last prediction only
+    only_first = np.zeros_like(short["decoder_weights"])
+    only_first[0, :-1] = 1
+    before, after = (
+        run(params, batch | {"decoder_weights": only_first}) for batch in (short, changed)
+    )
+    np.testing.assert_allclose(before, after, rtol=1e-6)
+    assert abs(float(run(params, changed) - run(params, short))) > 1e-3
+
+
+def test_dropout_in_training_only(model, params, special, rng):
+    objective = Seq2Seq(inputs_length=4, targets_length=4)
+    example = {"inputs": np.array([8, 9]), "targets": np.array([10, 11, 2])}
+    batch = stack([objective.features(example, rng, special)])
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def run(params, batch, seed, train):
+        losses, state = objective.loss(model.bind(params), batch, {}, jax.random.key(seed), train)
+        assert state == {}
+        return losses["seq2seq"].sum
+
+    assert run(params, batch, 0, False) == run(params, batch, 1, False)
+    assert run(params, batch, 0, True) == run(params, batch, 0, True)
+    assert run(params, batch, 0, True) != run(params, batch, 1, True)
