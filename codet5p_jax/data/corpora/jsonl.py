@@ -1,0 +1,83 @@
+"""JSON lines, plain or gzipped."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from codet5p_jax.data.corpora.files import require_files
+from codet5p_jax.data.corpora.malformed import Malformed
+
+
+def read_jsonl(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    fields: Mapping[str, type] | None = None,
+    malformed: Malformed | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Records of JSON lines files in the order of their names, each with its `place` (file:line).
+
+    Blank lines are skipped. A line that is not UTF-8, not JSON, not an object, or that lacks one of
+    `fields` is malformed.
+
+    Args:
+      paths: one file or several; names ending in `.gz` are decompressed.
+      fields: name -> type of fields that every record must have.
+      malformed: counts and reports.
+
+    Raises:
+      FileNotFoundError: at once, if a file is missing.
+      ValueError: while reading, if a compressed file is damaged; records would be lost unseen.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else paths
+    files = require_files([Path(p) for p in listed], "JSON lines files", "paths")
+    return _records(files, fields or {}, malformed or Malformed())
+
+
+def _records(
+    files: Sequence[Path], fields: Mapping[str, type], malformed: Malformed
+) -> Iterator[dict[str, Any]]:
+    for path in files:
+        for number, line in _lines(path):
+            place = f"{path}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8"))
+                _check(record, fields)
+                if (
+                    b"\\ud" in line.lower()
+                ):  # half a surrogate pair: JSON allows it, Unicode does not
+                    json.dumps(record, ensure_ascii=False).encode("utf-8")
+            except (ValueError, RecursionError) as error:
+                malformed.bad(place, error)
+                continue
+            malformed.good()
+            yield {**record, "place": place}
+    malformed.judge()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{path} is damaged after line {number}: {error}; fetch the file again"
+            ) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _check(record: Any, fields: Mapping[str, type]) -> None:
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            found = type(record[name]).__name__ if name in record else "nothing"
+            raise ValueError(f"expected field {name!r} of type {kind.__name__}, got {found}")

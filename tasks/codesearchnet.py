@@ -1,0 +1,43 @@
+"""Stage 2 over CodeSearchNet: `codesearchnet_<language>_<objective>` for its six languages.
+
+CodeSearchNet has no C, C++ or C#, and the paper's second stage none either; text-code pairs of
+these come in as tasks of one's own (docs/custom_task.md).
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from codet5p_jax.tasks import settings
+from codet5p_jax.tasks.stages import add_stage2_tasks
+
+from codet5p_jax.data.corpora.codesearchnet import SPLITS, codesearchnet_pairs, pair_files
+from codet5p_jax.data.corpora.files import identities
+from codet5p_jax.data.corpora.languages import LANGUAGES
+from codet5p_jax.data.corpora.pairs import PairFilter
+from codet5p_jax.data.seqio_tasks import examples_source
+
+PAIR_LANGUAGES = tuple(language for language in LANGUAGES if language.pairs)
+
+
+def _read(split: str, language: str) -> Iterator[dict[str, str]]:
+    return codesearchnet_pairs(
+        settings.codesearchnet_dir(), language, split, setting="codesearchnet_dir"
+    )
+
+
+def _fingerprint(language: str) -> list[object]:
+    folder = settings.codesearchnet_dir()
+    found = [pair_files(folder, language, split, "codesearchnet_dir") for split in SPLITS]
+    return [PairFilter(), *map(identities, found)]
+
+
+for _language in PAIR_LANGUAGES:
+    add_stage2_tasks(
+        f"codesearchnet_{_language.key}",
+        examples_source(
+            partial(_read, language=_language.key),
+            SPLITS,
+            {"text": str, "code": str},
+            partial(_fingerprint, _language.key),
+        ),
+    )

@@ -1,0 +1,49 @@
+"""SeqIO preprocessors that make cached examples (docs/architecture.md, 3.3) out of text."""
+
+import tensorflow as tf
+
+from codet5p_jax.data.vocab import CodeVocabulary
+
+
+def tokenize_code(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf.data.Dataset:
+    """`code` string -> `tokens` int32 [n], `word_starts` bool [n]; other features are dropped."""
+    _ = vocabulary.tokenizer  # where there is none, better say so here than from within TensorFlow
+
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        tokens, starts = vocabulary.encode_words_tf(example["code"])
+        return {"tokens": tokens, "word_starts": starts}
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def keep_lengths(dataset: tf.data.Dataset, *, shortest: int, longest: int) -> tf.data.Dataset:
+    """Drops files with fewer or more tokens, both limits inclusive."""
+    return dataset.filter(
+        lambda example: (
+            (tf.size(example["tokens"]) >= shortest) & (tf.size(example["tokens"]) <= longest)
+        )
+    )
+
+
+def cut_into_chunks(dataset: tf.data.Dataset, *, length: int) -> tf.data.Dataset:
+    """Joins files end to end and cuts every `length` tokens (paper §4); the last chunk is shorter.
+
+    With length 3, files `[1 2] [3 4 5] [6 7]` become `[1 2 3] [4 5 6] [7]`. No token stands
+    between files. A word that is cut counts as a word in both chunks.
+    """
+
+    def begin_a_word(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        starts = tf.concat([[True], example["word_starts"][1:]], axis=0)
+        return {**example, "word_starts": starts}
+
+    return dataset.rebatch(length).map(begin_a_word)
+
+
+def tokenize_pair(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf.data.Dataset:
+    """`text` and `code` strings -> the same as int32 vectors; other features are dropped."""
+    _ = vocabulary.tokenizer  # where there is none, better say so here than from within TensorFlow
+
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {name: vocabulary.encode_tf(example[name]) for name in ("text", "code")}
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
