@@ -6,6 +6,7 @@ it is checked first; every mistake is a `ConfigError` of one line, before any da
 
 import argparse
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,7 @@ def _check_macros(statements: Statements) -> None:
         raise ConfigError(f"{required.where}: {required.name} is required; {_how_to(required)}")
     for name, binding in wanted.items():
         if name not in statements.macros:
-            hint = nearest(name, statements.macros.keys() - wanted.keys())
+            hint = nearest(name, statements.macros.keys() - wanted.keys() - COMMAND_MACROS)
             raise ConfigError(
                 f"{binding.where}: {binding.name} refers to %{name}, which nothing defines{hint}; "
                 f"add --gin.{name}=…"
@@ -239,8 +240,10 @@ def _parse(
 ) -> None:
     """Lets gin bind for itself what has been checked."""
     gin.clear_config()
-    # Set rather than appended to, so that one load does not see the folders of another.
+    # Set rather than appended to, so that one load does not see the folders of another. Gin's second
+    # reader, of package resources, logs an error for every folder that lacks a file.
     gin.config._LOCATION_PREFIXES[:] = ["", *search_paths, str(gin_static.PACKAGE)]
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     # The command line speaks in the names that the files import.
     imports = sorted(statements.imports.values(), key=lambda text: "__gin__" not in text)
     try:

@@ -168,6 +168,9 @@ def _read_text(
                 resolve(statement.selector, symbols, place)
             else:
                 _bind(statement, symbols, out, place)
+    except ConfigError as error:
+        # Gin appends the line and a caret to what the delegate raises.
+        raise ConfigError(str(error).partition("\n")[0]) from error
     except (SyntaxError, tokenize.TokenError) as error:
         raise ConfigError(_syntax_message(error, text, path, where)) from error
 

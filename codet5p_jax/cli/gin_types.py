@@ -29,7 +29,8 @@ def describe(hint: Any) -> str:
     >>> describe(tuple[int, ...] | None)
     'tuple[int, ...] | None'
     """
-    return inspect.formatannotation(hint).replace("typing.", "")
+    text = inspect.formatannotation(hint)
+    return text.replace("typing.", "").replace("collections.abc.", "")
 
 
 def fits(value: Any, hint: Any, macros: Mapping[str, Binding]) -> bool:
