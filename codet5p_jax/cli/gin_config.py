@@ -21,6 +21,8 @@ from codet5p_jax.cli.gin_types import describe, fits, hints
 REQUIRED = "gin.REQUIRED"
 # Macros that commands read themselves, so that no binding of a gin file need refer to them.
 COMMAND_MACROS = frozenset({"USE_CACHED_TASKS"})
+# For commands that neither read nor write what the paths of a run say.
+PATHS = {name: f"({name})" for name in ("MODEL_DIR", "CACHE_DIR", "INITIAL_CHECKPOINT_PATH")}
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,10 @@ class Config:
     unused: tuple[str, ...]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds T5X's gin flags. `main` turns `--gin.NAME=value` into `--gin_bindings=NAME=value`."""
-    add = parser.add_argument
-    add(
-        *("--gin_file", "--gin-file"),
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="gin file, by path or by its name in the package (runs/stage1_220m.gin); repeatable",
-    )
-    add(
-        "--gin_bindings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one binding; --gin.NAME=VALUE is short for it. Strings need quotes of their own: "
-        "--gin.MODEL_DIR=\"'/tmp/run'\"",
-    )
-    add(
-        "--gin_search_paths",
-        default="",
-        metavar="DIR,…",
-        help="folders in which gin files are looked for before the package",
-    )
+def load_flags(root: Callable[..., Any], args: argparse.Namespace, **kwargs: Any) -> Config:
+    """`load` with the flags of `gin_flags`."""
+    folders = [folder for folder in args.gin_search_paths.split(",") if folder]
+    return load(root, args.gin_file, args.gin_bindings, folders, **kwargs)
 
 
 def load(
@@ -72,7 +54,7 @@ def load(
     bindings: Iterable[str] = (),
     search_paths: Iterable[str] = (),
     *,
-    supplied: Iterable[str] = (),
+    placeholders: Mapping[str, Any] | None = None,
 ) -> Config:
     """Reads, checks and builds the arguments of `root`.
 
@@ -81,14 +63,20 @@ def load(
       files: gin files, applied in order.
       bindings: `NAME=value` or `module.function.argument=value`, applied last.
       search_paths: folders to look for files in before the package.
-      supplied: parameters of `root` that the caller passes by itself.
+      placeholders: values of macros that are referred to and not defined, where it does not matter.
 
     Raises:
       ConfigError: see the module's docstring.
     """
     files, bindings, search_paths = list(files), list(bindings), list(search_paths)
     statements = gin_static.read(files, bindings, search_paths)
-    unused = check(statements, root, supplied)
+    missing = _wanted_macros(statements).keys() - statements.macros.keys()
+    fillers = [f"{name}={value!r}" for name, value in (placeholders or {}).items()]
+    fillers = [text for text in fillers if text.partition("=")[0] in missing]
+    if fillers:
+        bindings = [*fillers, *bindings]
+        statements = gin_static.read(files, bindings, search_paths)
+    unused = check(statements, root)
     _parse(statements, files, bindings, search_paths)
     arguments = _build(root)
     macros = {
@@ -99,9 +87,7 @@ def load(
     return Config(arguments, macros, _operative_text(root), unused)
 
 
-def check(
-    statements: Statements, root: Callable[..., Any], supplied: Iterable[str] = ()
-) -> tuple[str, ...]:
+def check(statements: Statements, root: Callable[..., Any]) -> tuple[str, ...]:
     """Checks macros, types and required values; returns the names of unused bindings of files.
 
     Raises:
@@ -110,7 +96,7 @@ def check(
     _check_macros(statements)
     for binding in statements.bindings.values():
         _check_type(binding, statements.macros)
-    used = _reach(statements, root, "", frozenset(supplied), set())
+    used = _reach(statements, root, "", frozenset(), set())
     unused = [b for key, b in statements.bindings.items() if key not in used]
     for binding in unused:
         if binding.where == gin_static.COMMAND_LINE:
@@ -120,14 +106,18 @@ def check(
     return tuple(binding.name for binding in unused)
 
 
-def _check_macros(statements: Statements) -> None:
-    everything = [*statements.bindings.values(), *statements.macros.values()]
-    wanted = {
+def _wanted_macros(statements: Statements) -> dict[str, Binding]:
+    """Name of each macro that is referred to -> a binding that does."""
+    return {
         ref.name: binding
-        for binding in everything
+        for binding in [*statements.bindings.values(), *statements.macros.values()]
         for ref in gin_static.references(binding.value)
         if isinstance(ref, Macro)
     }
+
+
+def _check_macros(statements: Statements) -> None:
+    wanted = _wanted_macros(statements)
     required = wanted.pop(REQUIRED, None)
     if required:
         raise ConfigError(f"{required.where}: {required.name} is required; {_how_to(required)}")
@@ -240,7 +230,7 @@ def _parse(
 ) -> None:
     """Lets gin bind for itself what has been checked."""
     gin.clear_config()
-    # Set rather than appended to, so that one load does not see the folders of another. Gin's second
+    # Set rather than appended to, so that one load does not see the folders of another. Gin's other
     # reader, of package resources, logs an error for every folder that lacks a file.
     gin.config._LOCATION_PREFIXES[:] = ["", *search_paths, str(gin_static.PACKAGE)]
     gin.config._FILE_READERS[:] = [(open, os.path.isfile)]

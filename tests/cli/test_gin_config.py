@@ -198,7 +198,14 @@ def test_undefined_macro_and_missing_argument(library, tmp_path: Path):
     assert "run.gin:8: lib.root.name refers to %NAME" in mistake(library)
     (tmp_path / "run.gin").write_text(RUN.replace("lib.root.name = %NAME\n", ""))
     assert "seam_library.root.name is required, but not set" in mistake(library)
-    assert "name" not in load(library, supplied=["name"]).arguments
+
+
+def test_placeholders_stand_in_for_undefined_macros_only(library):
+    placeholders = {"NAME": "(name)", "RATE": 9.0, "OTHER": 1}
+    config = load(library, placeholders=placeholders)
+    assert config.arguments["name"] == "(name)"
+    assert config.arguments["rate"](0) == 0.5
+    assert load(library, "NAME='x'", placeholders=placeholders).arguments["name"] == "x"
 
 
 def test_mistakes_in_files_name_the_line(library, tmp_path: Path):

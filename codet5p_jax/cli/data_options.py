@@ -1,0 +1,59 @@
+"""Options of every command that may read a corpus: where data and tokenizer are, whose tasks."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from codet5p_jax.cli.errors import ConfigError
+
+_SETTINGS = {  # parameters of `tasks.settings.configure`
+    "tokenizer": "folder with tokenizer.json, or vocab.json and merges.txt",
+    "github_code_dir": "folder with the Parquet files of github-code (stage 1)",
+    "codesearchnet_dir": "folder with LANGUAGE/final/jsonl/SPLIT/*.jsonl.gz (stage 2)",
+    "excluded_repos": "text file with repositories to leave out of github-code, one a line",
+    "max_malformed_share": "share of malformed records above which reading stops",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    group = parser.add_argument_group("data")
+    for name, text in _SETTINGS.items():
+        kind = float if name == "max_malformed_share" else str
+        metavar = "SHARE" if kind is float else "PATH"
+        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        help="Python module that registers tasks of your own (my_tasks for ./my_tasks.py); "
+        "repeatable",
+    )
+
+
+def configure(args: argparse.Namespace) -> None:
+    """Applies the options and registers all tasks. Imports SeqIO, and so TensorFlow.
+
+    Raises:
+      ConfigError: a module cannot be imported.
+    """
+    importlib.import_module("codet5p_jax.data.seqio_tasks")  # first: it quiets TensorFlow
+    from codet5p_jax.tasks import settings
+
+    settings.configure(**{name: getattr(args, name) for name in _SETTINGS})
+    importlib.import_module("codet5p_jax.tasks.mixtures")
+    sys.path.insert(0, os.getcwd())
+    for name in args.module:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            hint = f"; write {name[:-3]}" if name.endswith(".py") else ""
+            raise ConfigError(f"--module={name}: {error}{hint}") from error
+
+
+def forward(args: argparse.Namespace) -> list[str]:
+    """The options as given, for another process."""
+    given = {name: getattr(args, name) for name in _SETTINGS}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*flags, *(f"--module={name}" for name in args.module)]
