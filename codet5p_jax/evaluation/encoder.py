@@ -25,13 +25,13 @@ def buckets(length: int, shortest: int = 32) -> list[int]:
 
 
 def batches(
-    lengths: Sequence[int], longest: int, batch_size: int
+    lengths: Sequence[int], longest: int, batch_size: int, shortest: int = 32
 ) -> Iterator[tuple[int, Int[np.ndarray, " batch"], int]]:
     """Yields (padded length, row numbers, real rows) so that rows of like length go together.
 
     Every batch has `batch_size` rows; the last of a bucket repeats a row to fill up.
     """
-    sizes = np.asarray(buckets(longest))
+    sizes = np.asarray(buckets(longest, shortest))
     bucket_of_row = np.searchsorted(sizes, np.asarray(lengths, np.int64))
     for bucket, size in enumerate(sizes):
         rows = np.flatnonzero(bucket_of_row == bucket)
@@ -64,6 +64,8 @@ class PairEncoder:
       special: token ids; `match` needs `enc`.
       text_length, code_length: tokens at most, `<s>` and `</s>` included; longer ones are cut.
       batch_size: rows of a compiled call.
+      shortest: the least padded length; `code_length` compiles one shape per tower, which is what
+        a single query wants.
       progress: called with the number of rows just finished.
     """
 
@@ -76,13 +78,14 @@ class PairEncoder:
         text_length: int,
         code_length: int,
         batch_size: int = 64,
+        shortest: int = 32,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
         if model.config.embed_dim is None:
             raise ValueError("the model has no embedding head: set ModelConfig.embed_dim (stage 2)")
         self.model, self.params, self.special = model, params, special
         self.text_length, self.code_length = text_length, code_length
-        self.batch_size, self.progress = batch_size, progress
+        self.batch_size, self.shortest, self.progress = batch_size, shortest, progress
 
         def embed(params: Any, tokens_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
             bound = model.bind(params)
@@ -119,7 +122,7 @@ class PairEncoder:
     def _embed_all(self, items: Sequence[TokenIds], longest: int) -> np.ndarray:
         rows = [wrap(as_tokens(item), longest, self.special) for item in items]
         out = np.zeros((len(rows), self.model.config.embed_dim), np.float32)
-        for length, picked, real in batches([len(row) for row in rows], longest, self.batch_size):
+        for length, picked, real in self._batches([len(row) for row in rows], longest):
             tokens, segments = pad([rows[i] for i in picked], length, self.special.pad)
             out[picked[:real]] = np.asarray(self._embed(self.params, tokens, segments))[:real]
             self.progress(real)
@@ -146,7 +149,7 @@ class PairEncoder:
             row[0] = self.special.enc
         out = np.zeros(len(pairs), np.float32)
         lengths = [len(rows[code]) for _, code in pairs]
-        for length, picked, real in batches(lengths, self.code_length, self.batch_size):
+        for length, picked, real in self._batches(lengths, self.code_length):
             code_BT, segments_BT = pad(
                 [rows[pairs[i, 1]] for i in picked], length, self.special.pad
             )
@@ -157,6 +160,9 @@ class PairEncoder:
             out[picked[:real]] = np.asarray(logits)[:real]
             self.progress(real)
         return out
+
+    def _batches(self, lengths: list[int], longest: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        return batches(lengths, longest, self.batch_size, self.shortest)
 
     def _encode_texts(self, texts: Sequence[TokenIds]) -> tuple[jax.Array, jax.Array]:
         rows = [wrap(as_tokens(text), self.text_length, self.special) for text in texts]

@@ -1,6 +1,6 @@
 """What a model writes: the rest of functions, and docstrings of functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +8,30 @@ import numpy as np
 
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.evaluation.documents import head
 from codet5p_jax.evaluation.encoder import pad
 from codet5p_jax.objectives.rows import as_tokens, wrap
+
+
+def is_presentable(code: str) -> bool:
+    """Whether a function is short enough to read and has a body below its signature."""
+    rest = code[len(head(code)) :]
+    return rest.startswith("\n") and 4 <= code.count("\n") + 1 <= 16
+
+
+def split_function(pair: Mapping[str, str]) -> tuple[str, str]:
+    """A function's beginning (signature and docstring) and the rest, of `code` and `text`."""
+    signature = head(pair["code"])
+    rest = pair["code"][len(signature) :].lstrip("\n")
+    indent = rest[: len(rest) - len(rest.lstrip())].rpartition("\n")[2]
+    return f'{signature}\n{indent}"""{pair["text"]}"""\n', rest
+
+
+def cut_to_body(continuation: str) -> str:
+    """The lines before the first that is not indented: what follows is outside the function."""
+    lines = continuation.split("\n")
+    outside = (i for i, line in enumerate(lines) if i and line[:1].strip())
+    return "\n".join(lines[: next(outside, len(lines))]).rstrip()
 
 
 def completions(

@@ -1,0 +1,93 @@
+"""Finds functions by what they do: by meaning (embedding), by words (BM25), or both fused."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from codet5p_jax.data.tokenizer import Tokenizer
+    from codet5p_jax.evaluation.encoder import PairEncoder
+    from codet5p_jax.evaluation.search import Hit, SearchIndex
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `codet5p search`."""
+    parser.add_argument("query", nargs="+", help='what it should do: "parse a date string"')
+    parser.add_argument(
+        "--model_dir",
+        type=Path,
+        default=Path("quickstart_run/stage2"),
+        help="model directory with a search index (default: %(default)s)",
+    )
+    parser.add_argument("--k", type=int, default=5, help="answers (default: %(default)s)")
+    parser.add_argument(
+        "--mode",
+        choices=("fused", "embedding", "bm25"),
+        default="fused",
+        help="how functions are compared with the query (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rerank", action="store_true", help="let the matching head order the first 32"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the answers; returns the exit code."""
+    from codet5p_jax.evaluation import search
+
+    if args.k < 1:
+        raise ValueError(f"--k must be 1 or more, not {args.k}")
+    if not args.model_dir.is_dir():
+        raise FileNotFoundError(
+            f"no model directory at {args.model_dir}; pass --model_dir, or make one with "
+            "`codet5p quickstart`"
+        )
+    index = search.load(args.model_dir)
+    encoder, tokenizer = None, None
+    if args.mode != "bm25" or args.rerank:
+        encoder, tokenizer = _load_model(args.model_dir, index, args.rerank)
+    hits = search.search(
+        index,
+        " ".join(args.query),
+        k=args.k,
+        mode=args.mode,
+        rerank=args.rerank,
+        encoder=encoder,
+        tokenize=None if tokenizer is None else tokenizer.encode,
+    )
+    _print(hits)
+    return 0
+
+
+def _load_model(
+    model_dir: Path, index: "SearchIndex", rerank: bool
+) -> tuple["PairEncoder", "Tokenizer"]:
+    from codet5p_jax.data.tokenizer import Tokenizer
+    from codet5p_jax.evaluation.encoder import PairEncoder
+    from codet5p_jax.evaluation.search import RERANKED
+    from codet5p_jax.models.codet5p import CodeT5p
+    from codet5p_jax.training.checkpoints import load_params
+
+    params, config, folder = load_params(model_dir)
+    tokenizer = Tokenizer.load(folder)
+    encoder = PairEncoder(
+        CodeT5p(config),
+        params,
+        tokenizer.special,
+        text_length=index.text_length,
+        code_length=index.code_length,
+        batch_size=RERANKED if rerank else 1,
+        shortest=index.code_length,
+    )
+    return encoder, tokenizer
+
+
+def _print(hits: list["Hit"]) -> None:
+    bold, dim, plain = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+    for hit in hits:
+        d = hit.document
+        print(f"{hit.rank:2}  {hit.score:7.3f}  {bold}{d.module}:{d.line}{plain}  {d.name}")
+        print(f"             {d.signature}")
+        if d.summary:
+            print(f"             {dim}{d.summary}{plain}")
