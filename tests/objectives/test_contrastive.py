@@ -124,3 +124,13 @@ def test_a_queue_smaller_than_the_batch_is_refused():
     queue = contrastive.empty_queue({"x": jax.ShapeDtypeStruct((), jnp.int32)}, 2)
     with pytest.raises(ValueError, match="a queue of 2 rows cannot take a batch of 3"):
         contrastive.enqueue(queue, {"x": jnp.array([1, 2, 3])})
+
+
+def test_enqueueing_rows_that_lie_on_many_devices():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    queue = contrastive.empty_queue({"x": jax.ShapeDtypeStruct((), jnp.int32)}, 12)
+    put = jax.jit(contrastive.enqueue)
+    for start in (0, 8):
+        queue = put(queue, {"x": jax.device_put(jnp.arange(start, start + 8), split)})
+    assert queue["x"].tolist() == [12, 13, 14, 15, 4, 5, 6, 7, 8, 9, 10, 11]
