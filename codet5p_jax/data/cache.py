@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -55,7 +55,7 @@ class Layout:
     features: tuple[tuple[str, str, int], ...]
 
     @classmethod
-    def of(cls, example: Mapping[str, np.ndarray]) -> Self:
+    def of(cls, example: Mapping[str, np.ndarray]) -> "Layout":
         """The layout of examples like this one.
 
         Raises:
@@ -170,7 +170,7 @@ class CacheWriter:
         self._lengths: dict[str, Counter[int]] = {}
         self.manifest: Manifest
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CacheWriter":
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         return self

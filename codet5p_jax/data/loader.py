@@ -108,11 +108,14 @@ class Loader:
         """
         # Grain brings JAX and Orbax along; reading a cache (`inspect`, `search`) needs neither.
         import grain
+        from absl import flags
 
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED)
         steps = grain.MapDataset.range(start_step, 2**62).map(self.batch_at)
         batches = steps.to_iter_dataset(ahead)
         if self._num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain 0.2.18 asks absl, which we do not use
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._num_workers, _PREFETCHED)
             batches = batches.mp_prefetch(options)
         iterator = iter(batches)
