@@ -1,5 +1,7 @@
 """Packaging. `tasks/` and `gin_configs/` are top-level folders installed inside the package."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 TENSORFLOW_FREE = [
@@ -44,9 +46,9 @@ setup(
     name="codet5p_jax",
     version="0.1.0",
     description="CodeT5+ pretraining, fine-tuning and conversion in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["codet5p_jax", "codet5p_jax.*"]),

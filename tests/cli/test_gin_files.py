@@ -1,0 +1,156 @@
+"""Every gin file of the package parses, builds, and says what its head promises."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from codet5p_jax.cli import gin_config, gin_static
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.params import abstract_params, count
+from codet5p_jax.sharding import make_mesh
+from codet5p_jax.training.phases import total_steps
+from codet5p_jax.training.train import train
+
+FILES = sorted(str(p.relative_to(gin_static.PACKAGE)) for p in gin_static.PACKAGE.rglob("*.gin"))
+RUNS = [name for name in FILES if name.startswith("runs/")]
+
+
+def load(*files: str, bindings: tuple[str, ...] = ()):
+    return gin_config.load(train, files, bindings, placeholders=gin_config.PATHS)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {name: load(name) for name in RUNS}
+
+
+def model_of(size: str, *bindings: str):
+    """The model file as the stage-1 run of its size (or the quickstart) includes it."""
+    config = load("runs/quickstart_stage1.gin", f"models/{size}.gin", bindings=bindings)
+    return CodeT5p(config.arguments["model"])
+
+
+def test_there_is_something_to_test():
+    assert {"runs/stage1_220m.gin", "models/770m.gin", "meshes/fsdp.gin"} < set(FILES)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_builds_and_uses_all_that_it_binds(runs, name: str):
+    config = runs[name]
+    assert config.unused == ()
+    arguments = config.arguments
+    names = {objective.name for objective in arguments["objectives"]}
+    assert len(names) == len(arguments["objectives"])
+    schedule = arguments["schedule"].make(total_steps(arguments["phases"]))
+    assert 0 < schedule(0) <= arguments["schedule"].peak
+    assert arguments["optimizer"].make(schedule, CodeT5p(arguments["model"]).specs)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_operative_configuration_of_a_run_builds_the_same(runs, name: str, tmp_path):
+    (tmp_path / "operative.gin").write_text(runs[name].text)
+    again = load(str(tmp_path / "operative.gin"))
+    assert again.text == runs[name].text
+    for key, value in runs[name].arguments.items():
+        assert again.arguments[key] == value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_include_at_most_one_level_and_have_a_head(name: str):
+    def includes(file: str) -> list[str]:
+        return re.findall(r"^include '(.*)'", (gin_static.PACKAGE / file).read_text(), re.M)
+
+    assert not [deep for file in includes(name) for deep in includes(file)]
+    text = (gin_static.PACKAGE / name).read_text()
+    head = text.partition("from __gin__")[0]
+    if name in RUNS:
+        for word in ("codet5p train", f"--gin_file={name}", "Hardware:", "per step"):
+            assert word in head
+    else:
+        assert head.startswith("# ")
+    assert max(map(len, text.splitlines())) <= 105
+
+
+@pytest.mark.parametrize(
+    ("size", "bindings", "parameters"),
+    [
+        ("220m", (), 222_882_048),
+        ("770m", (), 737_639_424),
+        ("small", (), 60_492_288),
+        ("tiny", (), 2_181_507),
+        # 223,082,754 and the temperature of the contrastive loss.
+        ("220m", ("VOCAB_SIZE=32103", "EMBED_DIM=256", "MATCHING_HEAD=True"), 223_082_754 + 1),
+        ("770m", ("VOCAB_SIZE=32103", "EMBED_DIM=256", "MATCHING_HEAD=True"), 737_906_947),
+    ],
+)
+def test_parameter_counts(size: str, bindings: tuple[str, ...], parameters: int):
+    assert count(model_of(size, *bindings).specs) == parameters
+    if not bindings:
+        assert f"{parameters:,} parameters" in (
+            gin_static.PACKAGE / f"models/{size}.gin"
+        ).read_text().replace("\n# ", " ")
+
+
+def test_runs_use_the_sizes_they_name(runs):
+    def parameters(name: str) -> int:
+        return count(CodeT5p(runs[f"runs/{name}.gin"].arguments["model"]).specs)
+
+    assert parameters("stage1_220m") == 222_882_048
+    assert parameters("stage1_770m") == 737_639_424
+    assert parameters("stage2_220m") == 223_082_755
+    assert parameters("stage2_770m") == 737_906_947
+    assert parameters("quickstart_stage1") == parameters("quickstart_stage2")
+
+
+def test_compute_dtype_reaches_the_network():
+    """It is a string in gin, and nothing but a forward pass notices a wrong one."""
+    model = model_of("220m")
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    encode = lambda params, t: model.bind(params).encode(t, t)  # noqa: E731
+    states = jax.eval_shape(encode, abstract_params(model.specs), tokens)
+    assert states.dtype == jnp.bfloat16
+    assert states.shape == (1, 8, 768)
+
+
+@pytest.mark.parametrize("name", ["stage1_220m", "stage1_770m"])
+def test_stage_1_is_the_papers(runs, name: str):
+    arguments = runs[f"runs/{name}.gin"].arguments
+    denoise, joint = arguments["phases"]
+    assert (denoise.steps, denoise.batch_size) == (10_000, 2048)
+    assert (joint.steps, joint.batch_size) == (100_000, 2048 + 512 + 512)
+    lengths = {o.name: (o.inputs_length, o.targets_length) for o in arguments["objectives"]}
+    assert lengths["span_denoising"][0] == 512
+    assert lengths["seq2seq_clm"] == (768, 600)
+    assert lengths["decoder_clm"] == (1, 1024)
+    assert arguments["schedule"].peak == 2e-4
+    assert arguments["optimizer"].weight_decay == 0.1
+    assert "loss_weights" not in arguments, "weights are 1"
+
+
+@pytest.mark.parametrize("name", ["stage2_220m", "stage2_770m"])
+def test_stage_2_is_the_papers(runs, name: str):
+    arguments = runs[f"runs/{name}.gin"].arguments
+    (phase,) = arguments["phases"]
+    assert (phase.steps, phase.batch_size) == (75_384, 3 * 256)
+    pairs, text_to_code, code_to_text = arguments["objectives"]
+    assert (pairs.text_length, pairs.code_length) == (128, 420)
+    assert (text_to_code.inputs_length, text_to_code.targets_length) == (128, 420)
+    assert (code_to_text.inputs_length, code_to_text.targets_length) == (420, 128)
+    assert pairs.queue_size % 256 == 0
+    assert arguments["schedule"].peak == 1e-4
+    assert arguments["init_from"].path == "(INITIAL_CHECKPOINT_PATH)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("data_parallel", (8, 1, 1, 1)),
+        ("fsdp", (1, 8, 1, 1)),
+        ("fsdp_tensor", (1, 4, 1, 2)),
+    ],
+)
+def test_meshes(name: str, shape: tuple[int, ...]):
+    config = load("runs/quickstart_stage1.gin", f"meshes/{name}.gin")
+    assert make_mesh(config.arguments["mesh"]).devices.shape == shape

@@ -1,0 +1,154 @@
+"""The command line: help, exit codes, errors of one line."""
+
+import argparse
+import sys
+import types
+
+import pytest
+
+import codet5p_jax
+from codet5p_jax.cli import data_options, gin_flags, main, prepare
+from codet5p_jax.cli.errors import ConfigError
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch):
+    """Makes `codet5p search` a command that does what the test says."""
+    module = types.ModuleType("codet5p_jax.cli.search")
+    module.__doc__ = "Does what the test says."
+    module.add_arguments = gin_flags.add_arguments
+    monkeypatch.setitem(sys.modules, "codet5p_jax.cli.search", module)
+
+    def install(run) -> None:
+        module.run = run
+
+    return install
+
+
+def call(capsys, *argv: str) -> tuple[int, str, str]:
+    try:
+        code = main.main(argv)
+    except SystemExit as error:  # argparse's
+        code = error.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def raising(error: BaseException):
+    def run(args):
+        raise error
+
+    return run
+
+
+def test_help_and_version(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for name in main.COMMANDS:
+        assert name in out
+    assert call(capsys, "--version")[:2] == (0, f"{codet5p_jax.__version__}\n")
+    assert call(capsys)[0] == 2
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_help_of_every_command(capsys, name: str):
+    code, out, _ = call(capsys, name, "--help")
+    assert code == 0
+    assert f"usage: codet5p {name}" in out
+    assert "exit codes" in out
+
+
+def test_wrong_usage(capsys):
+    code, _, err = call(capsys, "trian")
+    assert code == 2
+    assert "did you mean train?" in err
+    assert call(capsys, "prepare", "--no_such_option")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ValueError("two\n  lines"), 1, "two lines"),
+        (FileNotFoundError(2, "No such file", "x.json"), 1, "No such file: 'x.json'"),
+        (KeyError("x"), 1, "KeyError: 'x'"),
+        (ConfigError("bad"), 3, "bad"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(capsys, command, error, code: int, text: str):
+    command(raising(error))
+    found, _, err = call(capsys, "search")
+    assert found == code
+    assert err.count("\n") == 1
+    assert err.startswith("codet5p search: ")
+    assert text in err
+    assert "Traceback" in call(capsys, "search", "--debug")[2]
+
+
+def test_defects_keep_their_traceback(command):
+    command(raising(AssertionError("a defect")))
+    with pytest.raises(AssertionError):
+        main.main(["search"])
+
+
+def test_interruption(capsys, command):
+    command(raising(KeyboardInterrupt()))
+    assert call(capsys, "search")[::2] == (130, "interrupted\n")
+
+
+def test_gin_flags_as_t5x_spells_them(command):
+    seen = []
+    command(seen.append)
+    flags = ["--gin_file=a.gin", "--gin_file=b.gin", "--gin.MODEL_DIR='/tmp/x y'"]
+    assert main.main(["search", *flags, "--gin.a/b.c=1", "--gin_bindings=D=2"]) == 0
+    (args,) = seen
+    assert args.gin_file == ["a.gin", "b.gin"]
+    assert args.gin_bindings == ["MODEL_DIR='/tmp/x y'", "a/b.c=1", "D=2"]
+
+
+PATHS = ("--gin.MODEL_DIR='m'", "--gin.CACHE_DIR='c'")
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "--gin_file is missing"),
+        (["--gin_file=runs/stage1_220.gin", *PATHS], "did you mean runs/stage1_220m.gin?"),
+        (["--gin_file=runs/stage1_220m.gin", PATHS[1]], "%MODEL_DIR, which nothing defines"),
+        (
+            ["--gin_file=runs/stage1_220m.gin", "--gin.TRAIN_STEP=10", *PATHS],
+            "nothing refers to it; did you mean TRAIN_STEPS?",
+        ),
+        (
+            ["--gin_file=runs/stage1_220m.gin", "--gin.PEAK_LEARNING_RATE='2e-4'", *PATHS],
+            "schedules.Linear.peak (%PEAK_LEARNING_RATE) must be float, not '2e-4'",
+        ),
+    ],
+)
+def test_training_stops_at_a_wrong_configuration(capsys, flags: list[str], text: str):
+    code, out, err = call(capsys, "train", *flags)
+    assert (code, out) == (3, "")
+    assert err.count("\n") == 1
+    assert text in err
+
+
+def test_training_refuses_what_is_not_prepared(capsys, tmp_path):
+    flags = ["--gin.MODEL_DIR='m'", f"--gin.CACHE_DIR='{tmp_path}'"]
+    code, _, err = call(capsys, "train", "--gin_file=runs/stage1_220m.gin", *flags)
+    assert code == 1
+    assert "codet5p prepare codet5p_stage1_denoise" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lengths_of_features():
+    assert prepare.parse_lengths("inputs=512,targets=128") == {"inputs": 512, "targets": 128}
+    for text in ("inputs", "inputs=", "inputs=a", "=3", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="NAME=LENGTH"):
+            prepare.parse_lengths(text)
+
+
+def test_data_options_travel_to_another_process():
+    parser = argparse.ArgumentParser()
+    data_options.add_arguments(parser)
+    flags = ["--tokenizer=t", "--max_malformed_share=0.5", "--module=a", "--module=b"]
+    assert data_options.forward(parser.parse_args(flags)) == flags
+    assert parser.parse_args(data_options.forward(parser.parse_args([]))) == parser.parse_args([])
