@@ -6,12 +6,13 @@ these come in as tasks of one's own (docs/custom_task.md).
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from codet5p_jax.tasks import settings
 from codet5p_jax.tasks.stages import add_stage2_tasks
 
-from codet5p_jax.data.corpora.codesearchnet import SPLITS, codesearchnet_pairs, pair_files
-from codet5p_jax.data.corpora.files import identities
+from codet5p_jax.data.corpora.codesearchnet import SPLITS, codesearchnet_pairs
+from codet5p_jax.data.corpora.files import identities, require_folder
 from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.data.corpora.pairs import PairFilter
 from codet5p_jax.data.seqio_tasks import examples_source
@@ -21,14 +22,17 @@ PAIR_LANGUAGES = tuple(language for language in LANGUAGES if language.pairs)
 
 def _read(split: str, language: str) -> Iterator[dict[str, str]]:
     return codesearchnet_pairs(
-        settings.codesearchnet_dir(), language, split, setting="codesearchnet_dir"
+        settings.codesearchnet_dir(),
+        language,
+        split,
+        malformed=settings.malformed(),
+        setting="codesearchnet_dir",
     )
 
 
 def _fingerprint(language: str) -> list[object]:
-    folder = settings.codesearchnet_dir()
-    found = [pair_files(folder, language, split, "codesearchnet_dir") for split in SPLITS]
-    return [PairFilter(), *map(identities, found)]
+    folder = require_folder(Path(settings.codesearchnet_dir(), language), "codesearchnet_dir")
+    return [PairFilter(), identities(sorted(folder.rglob("*.jsonl*")))]
 
 
 for _language in PAIR_LANGUAGES:

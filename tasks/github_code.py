@@ -17,7 +17,6 @@ from codet5p_jax.data.corpora.github_code import (
     GithubCodeFilter,
     github_code_files,
     parquet_files,
-    read_repo_list,
 )
 from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.data.seqio_tasks import examples_source
@@ -26,13 +25,17 @@ CHUNK_LENGTHS = {"span_denoising": 512, "seq2seq_clm": 1023, "decoder_clm": 1023
 
 
 def _filter() -> GithubCodeFilter:
-    excluded = settings.excluded_repos()
-    return GithubCodeFilter(excluded_repos=read_repo_list(excluded) if excluded else frozenset())
+    return GithubCodeFilter(excluded_repos=settings.excluded_repos())
 
 
 def _read(split: str, language: str) -> Iterator[dict[str, str]]:
     return github_code_files(
-        settings.github_code_dir(), language, split, keep=_filter(), setting="github_code_dir"
+        settings.github_code_dir(),
+        language,
+        split,
+        keep=_filter(),
+        malformed=settings.malformed(),
+        setting="github_code_dir",
     )
 
 

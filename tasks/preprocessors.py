@@ -4,11 +4,15 @@ import tensorflow as tf
 
 from codet5p_jax.data.vocab import CodeVocabulary
 
+# AutoGraph has nothing to convert here, and warns where it finds no source.
+_plain = tf.autograph.experimental.do_not_convert
+
 
 def tokenize_code(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf.data.Dataset:
     """`code` string -> `tokens` int32 [n], `word_starts` bool [n]; other features are dropped."""
     _ = vocabulary.tokenizer  # where there is none, better say so here than from within TensorFlow
 
+    @_plain
     def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         tokens, starts = vocabulary.encode_words_tf(example["code"])
         return {"tokens": tokens, "word_starts": starts}
@@ -18,11 +22,13 @@ def tokenize_code(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf
 
 def keep_lengths(dataset: tf.data.Dataset, *, shortest: int, longest: int) -> tf.data.Dataset:
     """Drops files with fewer or more tokens, both limits inclusive."""
-    return dataset.filter(
-        lambda example: (
-            (tf.size(example["tokens"]) >= shortest) & (tf.size(example["tokens"]) <= longest)
-        )
-    )
+
+    @_plain
+    def fits(example: dict[str, tf.Tensor]) -> tf.Tensor:
+        size = tf.size(example["tokens"])
+        return (size >= shortest) & (size <= longest)
+
+    return dataset.filter(fits)
 
 
 def cut_into_chunks(dataset: tf.data.Dataset, *, length: int) -> tf.data.Dataset:
@@ -32,6 +38,7 @@ def cut_into_chunks(dataset: tf.data.Dataset, *, length: int) -> tf.data.Dataset
     between files. A word that is cut counts as a word in both chunks.
     """
 
+    @_plain
     def begin_a_word(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         starts = tf.concat([[True], example["word_starts"][1:]], axis=0)
         return {**example, "word_starts": starts}
@@ -43,6 +50,7 @@ def tokenize_pair(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf
     """`text` and `code` strings -> the same as int32 vectors; other features are dropped."""
     _ = vocabulary.tokenizer  # where there is none, better say so here than from within TensorFlow
 
+    @_plain
     def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {name: vocabulary.encode_tf(example[name]) for name in ("text", "code")}
 

@@ -6,19 +6,16 @@ Nothing is looked up before a dataset is read, so tasks can be registered withou
 import os
 from pathlib import Path
 
+from codet5p_jax.data.corpora.github_code import read_repo_list
+from codet5p_jax.data.corpora.malformed import Malformed
 from codet5p_jax.data.vocab import CodeVocabulary
 
 _VARIABLES = {
-    "tokenizer": ("CODET5P_TOKENIZER", "a folder with tokenizer.json, or vocab.json + merges.txt"),
-    "github_code_dir": ("CODET5P_GITHUB_CODE_DIR", "a folder with github-code's Parquet files"),
-    "codesearchnet_dir": (
-        "CODET5P_CODESEARCHNET_DIR",
-        "a folder with <language>/final/jsonl/<split>/*.jsonl.gz",
-    ),
-    "excluded_repos": (
-        "CODET5P_EXCLUDED_REPOS",
-        "a text file with the repositories to leave out of github-code, one a line",
-    ),
+    "tokenizer": "CODET5P_TOKENIZER",
+    "github_code_dir": "CODET5P_GITHUB_CODE_DIR",
+    "codesearchnet_dir": "CODET5P_CODESEARCHNET_DIR",
+    "excluded_repos": "CODET5P_EXCLUDED_REPOS",
+    "max_malformed_share": "CODET5P_MAX_MALFORMED_SHARE",
 }
 
 
@@ -28,20 +25,34 @@ def configure(
     github_code_dir: str | os.PathLike[str] | None = None,
     codesearchnet_dir: str | os.PathLike[str] | None = None,
     excluded_repos: str | os.PathLike[str] | None = None,
+    max_malformed_share: float | None = None,
 ) -> None:
     """Says where things are; None leaves a setting as it is.
 
     The settings live in the environment, so processes started from this one have them too.
 
     Args:
-      tokenizer: CODET5P_TOKENIZER, of every task.
-      github_code_dir: CODET5P_GITHUB_CODE_DIR.
-      codesearchnet_dir: CODET5P_CODESEARCHNET_DIR.
-      excluded_repos: CODET5P_EXCLUDED_REPOS, optional: see `GithubCodeFilter`.
+      tokenizer: CODET5P_TOKENIZER, of every task: a folder with `tokenizer.json`, or `vocab.json`
+        and `merges.txt`.
+      github_code_dir: CODET5P_GITHUB_CODE_DIR: a folder with Parquet files.
+      codesearchnet_dir: CODET5P_CODESEARCHNET_DIR: a folder with
+        `<language>/final/jsonl/<split>/*.jsonl.gz`.
+      excluded_repos: CODET5P_EXCLUDED_REPOS, optional: a text file with the repositories to leave
+        out of github-code, one `owner/name` a line. The paper leaves out those of CodeSearchNet and
+        of every downstream task.
+      max_malformed_share: CODET5P_MAX_MALFORMED_SHARE, optional: see `Malformed`.
     """
-    for name, value in list(locals().items()):
-        if value is not None:
-            os.environ[_VARIABLES[name][0]] = str(Path(value).absolute())
+    paths = {
+        "tokenizer": tokenizer,
+        "github_code_dir": github_code_dir,
+        "codesearchnet_dir": codesearchnet_dir,
+        "excluded_repos": excluded_repos,
+    }
+    for name, path in paths.items():
+        if path is not None:
+            os.environ[_VARIABLES[name]] = str(Path(path).absolute())
+    if max_malformed_share is not None:
+        os.environ[_VARIABLES["max_malformed_share"]] = repr(max_malformed_share)
 
 
 def tokenizer() -> str:
@@ -59,9 +70,22 @@ def codesearchnet_dir() -> str:
     return _required("codesearchnet_dir")
 
 
-def excluded_repos() -> str | None:
-    """File with repositories to leave out of github-code, if there is one."""
-    return os.environ.get(_VARIABLES["excluded_repos"][0]) or None
+def excluded_repos() -> frozenset[str]:
+    """Repositories to leave out of github-code."""
+    path = os.environ.get(_VARIABLES["excluded_repos"])
+    return read_repo_list(path) if path else frozenset()
+
+
+def malformed() -> Malformed:
+    """A fresh counter of malformed records, with the configured limit."""
+    variable = _VARIABLES["max_malformed_share"]
+    value = os.environ.get(variable)
+    if not value:
+        return Malformed()
+    try:
+        return Malformed(max_malformed_share=float(value))
+    except ValueError:
+        raise ValueError(f"{variable}: expected a share such as 0.01, got {value!r}") from None
 
 
 STAGE1_VOCABULARY = CodeVocabulary(tokenizer)
@@ -72,11 +96,10 @@ STAGE2_VOCABULARY = CodeVocabulary(tokenizer, prefixes=True)
 
 
 def _required(name: str) -> str:
-    variable, wanted = _VARIABLES[name]
-    value = os.environ.get(variable)
+    value = os.environ.get(_VARIABLES[name])
     if not value:
         raise LookupError(
-            f"{name} is not set: expected {wanted}; set the environment variable {variable}, or "
-            f"call codet5p_jax.tasks.settings.configure({name}=…)"
+            f"{name} is not set: set the environment variable {_VARIABLES[name]}, or call "
+            f"codet5p_jax.tasks.settings.configure({name}=…)"
         )
     return value

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 
+from codet5p_jax.tasks import settings
 from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, add_stage1_tasks, add_stage2_tasks
 
 from codet5p_jax.data.corpora import stdlib
@@ -16,11 +17,15 @@ CHUNK_LENGTH = 256
 @functools.cache
 def _pairs() -> tuple[dict[str, str], ...]:
     """All pairs: parsing takes seconds, and every task and split asks for them."""
-    return tuple(stdlib.documented_functions())
+    return tuple(stdlib.documented_functions(malformed=settings.malformed()))
 
 
 def _read_pairs(split: str) -> Iterator[dict[str, str]]:
     return (pair for pair in _pairs() if split_of(pair["module"], stdlib.SHARES) == split)
+
+
+def _read_modules(split: str) -> Iterator[dict[str, str]]:
+    return stdlib.modules(split, malformed=settings.malformed())
 
 
 def _fingerprint() -> list[object]:
@@ -29,7 +34,7 @@ def _fingerprint() -> list[object]:
 
 add_stage1_tasks(
     "stdlib",
-    examples_source(stdlib.modules, stdlib.SHARES, {"code": str}, _fingerprint),
+    examples_source(_read_modules, stdlib.SHARES, {"code": str}, _fingerprint),
     dict.fromkeys(STAGE1_OBJECTIVES, CHUNK_LENGTH),
 )
 add_stage2_tasks(

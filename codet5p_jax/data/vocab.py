@@ -12,6 +12,8 @@ from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
 
 Locator = str | os.PathLike[str] | Callable[[], str]
+# AutoGraph has nothing to convert here, and warns where it finds no source.
+_plain = tf.autograph.experimental.do_not_convert
 
 
 class CodeVocabulary(seqio.Vocabulary):
@@ -95,6 +97,7 @@ class CodeVocabulary(seqio.Vocabulary):
     def _base_vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
+    @_plain
     def encode_words_tf(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Scalar string -> (ids int32 [n], word_starts bool [n]), as `Tokenizer.encode_words`."""
         tokenizer = self.tokenizer
@@ -109,6 +112,7 @@ class CodeVocabulary(seqio.Vocabulary):
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
 
+    @_plain
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         tokenizer = self.tokenizer
 
@@ -119,13 +123,15 @@ class CodeVocabulary(seqio.Vocabulary):
         ids.set_shape([None])
         return ids
 
+    @_plain
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         tokenizer = self.tokenizer
 
         def decode(rows: np.ndarray) -> np.ndarray:
-            flat = rows.reshape(-1, rows.shape[-1])
-            texts = [tokenizer.decode_bytes(row) for row in flat]
-            return np.asarray(texts, object).reshape(rows.shape[:-1])
+            texts = np.empty(rows.shape[:-1], object)
+            for index in np.ndindex(texts.shape):
+                texts[index] = tokenizer.decode_bytes(rows[index])
+            return texts
 
         text = tf.numpy_function(decode, [ids], tf.string)
         text.set_shape(ids.shape[:-1])

@@ -44,7 +44,7 @@ def write_vocab(folder, vocab, merges=(), **files):
 
 
 def codet5_style_vocab(tokenizer):
-    """The vocabulary of a trained tokenizer as CodeT5's files have it: no sentinels, no prefixes."""
+    """Vocabulary and merges as in CodeT5's files: neither sentinels nor prefixes."""
     spec = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))
     special = {*codet5_roles().sentinels, *PREFIXES}
     vocab = {t: i for t, i in spec["model"]["vocab"].items() if t not in special}

@@ -54,7 +54,12 @@ def pair_files(
     """Files of one language and split in either layout, sorted; none is an error."""
     root, name = require_folder(folder, setting), SPLITS[split]
     shipped, unpacked = f"{language}/final/jsonl/{name}/*.jsonl", f"{language}/{name}.jsonl"
-    found = [f for pattern in (shipped, unpacked) for f in root.glob(f"{pattern}*")]
+    found = [
+        f
+        for pattern in (shipped, unpacked)
+        for end in ("", ".gz")
+        for f in root.glob(pattern + end)
+    ]
     return require_files(found, f"{shipped}.gz or {unpacked} in {root}", setting)
 
 

@@ -1,11 +1,12 @@
 """JSON lines, plain or gzipped."""
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from codet5p_jax.data.corpora.files import require_files
 from codet5p_jax.data.corpora.malformed import Malformed
@@ -70,7 +71,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             ) from error
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.BufferedIOBase:
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")  # str.splitlines also cuts at form feeds
+_HOLDS_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,17 @@ def functions(source: str) -> Iterator[Function]:
       SyntaxError, ValueError, RecursionError: as `parse`.
     """
     lines = _LINE.findall(source)
-    yield from _walk(parse(source), "", lines)
+    tree = parse(source)
+    fixed = _lines_inside_strings(tree)
+    pending: list[tuple[ast.AST, str]] = [(tree, "")]
+    while pending:
+        node, prefix = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield _function(node, prefix + node.name, lines, fixed)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            prefix = f"{prefix}{node.name}."
+        children = [c for c in ast.iter_child_nodes(node) if isinstance(c, _HOLDS_STATEMENTS)]
+        pending += [(child, prefix) for child in reversed(children)]
 
 
 def first_paragraph(docstring: str) -> str:
@@ -66,24 +77,13 @@ def without_docstring(source: str) -> str:
     raise ValueError("expected a function definition, found none")
 
 
-def _walk(parent: ast.AST, prefix: str, lines: list[str]) -> Iterator[Function]:
-    for node in ast.iter_child_nodes(parent):
-        name = prefix
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            name = f"{prefix}{node.name}."
-            if not isinstance(node, ast.ClassDef):
-                yield _function(node, name[:-1], lines)
-        yield from _walk(node, name, lines)
-
-
 def _function(
-    node: ast.FunctionDef | ast.AsyncFunctionDef, qualname: str, lines: list[str]
+    node: ast.FunctionDef | ast.AsyncFunctionDef, qualname: str, lines: list[str], fixed: set[int]
 ) -> Function:
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     own = dict(enumerate(lines[first - 1 : node.end_lineno], start=first))
     own[node.end_lineno] = _cut(own[node.end_lineno], node.end_col_offset)[0]
     docstring = ast.get_docstring(node)
-    fixed = _string_lines(node)
     if docstring is not None:
         _remove(own, node.body[0], alone=len(node.body) == 1)
     indent = re.match(r"[ \t]*", own[first])[0]
@@ -93,13 +93,12 @@ def _function(
     return Function(qualname, first, "".join(shifted).rstrip(), docstring)
 
 
-def _string_lines(node: ast.AST) -> set[int]:
+def _lines_inside_strings(tree: ast.AST) -> set[int]:
     """Lines that begin inside a string literal, where a shift would change its value."""
     inside: set[int] = set()
-    for child in ast.walk(node):
-        text = isinstance(child, ast.Constant) and isinstance(child.value, str | bytes)
-        if (text or isinstance(child, ast.JoinedStr)) and child.end_lineno > child.lineno:
-            inside.update(range(child.lineno + 1, child.end_lineno + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno > node.lineno:
+            inside.update(range(node.lineno + 1, node.end_lineno + 1))
     return inside
 
 

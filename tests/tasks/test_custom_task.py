@@ -1,0 +1,75 @@
+"""The page docs/custom_task.md is run as it stands."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import seqio
+from codet5p_jax.tasks import settings
+
+from codet5p_jax.data.seqio_tasks import cached_examples, fingerprint_of, objective_of
+from codet5p_jax.data.tokenizer import Tokenizer
+
+PAGE = Path(__file__).parents[2] / "docs" / "custom_task.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+PAIRS = {
+    "train": [("the sum of two numbers", "def f(x, y):\n    return x + y"), ("</s>", "\t<s>\r\n")],
+    "validation": [("a class", "class A: pass")],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "pairs").mkdir()
+    for split, pairs in PAIRS.items():
+        lines = [json.dumps({"question": q, "solution": s}) for q, s in pairs]
+        (tmp_path / "pairs" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Tasks that the page registers are forgotten afterwards."""
+    for kind in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        monkeypatch.setattr(kind, "_REGISTRY", dict(kind._REGISTRY))
+
+
+def test_page_in_fifteen_lines(folder, registry, tokenizer_folder):
+    code = BLOCKS[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(code, {})
+
+    settings.configure(tokenizer=tokenizer_folder)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    mixture = seqio.MixtureRegistry.get("my_mixture")
+    assert {task.name: objective_of(task) for task in mixture.tasks} == {
+        "my_pairs_text_code_pairs": "text_code_pairs",
+        "my_pairs_text_to_code": "text_to_code",
+        "my_pairs_code_to_text": "code_to_text",
+    }
+    for task in mixture.tasks:
+        for split, pairs in PAIRS.items():
+            examples = list(cached_examples(task, split))
+            decoded = [(tokenizer.decode(e["text"]), tokenizer.decode(e["code"])) for e in examples]
+            assert decoded == pairs
+        shown = next(task.get_dataset(None, "validation", shuffle=False).as_numpy_iterator())
+        assert tokenizer.decode(shown["inputs"]) in PAIRS["validation"][0]
+
+    # As the page says, a change of the files shows in the fingerprint.
+    before = fingerprint_of(mixture.tasks[0])
+    assert fingerprint_of(mixture.tasks[0]) == before
+    (folder / "train.jsonl").write_text('{"question": "a", "solution": "b"}\n')
+    assert fingerprint_of(mixture.tasks[0])["source"] != before["source"]
+
+
+def test_other_preprocessing_of_the_page(folder, registry, tokenizer_folder):
+    scope = {}
+    exec(BLOCKS[0], scope)
+    exec(BLOCKS[1], scope)
+    settings.configure(tokenizer=tokenizer_folder)
+    task = seqio.TaskRegistry.get("my_summaries")
+    assert objective_of(task) == "code_to_text"
+    assert len(list(cached_examples(task, "train"))) == 2
+    assert len(BLOCKS) == 2
