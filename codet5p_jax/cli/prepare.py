@@ -9,7 +9,7 @@ An interrupted preparation goes on where it stopped, and what is there already i
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from codet5p_jax.cli import data_options
 
@@ -68,11 +68,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 def ensure_prepared(
-    mixtures: Iterable[str], cache_dir: str, args: argparse.Namespace, *, prepare: bool = True
+    mixtures: Iterable[str],
+    cache_dir: str,
+    args: argparse.Namespace,
+    *,
+    prepare: bool = True,
+    lengths: Mapping[str, int] | None = None,
 ) -> None:
-    """Prepares the mixtures that are not in the cache, with the data options in `args`.
+    """Prepares the mixtures that are not in the cache.
 
     Another process does it, so that this one, which is to train, never loads TensorFlow.
+
+    Args:
+      mixtures: their names.
+      cache_dir: of the token cache.
+      args: with the options of `data_options`.
+      prepare: whether to, or to insist that they are there.
+      lengths: of features, for the preprocessors of tasks from elsewhere.
 
     Raises:
       CacheError: one is missing and `prepare` is off, or cannot be opened.
@@ -89,6 +101,9 @@ def ensure_prepared(
             print(f"{error}: preparing it", file=sys.stderr, flush=True)
             command = [sys.executable, "-m", "codet5p_jax.cli.main", "prepare", mixture]
             flags = [f"--cache_dir={cache_dir}", *data_options.forward(args)]
+            if lengths:
+                listed = ",".join(f"{name}={length}" for name, length in lengths.items())
+                flags.append(f"--task_feature_lengths={listed}")
             code = subprocess.run([*command, *flags], check=False).returncode
             if code:
                 raise ChildProcessError(

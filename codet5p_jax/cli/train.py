@@ -45,5 +45,6 @@ def run(args: argparse.Namespace) -> None:
         arguments["cache_dir"],
         args,
         prepare=not config.macros.get("USE_CACHED_TASKS", False),
+        lengths=config.macros.get("TASK_FEATURE_LENGTHS"),
     )
     train(**{**arguments, "operative_config": config.text})
