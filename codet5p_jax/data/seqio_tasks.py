@@ -123,8 +123,7 @@ def cached_examples(
     if isinstance(task, ObjectiveTask):
         dataset = task.source.get_dataset(split=split, shuffle=False)
         dataset = task.preprocess_precache(dataset, seed=0)
-        # Strings are what features were made of; no objective reads them.
-        keep = [name for name, spec in dataset.element_spec.items() if spec.dtype != tf.string]
+        keep = _numeric(dataset)
     else:
         dataset = _finished(task, split, epoch, sequence_length)
         keep = ["inputs", "targets"]
@@ -256,6 +255,11 @@ def _tensor_spec(value: Any) -> tf.TensorSpec:
     return tf.TensorSpec((), tf.string if value is str else tf.as_dtype(value))
 
 
+def _numeric(dataset: tf.data.Dataset) -> list[str]:
+    """All features but strings: those are what the others were made of, no objective reads them."""
+    return [name for name, spec in dataset.element_spec.items() if spec.dtype != tf.string]
+
+
 def _select(example: Mapping[str, tf.Tensor], keep: Sequence[str]) -> dict[str, tf.Tensor]:
     return {name: example[name] for name in keep}
 
@@ -263,26 +267,31 @@ def _select(example: Mapping[str, tf.Tensor], keep: Sequence[str]) -> dict[str, 
 def _finished(
     task: seqio.Task, split: str, epoch: int, sequence_length: Mapping[str, int] | None
 ) -> tf.data.Dataset:
-    """Finished `inputs` and `targets` of a task from elsewhere, as one of its epochs."""
+    """Finished `inputs` and `targets` of a task from elsewhere, as one of its epochs.
+
+    As `task.get_dataset` makes them, except that the source gets no seed: it is not shuffled, and
+    sources that take none refuse it.
+    """
+    seed = 10_000 * epoch  # preprocessors count on from it
+    dataset = task.preprocess_precache(task.source.get_dataset(split, shuffle=False), seed=seed)
     try:
-        dataset = task.get_dataset(
-            sequence_length, split, shuffle=False, seed=epoch * 10_000, try_in_mem_cache=False
-        )
+        dataset = task.preprocess_postcache(dataset, sequence_length, seed=seed)
     except TypeError as error:
         if sequence_length is None:
             error.add_note(f"preprocessors of {task.name!r} may need `sequence_length`")
         raise
-    spec = dataset.element_spec
-    if "targets" not in spec or any(spec[n].shape.rank != 1 for n in _IO if n in spec):
-        found = {name: value.shape for name, value in spec.items()}
+    dataset = seqio.utils.trim_dataset(dataset, sequence_length, task.output_features)
+    spec = {n: s for n, s in dataset.element_spec.items() if n in task.output_features}
+    vectors = [n for n in _IO if n in spec and spec[n].shape.rank == 1 and spec[n].dtype.is_integer]
+    if "targets" not in vectors or set(spec) - set(vectors):
         raise ValueError(
-            f"task {task.name!r}: expected vectors `targets` and, but for language models, "
-            f"`inputs`, found {found}"
+            f"task {task.name!r}: expected vectors of ids `targets` and, but for language models, "
+            f"`inputs`, found {spec}"
         )
 
     def as_int32(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         empty = tf.zeros((0,), tf.int32)
-        return {name: tf.cast(example.get(name, empty), tf.int32) for name in _IO}
+        return {n: tf.cast(example[n], tf.int32) if n in vectors else empty for n in _IO}
 
     return dataset.map(as_int32)
 
@@ -300,18 +309,18 @@ def _apply_objective(
         raise ValueError(f"expected an objective among {', '.join(kinds)}, found {objective!r}")
     instance, special = kinds[objective](), special_tokens_of(vocabulary)
     spec = dict(instance.spec)
-    names = list(dataset.element_spec)
+    names = _numeric(dataset)
 
     def features(seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
         example = dict(zip(names, values, strict=True))
-        rng = np.random.default_rng(seed.astype(np.uint32))
+        rng = np.random.default_rng(seed.astype(np.uint64))
         row = instance.features(example, rng, special)
         return [*(row[name] for name in spec), *_without_padding(row)]
 
     @seqio.map_over_dataset(num_seeds=1)
-    def apply(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+    def apply(example: Mapping[str, tf.Tensor], seed: Any) -> dict[str, tf.Tensor]:
         dtypes = [*(tf.as_dtype(s.dtype) for s in spec.values()), tf.int32, tf.int32]
-        values = tf.numpy_function(features, [seed, *(example[n] for n in names)], dtypes)
+        values = tf.numpy_function(features, [tf.stack(seed), *(example[n] for n in names)], dtypes)
         shapes = [*(s.shape for s in spec.values()), (None,), (None,)]
         for value, shape in zip(values, shapes, strict=True):
             value.set_shape(shape)

@@ -1,6 +1,5 @@
 """Batches are a pure function of seed and step, on any number of hosts and workers."""
 
-import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -11,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codet5p_jax.data.cache import open_mixture, write_mixture
+from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.data.loader import DataError, Loader
 from codet5p_jax.data.position import choose, counts, divide_rows, permute
-from tests.data.tiny import SPECIAL, Array, TinyObjective, make_mixture, write_task
+from tests.data.tiny import Array, TinyObjective, make_mixture, write_task
 
 OBJECTIVES = {"one": TinyObjective("one"), "two": TinyObjective("two", length=6)}
 RATES = st.lists(st.floats(0.01, 100), min_size=1, max_size=9)
@@ -175,7 +174,7 @@ def test_workers_make_the_same_batches_in_order(mixture):
 
 
 def test_materialised_epochs_are_read_in_turn(tmp_path):
-    """A task materialised twice, with 4 and 6 examples: epoch e reads materialised epoch e mod 2."""
+    """A task materialised twice, with 4 and 6 examples: epoch e reads the (e mod 2)-th."""
     mixture = make_mixture(tmp_path, {"a": ("one", 1.0, 1)})
     write_task(tmp_path, "a", [4, 6])
     mixture = open_mixture(tmp_path, "mix", "train")
