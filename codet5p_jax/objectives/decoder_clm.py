@@ -34,4 +34,4 @@ class DecoderCLM(TeacherForced):
         """`tokens` int32 [n] -> the teacher-forced row."""
         targets = close(as_tokens(example["tokens"]), special)
         targets = targets[window(len(targets), self.targets_length, rng)]
-        return self.row(as_tokens([special.unk]), targets, special)
+        return self.row(np.array([special.unk], np.int32), targets, special)

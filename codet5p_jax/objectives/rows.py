@@ -1,17 +1,20 @@
 """NumPy helpers that the host halves share: wrapping, cropping, padding, the teacher-forced row."""
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.objectives.base import Features
 
 
-def as_tokens(ids: object) -> np.ndarray:
-    """Any one-dimensional sequence of ids as int32."""
-    return np.asarray(ids, dtype=np.int32).reshape(-1)
+def as_tokens(ids: Int[np.ndarray, "n"]) -> Int32[np.ndarray, "n"]:
+    """Ids of any integer type as int32."""
+    return ids.astype(np.int32, copy=False)
 
 
-def wrap(tokens: np.ndarray, length: int, special: SpecialTokens) -> np.ndarray:
+def wrap(
+    tokens: Int[np.ndarray, "n"], length: int, special: SpecialTokens
+) -> Int32[np.ndarray, "m"]:
     """`<s> tokens </s>` in at most `length` ids; tokens that do not fit are cut from the end.
 
     An encoder input always keeps its `</s>`, as the tokenizers of CodeT5 do when they truncate.
@@ -26,7 +29,7 @@ def wrap(tokens: np.ndarray, length: int, special: SpecialTokens) -> np.ndarray:
     return np.concatenate(([special.bos], tokens[: length - 2], [special.eos])).astype(np.int32)
 
 
-def close(tokens: np.ndarray, special: SpecialTokens) -> np.ndarray:
+def close(tokens: Int[np.ndarray, "n"], special: SpecialTokens) -> Int32[np.ndarray, "n+1"]:
     """`tokens </s>`. Trimmed later, a target keeps its `</s>` only where it is complete, so that no
     decoder learns to stop in the middle of a function."""
     return np.append(tokens, special.eos).astype(np.int32)
@@ -38,21 +41,21 @@ def window(size: int, length: int, rng: np.random.Generator) -> slice:
     return slice(start, start + length)
 
 
-def pad(tokens: np.ndarray, length: int, value: int) -> np.ndarray:
+def pad(tokens: Int[np.ndarray, "n"], length: int, value: int) -> Int32[np.ndarray, "{length}"]:
     """The first `length` ids as int32, filled up on the right with `value`."""
     row = np.full(length, value, dtype=np.int32)
     row[: len(tokens)] = tokens[:length]
     return row
 
 
-def segments(used: int, length: int) -> np.ndarray:
+def segments(used: int, length: int) -> Int32[np.ndarray, "{length}"]:
     """1 for the first `used` of `length` positions, 0 for padding."""
     return (np.arange(length) < used).astype(np.int32)
 
 
 def teacher_forced_row(
-    inputs: np.ndarray,
-    targets: np.ndarray,
+    inputs: Int[np.ndarray, "n"],
+    targets: Int[np.ndarray, "m"],
     *,
     inputs_length: int,
     targets_length: int,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.objectives.base import Batch, Features, Loss, State
@@ -58,7 +58,9 @@ class TeacherForced:
             "decoder_weights": jax.ShapeDtypeStruct(target, np.float32),
         }
 
-    def row(self, inputs: np.ndarray, targets: np.ndarray, special: SpecialTokens) -> Features:
+    def row(
+        self, inputs: Int[np.ndarray, "n"], targets: Int[np.ndarray, "m"], special: SpecialTokens
+    ) -> Features:
         """Pads, trims and shifts; see `rows.teacher_forced_row`."""
         return teacher_forced_row(
             inputs,

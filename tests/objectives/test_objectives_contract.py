@@ -11,7 +11,15 @@ import pytest
 from codet5p_jax.objectives import OBJECTIVES
 from tests.objectives.helpers import SPECIAL, stack
 
-NAMES = "span_denoising seq2seq_clm decoder_clm text_to_code code_to_text seq2seq text_code_pairs".split()
+NAMES = [
+    "span_denoising",
+    "seq2seq_clm",
+    "decoder_clm",
+    "text_to_code",
+    "code_to_text",
+    "seq2seq",
+    "text_code_pairs",
+]
 
 
 def example(size: int) -> dict[str, np.ndarray]:
