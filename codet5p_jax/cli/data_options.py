@@ -39,10 +39,8 @@ def configure(args: argparse.Namespace) -> None:
       ConfigError: a module cannot be imported.
     """
     importlib.import_module("codet5p_jax.data.seqio_tasks")  # first: it quiets TensorFlow
-    from codet5p_jax.tasks import settings
-
+    settings = importlib.import_module("codet5p_jax.tasks.settings")
     settings.configure(**{name: getattr(args, name) for name in _SETTINGS})
-    importlib.import_module("codet5p_jax.tasks.mixtures")
     sys.path.insert(0, os.getcwd())
     for name in args.module:
         try:

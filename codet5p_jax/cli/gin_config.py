@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gin
+from gin import config as gin_internals
 
 from codet5p_jax.cli import gin_static
 from codet5p_jax.cli.errors import ConfigError
@@ -235,8 +236,8 @@ def _parse(
     gin.clear_config()
     # Set rather than appended to, so that one load does not see the folders of another. Gin's other
     # reader, of package resources, logs an error for every folder that lacks a file.
-    gin.config._LOCATION_PREFIXES[:] = ["", *search_paths, str(gin_static.PACKAGE)]
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    gin_internals._LOCATION_PREFIXES[:] = ["", *search_paths, str(gin_static.PACKAGE)]
+    gin_internals._FILE_READERS[:] = [(open, os.path.isfile)]
     # The command line speaks in the names that the files import.
     imports = sorted(statements.imports.values(), key=lambda text: "__gin__" not in text)
     try:
@@ -263,13 +264,13 @@ def _without_context(error: Exception) -> str:
 
 def _operative_text(root: Callable[..., Any]) -> str:
     """What was used to build, with defaults. Gin has seen every call but that of `root` itself."""
-    selector = gin.config._inverse_lookup(root).selector
+    selector = gin_internals._inverse_lookup(root).selector
     defaults = {
         name: parameter.default
         for name, parameter in gin_static.parameters(root).items()
         if parameter.default is not parameter.empty
     }
     bound = gin.get_bindings(root, resolve_references=False)
-    with gin.config._OPERATIVE_CONFIG_LOCK:
-        gin.config._OPERATIVE_CONFIG["", selector] = defaults | bound
+    with gin_internals._OPERATIVE_CONFIG_LOCK:
+        gin_internals._OPERATIVE_CONFIG["", selector] = defaults | bound
     return gin.operative_config_str(max_line_length=100)

@@ -1,0 +1,115 @@
+"""`codet5p search` on a model directory with a random model."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from codet5p_jax.cli.main import main
+from codet5p_jax.data.tokenizer import train_tokenizer
+from codet5p_jax.evaluation import bm25, search
+from codet5p_jax.evaluation.documents import python_documents
+from codet5p_jax.evaluation.encoder import PairEncoder
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import t5
+from codet5p_jax.models.params import init_params
+from codet5p_jax.training import checkpoints
+
+MODULE = '''
+def parse_date(text):
+    """Turn a string into a date."""
+    return strptime(text)
+
+def add(a, b):
+    return a + b
+'''
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = t5(
+        vocab_size=420,
+        d_model=16,
+        num_heads=2,
+        head_dim=8,
+        d_ff=32,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        embed_dim=8,
+        matching_head=True,
+    )
+    return CodeT5p(config)
+
+
+@pytest.fixture(scope="module")
+def model_dir(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([MODULE], 420, folder / "tokenizer")
+    params = init_params(model.specs, jax.random.key(0))
+    encoder = PairEncoder(model, params, tokenizer.special, text_length=16, code_length=64)
+    documents = list(python_documents([{"module": "dates", "code": MODULE}]))
+    index = search.SearchIndex(
+        documents=[each.document for each in documents],
+        embeddings=encoder.embed_codes([tokenizer.encode(d.document.code) for d in documents]),
+        words=bm25.build(each.words for each in documents),
+        fusion_weight=0.1,
+        text_length=16,
+        code_length=64,
+    )
+    search.save(index, folder)
+    return folder
+
+
+@pytest.fixture
+def loaded(monkeypatch, model, model_dir):
+    """Random weights instead of a checkpoint."""
+    params = init_params(model.specs, jax.random.key(0))
+    monkeypatch.setattr(
+        checkpoints, "load_params", lambda path: (params, model.config, model_dir / "tokenizer")
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--mode", "embedding"], ["--rerank"]])
+def test_answers_with_the_model(loaded, model_dir, capsys, options):
+    assert main(["search", "--model_dir", str(model_dir), "parse", "a date", *options]) == 0
+    out = capsys.readouterr().out
+    assert "dates:2  parse_date" in out
+    assert "def parse_date(text)" in out
+    assert "Turn a string into a date." in out
+    assert "dates:6  add" in out
+
+
+def test_bm25_without_a_checkpoint(model_dir, capsys):
+    options = ["--model_dir", str(model_dir), "--mode", "bm25", "--k", "1"]
+    assert main(["search", "turn text into a date", *options]) == 0
+    (first, *_) = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == "1"
+    assert first.endswith("dates:2  parse_date")
+
+
+def test_mistakes_are_one_line(model_dir, tmp_path, capsys):
+    cases = [
+        (["--model_dir", str(tmp_path / "nowhere")], "codet5p quickstart"),
+        (["--model_dir", str(tmp_path)], "no search index"),
+        (["--model_dir", str(model_dir), "--k", "0"], "--k must be 1 or more"),
+    ]
+    for options, message in cases:
+        assert main(["search", "x", *options]) == 1
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+
+def test_imports_nothing_heavy(model_dir):
+    code = (
+        "import json, sys\n"
+        "from codet5p_jax.cli.main import main\n"
+        f"main(['search', '--model_dir', {str(model_dir)!r}, '--mode', 'bm25', 'date'])\n"
+        "import codet5p_jax.training.checkpoints\n"
+        "heavy = {'tensorflow', 'seqio', 'torch', 'transformers', 'grain', 'gin'}\n"
+        "print(json.dumps(sorted(heavy & sys.modules.keys())))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
