@@ -136,12 +136,14 @@ class Tokenizer:
         except TypeError:  # bytes, or surrogates, among them
             return [self.encode(text) for text in texts]
 
-    def encode_words(self, text: str | bytes) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    def encode_words(
+        self, text: str | bytes
+    ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
         """Ids (int32) and where words start, for masking whole words; see `word_starts`."""
         ids = np.asarray(self.encode(text), np.int32)
         return ids, self.word_starts(ids)
 
-    def word_starts(self, ids: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    def word_starts(self, ids: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Whether a word starts at each token.
 
         A word is a maximal run of non-whitespace together with the (ASCII) whitespace before it, so

@@ -289,13 +289,18 @@ def record(**changes):
 
 def test_codesearchnet_in_both_layouts(tmp_path):
     write_jsonl(tmp_path / "python/final/jsonl/valid/python_valid_0.jsonl.gz", [record()])
-    write_jsonl(tmp_path / "java/valid.jsonl", [record(code="int f(int x) { return x + 1; }")])
+    java = record(
+        code="int f(int x) { return x + 1; }",
+        docstring="Add one\n to {@code x}.\n @param x a number\n @return x + 1",
+    )
+    write_jsonl(tmp_path / "java/valid.jsonl", [java])
     (pair,) = codesearchnet_pairs(tmp_path, "python", "validation")
     assert pair["text"] == "Add one to x."
     assert pair["code"] == "def f(x):\n    return x + 1"
     assert pair["repo"] == "o/r"
     assert pair["place"].endswith("python_valid_0.jsonl.gz:1")
     (pair,) = codesearchnet_pairs(tmp_path, "java", "validation")
+    assert pair["text"] == "Add one to {@code x}."
     assert pair["code"] == "int f(int x) { return x + 1; }"
     with pytest.raises(FileNotFoundError, match=r"where: found no ruby/final/jsonl/train"):
         codesearchnet_pairs(tmp_path, "ruby", "train", setting="where")

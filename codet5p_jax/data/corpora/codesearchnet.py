@@ -1,5 +1,6 @@
 """CodeSearchNet: functions with their documentation in six languages."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from codet5p_jax.data.corpora.malformed import Malformed
 from codet5p_jax.data.corpora.pairs import PairFilter
 from codet5p_jax.data.corpora.python_functions import first_paragraph, without_docstring
 
+_TAG = re.compile(r"^\s*@\w", re.MULTILINE)
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 
 
@@ -25,7 +27,8 @@ def codesearchnet_pairs(
     """Text-code pairs of one language: `text`, `code`, `language`, `repo`, `func_name`, `url`,
     `place`.
 
-    `text` is the first paragraph of `docstring` (or `docstring_tokens` joined by spaces), `code` is
+    `text` is the first paragraph of `docstring`, up to the first tag such as `@param`, which is
+    where CodeSearchNet ends its own summaries (or `docstring_tokens` joined by spaces); `code` is
     `code`, `function` or `original_string`. CodeSearchNet leaves a Python docstring inside the
     code; it is taken out, and where the code is not Python 3, `code_tokens` joined by spaces (they
     have no docstring) stand in.
@@ -90,7 +93,7 @@ def _pairs(
 def _text(record: dict[str, Any]) -> str | None:
     docstring = record.get("docstring")
     if isinstance(docstring, str):
-        return first_paragraph(docstring)
+        return first_paragraph(_TAG.split(docstring, maxsplit=1)[0])
     return _joined(record, "docstring_tokens")
 
 

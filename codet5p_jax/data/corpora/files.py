@@ -41,4 +41,4 @@ def split_of(key: str, shares: Mapping[str, float]) -> str:
         position -= share
         if position < 0:
             return split
-    return next(reversed(shares))
+    return list(shares)[-1]

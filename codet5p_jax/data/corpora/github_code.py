@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codet5p_jax.data.corpora.files import require_files, require_folder, split_of
@@ -131,7 +130,7 @@ def _files(
 
 def _rows(path: Path, language: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number within the file, row) of one language; text columns as bytes."""
-    name = BY_KEY[language].name.lower()
+    name = BY_KEY[language].name.lower().encode()
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
@@ -145,17 +144,17 @@ def _rows(path: Path, language: str) -> Iterator[tuple[int, dict[str, Any]]]:
             )
         start = 0
         for batch in file.iter_batches(_BATCH, columns=_COLUMNS):
-            mask = pc.equal(pc.utf8_lower(batch["language"]), name)
-            numbers = pc.indices_nonzero(mask).to_numpy() + start
-            start += batch.num_rows
-            chosen = batch.drop_columns(["language"]).filter(mask)
+            languages = batch["language"].cast(pa.binary()).to_pylist()
+            wanted = [i for i, value in enumerate(languages) if value and value.lower() == name]
+            chosen = batch.drop_columns(["language"]).take(pa.array(wanted, pa.int64()))
             # As bytes: one row that is not UTF-8 is that row's fault, not the batch's.
             columns = {
                 column: chosen[column].cast(pa.binary()).to_pylist()
                 for column in chosen.schema.names
             }
-            for i, number in enumerate(numbers):
-                yield int(number), {column: values[i] for column, values in columns.items()}
+            for i, position in enumerate(wanted):
+                yield start + position, {column: values[i] for column, values in columns.items()}
+            start += batch.num_rows
 
 
 def _text(value: bytes | None, name: str) -> str:

@@ -81,12 +81,13 @@ def _function(
     node: ast.FunctionDef | ast.AsyncFunctionDef, qualname: str, lines: list[str], fixed: set[int]
 ) -> Function:
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    own = dict(enumerate(lines[first - 1 : node.end_lineno], start=first))
-    own[node.end_lineno] = _cut(own[node.end_lineno], node.end_col_offset)[0]
+    last, offset = _end(node)
+    own = dict(enumerate(lines[first - 1 : last], start=first))
+    own[last] = _cut(own[last], offset)[0]
     docstring = ast.get_docstring(node)
     if docstring is not None:
         _remove(own, node.body[0], alone=len(node.body) == 1)
-    indent = re.match(r"[ \t]*", own[first])[0]
+    indent = own[first][: len(own[first]) - len(own[first].lstrip(" \t"))]
     shifted = (
         line.removeprefix(indent) if number not in fixed else line for number, line in own.items()
     )
@@ -97,16 +98,16 @@ def _lines_inside_strings(tree: ast.AST) -> set[int]:
     """Lines that begin inside a string literal, where a shift would change its value."""
     inside: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno > node.lineno:
-            inside.update(range(node.lineno + 1, node.end_lineno + 1))
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            inside.update(range(node.lineno + 1, _end(node)[0] + 1))
     return inside
 
 
 def _remove(own: dict[int, str], statement: ast.stmt, alone: bool) -> None:
     """Takes the docstring out of `own`, line number -> line."""
-    start, end = statement.lineno, statement.end_lineno
+    start, (end, offset) = statement.lineno, _end(statement)
     before = _cut(own[start], statement.col_offset)[0]
-    after = _cut(own[end], statement.end_col_offset)[1]
+    after = _cut(own[end], offset)[1]
     for number in range(start, end + 1):
         del own[number]
     if alone:
@@ -120,6 +121,13 @@ def _remove(own: dict[int, str], statement: ast.stmt, alone: bool) -> None:
         # Keep line order: a dict remembers insertion, and `start` was deleted above.
         for number in sorted(own):
             own[number] = own.pop(number)
+
+
+def _end(node: ast.stmt | ast.expr) -> tuple[int, int]:
+    """Line and UTF-8 offset at which a node of parsed source ends."""
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    return node.end_lineno, node.end_col_offset
 
 
 def _cut(line: str, utf8_offset: int) -> tuple[str, str]:
