@@ -221,7 +221,8 @@ class Quickstart:
 
         self._codet5p("train", *self._gin_arguments(stage))
         records = read_records(self.model_dirs[stage] / "metrics.jsonl")
-        return {"losses": losses_before_and_after(records)}
+        names = [name for o in self.configuration(stage)["objectives"] for name in o.losses]
+        return {"losses": losses_before_and_after(records, names)}
 
     def _gin_arguments(self, stage: str) -> list[str]:
         file, bindings = self._gin(stage)
@@ -380,11 +381,11 @@ class Quickstart:
         from codet5p_jax.training.model_dir import ModelDir
 
         folders = {stage: ModelDir(path) for stage, path in self.model_dirs.items()}
-        first, second = self.configuration("stage1")["phases"]
+        alone, _ = self.configuration("stage1")["phases"]
         report = make_report(
             summary,
             records={stage: read_records(folder.metrics) for stage, folder in folders.items()},
-            phase_starts={"stage1": [(first.steps, second.mixture)]},
+            phase_starts={"stage1": [(alone.steps, "with causal LMs")]},
             configurations={
                 "summary.json": json.dumps(summary, indent=2, ensure_ascii=False),
                 **{
@@ -406,18 +407,20 @@ class Quickstart:
             )
 
 
-def losses_before_and_after(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Each loss at the first and the last evaluation of a run that recorded it."""
+def losses_before_and_after(
+    records: list[dict[str, Any]], names: list[str]
+) -> dict[str, dict[str, float]]:
+    """Each loss at the first and the last evaluation of a run."""
     evaluations = [record for record in records if record["split"] == "validation"]
-    losses: dict[str, dict[str, float]] = {}
-    for record in evaluations:
-        for name, value in record.items():
-            if name.endswith("/loss"):
-                loss = losses.setdefault(name.removesuffix("/loss"), {"before": value})
-                loss["after"] = value
-    if not losses:
-        raise ValueError("training wrote no validation losses; set train.Evaluation.every")
-    return losses
+    if len(evaluations) < 2:
+        raise ValueError(
+            f"expected the losses of two evaluations or more, found {len(evaluations)}; set "
+            "train.Evaluation.every"
+        )
+    first, last = evaluations[0], evaluations[-1]
+    return {
+        name: {"before": first[f"{name}/loss"], "after": last[f"{name}/loss"]} for name in names
+    }
 
 
 def _machine() -> dict[str, Any]:
@@ -466,7 +469,8 @@ def _bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(text, total=total)
         yield lambda done: progress.advance(task, done)
 

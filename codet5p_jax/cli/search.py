@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,4 +91,4 @@ def _print(hits: list["Hit"]) -> None:
         print(f"{hit.rank:2}  {hit.score:7.3f}  {bold}{d.module}:{d.line}{plain}  {d.name}")
         print(f"             {d.signature}")
         if d.summary:
-            print(f"             {dim}{d.summary}{plain}")
+            print(f"             {dim}{textwrap.shorten(d.summary, 100)}{plain}")

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from codet5p_jax.data.tokens import SpecialTokens
-from codet5p_jax.objectives.rows import as_tokens, wrap
+from codet5p_jax.objectives.rows import wrap
 
 TokenIds = Sequence[int] | Int[np.ndarray, "_"]
 
 
-def buckets(length: int, shortest: int = 32) -> list[int]:
+def buckets(length: int, shortest: int = 64) -> list[int]:
     """Padded lengths: powers of two from `shortest`, then `length` itself; buckets(160) is
-    [32, 64, 128, 160]."""
+    [64, 128, 160]."""
     sizes = []
     while shortest < length:
         sizes.append(shortest)
@@ -25,7 +25,7 @@ def buckets(length: int, shortest: int = 32) -> list[int]:
 
 
 def batches(
-    lengths: Sequence[int], longest: int, batch_size: int, shortest: int = 32
+    lengths: Sequence[int], longest: int, batch_size: int, shortest: int = 64
 ) -> Iterator[tuple[int, Int[np.ndarray, " batch"], int]]:
     """Yields (padded length, row numbers, real rows) so that rows of like length go together.
 
@@ -78,7 +78,7 @@ class PairEncoder:
         text_length: int,
         code_length: int,
         batch_size: int = 64,
-        shortest: int = 32,
+        shortest: int = 64,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
         if model.config.embed_dim is None:
@@ -120,7 +120,7 @@ class PairEncoder:
         return self._embed_all(codes, self.code_length)
 
     def _embed_all(self, items: Sequence[TokenIds], longest: int) -> np.ndarray:
-        rows = [wrap(as_tokens(item), longest, self.special) for item in items]
+        rows = [wrap(np.asarray(item, np.int32), longest, self.special) for item in items]
         out = np.zeros((len(rows), self.model.config.embed_dim), np.float32)
         for length, picked, real in self._batches([len(row) for row in rows], longest):
             tokens, segments = pad([rows[i] for i in picked], length, self.special.pad)
@@ -144,7 +144,7 @@ class PairEncoder:
                 "matching needs ModelConfig.matching_head and a vocabulary with [ENC] (stage 2)"
             )
         texts_QSD, text_segments_QS = self._encode_texts(texts)
-        rows = [wrap(as_tokens(code), self.code_length, self.special) for code in codes]
+        rows = [wrap(np.asarray(c, np.int32), self.code_length, self.special) for c in codes]
         for row in rows:
             row[0] = self.special.enc
         out = np.zeros(len(pairs), np.float32)
@@ -165,7 +165,7 @@ class PairEncoder:
         return batches(lengths, longest, self.batch_size, self.shortest)
 
     def _encode_texts(self, texts: Sequence[TokenIds]) -> tuple[jax.Array, jax.Array]:
-        rows = [wrap(as_tokens(text), self.text_length, self.special) for text in texts]
+        rows = [wrap(np.asarray(t, np.int32), self.text_length, self.special) for t in texts]
         tokens, segments = pad(rows, self.text_length, self.special.pad)
         states = [
             self._encode(

@@ -33,9 +33,9 @@ def make_report(
     corpus, model, seconds = summary["corpus"], summary["model"], summary["seconds"]
     lead = (
         f"A CodeT5+ of {model['parameters']:,} parameters, pretrained from scratch in "
-        f"{seconds['total'] / 60:.1f} minutes on {corpus['functions']:,} functions of "
-        f"{corpus['modules']} modules of the standard library ({corpus['python']}). Every figure "
-        "is measured on functions of modules that training never saw."
+        f"{seconds['total'] / 60:.1f} minutes on the standard library of {corpus['python']}: "
+        f"{corpus['modules']} modules, {corpus['functions']:,} functions. Every figure is measured "
+        "on modules that training never saw."
     )
     if summary["smoke"]:
         lead = "A smoke test of a few steps: these figures say nothing about the model. " + lead
@@ -51,7 +51,7 @@ def make_report(
         title="CodeT5+ quickstart",
         lead=lead,
         figures=_figures(summary),
-        tables=[_retrieval_table(summary["retrieval"]), _loss_table(summary), _seconds(seconds)],
+        tables=[_retrieval_table(summary["retrieval"]), _loss_table(summary), _seconds(summary)],
         charts=charts,
         samples={head: [Sample(**sample) for sample in some] for head, some in samples.items()},
         details=configurations,
@@ -62,7 +62,7 @@ def stage_charts(records: Sequence[Record], marks: Sequence[tuple[int, str]] = (
     """Losses, then other metrics of objectives, learning rate and speed, as far as recorded."""
     by_split = {
         split: [record for record in records if record["split"] == split]
-        for split in dict.fromkeys(record["split"] for record in records)
+        for split in dict.fromkeys(["train", *(record["split"] for record in records)])
     }
     names = dict.fromkeys(name for record in records for name in record if "/" in name)
     losses = [name for name in names if name.endswith("/loss")]
@@ -88,11 +88,15 @@ def _figures(summary: Mapping[str, Any]) -> list[Figure]:
     retrieval, seconds = summary["retrieval"], summary["seconds"]
     number = retrieval["candidates"]
     return [
-        Figure(retrieval["mrr"], "MRR by embedding", f"chance {retrieval['mrr_chance']:.4f}"),
-        Figure(retrieval["mrr_reranked"], "MRR reranked", f"the first {retrieval['reranked']}"),
-        Figure(retrieval["mrr_bm25"], "MRR of BM25", f"on the same {number} functions"),
         Figure(
-            retrieval["mrr_fused"],
+            f"{retrieval['mrr']:.3f}", "MRR by embedding", f"chance {retrieval['mrr_chance']:.4f}"
+        ),
+        Figure(
+            f"{retrieval['mrr_reranked']:.3f}", "MRR reranked", f"the first {retrieval['reranked']}"
+        ),
+        Figure(f"{retrieval['mrr_bm25']:.3f}", "MRR of BM25", f"on the same {number} functions"),
+        Figure(
+            f"{retrieval['mrr_fused']:.3f}",
             "MRR fused",
             f"weight of the embedding {retrieval['fusion_weight']:.2f}",
         ),
@@ -110,9 +114,9 @@ def _figures(summary: Mapping[str, Any]) -> list[Figure]:
 def _retrieval_table(retrieval: Mapping[str, Any]) -> Table:
     names = ("mrr", "recall@1", "recall@5", "recall@10")
     number = retrieval["candidates"]
-    chance = [retrieval["mrr_chance"], *(min(k / number, 1.0) for k in (1, 5, 10))]
+    chance = [round(retrieval["mrr_chance"], 4), *(min(k / number, 1.0) for k in (1, 5, 10))]
     rows = [["chance", *chance]] + [
-        [label, *(retrieval["systems"][system][name] for name in names)]
+        [label, *(round(retrieval["systems"][system][name], 4) for name in names)]
         for system, label in SYSTEMS.items()
     ]
     return Table(
@@ -140,6 +144,6 @@ def _loss_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
-def _seconds(seconds: Mapping[str, float]) -> Table:
-    rows = [[name, round(value, 1)] for name, value in seconds.items()]
-    return Table("Seconds", ["part", "seconds"], rows)
+def _seconds(summary: Mapping[str, Any]) -> Table:
+    rows = [[part, round(s, 1)] for part, s in summary["seconds"].items() if part != "total"]
+    return Table("Where the time went", ["part", "seconds"], rows, bar=1)

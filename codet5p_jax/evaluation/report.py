@@ -101,9 +101,7 @@ def _table(table: Table) -> str:
     largest = max(numbers, default=0) or 1.0
 
     def cell(row: Sequence[Cell], column: int) -> str:
-        value = row[column]
-        kind = ' class="number"' if value is None or isinstance(value, int | float) else ""
-        return f"<td{kind}>{_text(value)}</td>"
+        return f'<td class="{"number" if column else ""}">{_text(row[column])}</td>'
 
     def bar(row: Sequence[Cell]) -> str:
         if table.bar is None:

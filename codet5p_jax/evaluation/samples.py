@@ -10,7 +10,7 @@ from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.decoding.generate import Sampling, compiled
 from codet5p_jax.evaluation.documents import head
 from codet5p_jax.evaluation.encoder import pad
-from codet5p_jax.objectives.rows import as_tokens, wrap
+from codet5p_jax.objectives.rows import wrap
 
 
 def is_presentable(code: str) -> bool:
@@ -20,18 +20,22 @@ def is_presentable(code: str) -> bool:
 
 
 def split_function(pair: Mapping[str, str]) -> tuple[str, str]:
-    """A function's beginning (signature and docstring) and the rest, of `code` and `text`."""
+    """A function's beginning (signature and docstring) and the rest, of `code` and `text`.
+
+    The beginning stops before the line break: tokens join it with the indentation that follows.
+    """
     signature = head(pair["code"])
     rest = pair["code"][len(signature) :].lstrip("\n")
     indent = rest[: len(rest) - len(rest.lstrip())].rpartition("\n")[2]
-    return f'{signature}\n{indent}"""{pair["text"]}"""\n', rest
+    return f'{signature}\n{indent}"""{pair["text"]}"""', rest
 
 
 def cut_to_body(continuation: str) -> str:
-    """The lines before the first that is not indented: what follows is outside the function."""
+    """What a continuation of such a beginning says of the function: the rest of the line, and the
+    lines below it down to one that is not indented."""
     lines = continuation.split("\n")
     outside = (i for i, line in enumerate(lines) if i and line[:1].strip())
-    return "\n".join(lines[: next(outside, len(lines))]).rstrip()
+    return "\n".join(lines[: next(outside, len(lines))]).strip("\n")
 
 
 def completions(
@@ -50,7 +54,7 @@ def completions(
     """
     room = inputs_length - 1
     rows = [
-        np.append(tokenizer.special.unk, as_tokens(tokenizer.encode(text))[-room:]).astype(np.int32)
+        np.array([tokenizer.special.unk, *tokenizer.encode(text)[-room:]], np.int32)
         for text in beginnings
     ]
     return _write(model, params, tokenizer, rows, None, inputs_length, sampling, key)
@@ -70,7 +74,7 @@ def docstrings(
     special = tokenizer.special
     if special.tdec is None:
         raise ValueError("writing docstrings needs a vocabulary with [TDEC] (stage 2)")
-    rows = [wrap(as_tokens(tokenizer.encode(code)), inputs_length, special) for code in codes]
+    rows = [wrap(np.array(tokenizer.encode(c), np.int32), inputs_length, special) for c in codes]
     return _write(model, params, tokenizer, rows, special.tdec, inputs_length, sampling, key)
 
 

@@ -136,6 +136,7 @@ def save(index: SearchIndex, directory: Path) -> Path:
             "code_length": str(index.code_length),
         },
     )
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -56,3 +56,40 @@ def test_docstrings_read_a_framed_function_and_start_with_tdec(tokenizer, calls)
     assert tokens[0, :used].tolist() == [special.bos, *tokenizer.encode("def add"), special.eos]
     np.testing.assert_array_equal(prefix, [[special.tdec]])
     np.testing.assert_array_equal(lengths, [1])
+
+
+FUNCTION = """@cache
+def parse(text,
+          strict=True):
+    if strict:
+
+        return int(text)
+    return None"""
+
+
+def test_split_function_stops_before_the_indentation():
+    beginning, rest = samples.split_function({"code": FUNCTION, "text": "Parse it."})
+    assert beginning.endswith('strict=True):\n    """Parse it."""')
+    assert beginning.startswith("@cache\ndef parse(text,")
+    assert rest.startswith("    if strict:")
+    assert f"{beginning}\n{rest}".replace('\n    """Parse it."""', "") == FUNCTION
+
+
+@pytest.mark.parametrize(
+    ("continuation", "expected"),
+    [
+        ("\n    return a\n\ndef b():\n    pass", "    return a"),
+        ("\n    if a:\n\n        b\n", "    if a:\n\n        b"),
+        ("\nclass C:", ""),
+        (" # note\n    x\ny", " # note\n    x"),
+        ("", ""),
+    ],
+)
+def test_cut_to_body(continuation, expected):
+    assert samples.cut_to_body(continuation) == expected
+
+
+def test_presentable_functions_have_a_body_of_their_own():
+    assert samples.is_presentable(FUNCTION)
+    assert not samples.is_presentable("def f(): return 1")
+    assert not samples.is_presentable("def f():\n" + "    x\n" * 40)
