@@ -118,7 +118,8 @@ def cached_examples(
       sequence_length: passed to the preprocessors of a task from elsewhere, which may need it.
 
     Raises:
-      ValueError: a feature that the objective needs is missing or not a vector.
+      ValueError: a preprocessor failed, or a task from elsewhere leaves no vectors of ids.
+      Exception: whatever the reader of an `examples_source` raises.
     """
     if isinstance(task, ObjectiveTask):
         dataset = task.source.get_dataset(split=split, shuffle=False)
@@ -128,7 +129,14 @@ def cached_examples(
         dataset = _finished(task, split, epoch, sequence_length)
         keep = ["inputs", "targets"]
     dataset = dataset.map(functools.partial(_select, keep=keep)).prefetch(64)
-    return dataset.as_numpy_iterator()
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:  # TensorFlow wraps what Python code in it raises
+        failure = getattr(task.source, "failure", None)
+        if failure is not None:
+            raise failure from error
+        what = error.message.strip().partition("\n")[0]
+        raise ValueError(f"task {task.name!r}, split {split!r}: {what}") from error
 
 
 def fingerprint_of(
@@ -202,7 +210,7 @@ def save_vocabulary(vocabulary: seqio.Vocabulary, folder: Path) -> None:
 
 
 class _ReaderSource(seqio.DataSource):
-    """See `examples_source`."""
+    """See `examples_source`; `failure` is what the reader raised last."""
 
     def __init__(
         self,
@@ -213,6 +221,7 @@ class _ReaderSource(seqio.DataSource):
     ):
         super().__init__(splits)
         self._reader, self._fingerprint = reader, fingerprint
+        self.failure: Exception | None = None
         self._signature = {name: _tensor_spec(value) for name, value in features.items()}
 
     @property
@@ -243,8 +252,13 @@ class _ReaderSource(seqio.DataSource):
         index, step = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
 
         def generate() -> Iterator[dict[str, Any]]:
-            for example in itertools.islice(self._reader(split), index, None, step):
-                yield {name: example[name] for name in self._signature}
+            self.failure = None
+            try:
+                for example in itertools.islice(self._reader(split), index, None, step):
+                    yield {name: example[name] for name in self._signature}
+            except Exception as error:
+                self.failure = error
+                raise
 
         return tf.data.Dataset.from_generator(generate, output_signature=self._signature)
 

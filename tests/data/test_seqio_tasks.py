@@ -157,6 +157,24 @@ def test_sources_stream_and_shard():
         numbers.get_dataset("test")
 
 
+def test_a_failing_preprocessor_is_named_in_one_line(registered, vocabulary):
+    def fail(data):
+        raise ValueError(f"cannot read {data.decode()}")
+
+    def failing(dataset):
+        return dataset.map(lambda e: {"x": tf.numpy_function(fail, [e["place"]], tf.int32)})
+
+    task = add_task(
+        "t",
+        source=source(features=["place"]),
+        objective="span_denoising",
+        vocabulary=vocabulary,
+        preprocessors=[failing],
+    )
+    with pytest.raises(ValueError, match=r"^task 't', split 'train': .*cannot read train/0$"):
+        list(cached_examples(task, "train"))
+
+
 # --- fingerprints ---
 
 

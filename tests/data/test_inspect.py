@@ -1,0 +1,54 @@
+"""What `inspect-data` shows of a mixture."""
+
+import numpy as np
+import pytest
+
+from codet5p_jax.data.inspect import inspect, used
+from codet5p_jax.data.loader import DataError
+from tests.data.tiny import TinyObjective, make_mixture
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    tasks = {"a": ("tiny", 3.0, 20), "b": ("tiny", 1.0, 10)}
+    return make_mixture(tmp_path_factory.mktemp("cache"), tasks)
+
+
+def test_rows_lengths_padding_and_examples_are_shown(mixture):
+    """Lengths alternate between 2 and 3 of 4 positions, so padding is 25 to 50 %."""
+    lines = list(inspect(mixture, {"tiny": TinyObjective()}, 5, examples=1))
+    assert lines[0] == "mix/train: vocabulary 100, batch 5"
+    assert "== tiny: 5 rows of each batch" in lines
+    assert "   task a, rate 3, 20 examples" in lines
+    assert "   task b, rate 1, 10 examples" in lines
+    (tokens,) = (line for line in lines if line.startswith("   x_tokens"))
+    assert "int32 [4], used: p50" in tokens
+    assert "max 3, full 0%" in tokens
+    assert 25 <= float(tokens.rpartition("padding ")[2].rstrip("%")) <= 50
+    assert sum(line.startswith("-- example") for line in lines) == 1
+    (shown,) = (line for line in lines if line.startswith("[x_tokens"))
+    assert shown.split("] ")[1].split()[1] == "0"  # no tokenizer in this cache: ids as they are
+
+
+def test_long_arrays_are_cut(mixture):
+    lines = inspect(mixture, {"tiny": TinyObjective()}, 5, characters=1)
+    assert any(line.endswith("characters more") for line in lines)
+
+
+def test_settings_that_do_not_fit_are_the_loaders_errors(mixture):
+    with pytest.raises(DataError, match="needs the objectives tiny"):
+        list(inspect(mixture, {}, 5))
+
+
+def test_positions_in_use_are_those_of_segments_or_weights():
+    arrays = {
+        "decoder_targets": np.array([[5, 6, 0]]),
+        "decoder_weights": np.array([[0.0, 1.0, 0.0]], np.float32),
+        "text_tokens": np.array([[5, 6, 0]]),
+        "text_segments": np.array([[1, 2, 0]]),
+        "pair_id": np.array([7]),
+    }
+    assert used(arrays, "decoder_targets").tolist() == [[False, True, False]]
+    assert used(arrays, "text_tokens").tolist() == [[True, True, False]]
+    assert used(arrays, "pair_id") is None
+    assert used(arrays, "text_segments") is None
