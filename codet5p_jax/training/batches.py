@@ -1,0 +1,82 @@
+"""Batches on their way from the loaders to the devices."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from codet5p_jax.data.cache import open_mixture
+from codet5p_jax.data.loader import Loader
+from codet5p_jax.objectives.base import Objective
+from codet5p_jax.sharding import batch_sharding
+from codet5p_jax.training.phases import Phase, data_seed, locate, select_objectives
+
+
+def open_loaders(
+    phases: Sequence[Phase],
+    objectives: Sequence[Objective],
+    cache_dir: str | Path,
+    split: str,
+    seed: int,
+    *,
+    num_workers: int = 0,
+) -> list[Loader]:
+    """One loader of this host's rows for each phase.
+
+    Raises:
+      ValueError: a cache is missing, or does not fit the phase; says which and what to do.
+    """
+    loaders = []
+    for index, phase in enumerate(phases):
+        mixture = open_mixture(cache_dir, phase.mixture, split)
+        needed = select_objectives(objectives, mixture.objectives)
+        loaders.append(
+            Loader(
+                mixture,
+                {o.name: o for o in needed},
+                phase.batch_size,
+                data_seed(seed, index),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                num_workers=num_workers,
+            )
+        )
+    return loaders
+
+
+def train_batches(
+    loaders: Sequence[Loader], phases: Sequence[Phase], start: int, total: int
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(phase, batch) of the steps from `start` on, made ahead of their use."""
+    step = start
+    while step < total:
+        index, within = locate(phases, step)
+        left = phases[index].steps - within if index < len(phases) - 1 else total - step
+        with closing(loaders[index].iterate(within)) as batches:
+            for _, batch in zip(range(left), batches, strict=False):
+                yield index, batch
+        step += left
+
+
+def place(batch: Mapping[str, Any], mesh: Mesh) -> Any:
+    """This host's rows as part of global arrays, rows over the data-parallel axes."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def abstract_batch(objectives: Sequence[Objective], rows: Mapping[str, int], mesh: Mesh) -> Any:
+    """What `place` returns for a batch of `rows`, as `jax.ShapeDtypeStruct`."""
+    sharding = batch_sharding(mesh)
+    return {
+        o.name: {
+            name: jax.ShapeDtypeStruct((rows[o.name], *x.shape), x.dtype, sharding=sharding)
+            for name, x in o.spec.items()
+        }
+        for o in objectives
+        if o.name in rows
+    }

@@ -1,0 +1,376 @@
+"""Checkpoints: saved in the background, restored onto any mesh. Nothing else imports Orbax.
+
+A checkpoint is a folder named after its step. It appears under that name only when it is complete,
+and holds two trees, `params` and `training` (all the rest of the state), so that weights can be
+read alone, and the `meta` of `Checkpoints.save` as JSON.
+"""
+
+import difflib
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+from jax.sharding import Mesh
+
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes
+from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
+from codet5p_jax.training.model_dir import ModelDir, load_config
+from codet5p_jax.training.state import TrainState
+
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
+
+
+@dataclass(frozen=True)
+class CheckpointPolicy:
+    """When to save and what to keep.
+
+    Attributes:
+      every: steps between two checkpoints; the last step is saved in any case.
+      keep_last: how many of the newest stay.
+      keep_every: checkpoints at multiples of so many steps stay for good; None: none do.
+    """
+
+    every: int = 1000
+    keep_last: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1 or (self.keep_every or 1) < 1:
+            raise ValueError(f"expected numbers of 1 or more, found {self}")
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run; every process takes part. Close it to be sure of them."""
+
+    def __init__(self, directory: Path, policy: CheckpointPolicy):
+        if jax.process_index() == 0 and directory.is_dir():
+            # What a killed process left half-written.
+            for path in directory.glob(_TEMPORARY):
+                shutil.rmtree(path, ignore_errors=True)
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(policy.keep_last)]
+        if policy.keep_every:
+            kept.append(policies.EveryNSteps(policy.keep_every))
+        self._directory = directory
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.resolve(), preservation_policy=policies.AnyPreservationPolicy(kept)
+        )
+        self._pending: Any = None
+
+    def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
+        """Copies the state and writes it in the background, after the checkpoint before it.
+
+        Raises:
+          OSError: this checkpoint or the one before it could not be written.
+        """
+        self.wait()
+        with _explained(self._directory):
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, _trees(state), force=True, custom_metadata=dict(meta)
+            )
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with _explained(self._directory):
+                pending.result()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self.wait()
+        self._checkpointer.close()
+
+
+def restore_latest(
+    directory: ModelDir, abstract: TrainState, say: Callable[[str], None]
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, placed as `abstract` says, and its `meta`.
+
+    One that cannot be read is reported in a line and moved to `damaged/`.
+
+    Returns:
+      (state, meta), or None if there is no checkpoint.
+
+    Raises:
+      ValueError: the state is another one than the checkpoint's; names what differs.
+      OSError: there are checkpoints, but none can be read.
+    """
+    steps = saved_steps(directory.checkpoints)
+    for step in reversed(steps):
+        path = (directory.checkpoints / str(step)).resolve()
+        try:
+            metadata = ocp.checkpointables_metadata(path)
+            _check_structure(path, metadata.metadata, _trees(abstract))
+            trees = ocp.load_checkpointables(path, _trees(abstract))
+        except _Mismatch as e:
+            raise ValueError(str(e)) from None
+        except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
+            say(f"checkpoint {step} cannot be read ({_first_line(e)}); trying the one before it")
+            if jax.process_index() == 0:
+                _move_away(path, directory.damaged / str(step))
+            continue
+        rest = trees["training"]
+        return TrainState(params=trees["params"], **rest), metadata.custom_metadata
+    if steps:
+        raise OSError(
+            f"none of the checkpoints {steps} of {directory.root} can be read; they are now in "
+            f"{directory.damaged}. Start again to begin from step 0"
+        )
+    return None
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Steps of the complete checkpoints of a folder, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    names = [p.name for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir()]
+    return sorted(int(n) for n in names if ocp.is_orbax_checkpoint((checkpoints / n).resolve()))
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Where a run takes its first weights from. The optimizer and the step count start afresh.
+
+    Attributes:
+      path: a model directory (its newest checkpoint) or one checkpoint folder in it.
+      rename: (pattern, replacement) pairs for `re.sub`, applied in order to the names of the
+        checkpoint, to get the names of this model.
+      new: patterns (`re.fullmatch`) of parameters of this model that the checkpoint may lack; they
+        are initialised. Stage 2 from stage 1: `("projection/.*", "temperature",
+        "matching_head/.*")`.
+      unused: patterns of (renamed) parameters of the checkpoint that may be left behind.
+    """
+
+    path: str
+    rename: tuple[tuple[str, str], ...] = ()
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def plan_init(source: InitFrom, specs: Params) -> dict[str, str]:
+    """Which parameter of the checkpoint each parameter of this model takes; reads no weights.
+
+    Returns:
+      path here -> path in the checkpoint; without the parameters that are new.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: names that match nothing (with the nearest ones), or shapes that differ. Rows are
+        never filled up: a larger vocabulary needs the checkpoint to be converted first.
+    """
+    stored = _stored_params(_checkpoint_path(Path(source.path)))
+    renamed: dict[str, str] = {}
+    for name in stored:
+        target = name
+        for pattern, replacement in source.rename:
+            target = re.sub(pattern, replacement, target)
+        if target in renamed:
+            raise ValueError(
+                f"init_from: {renamed[target]} and {name} are both renamed to {target}; make the "
+                "rename rules more specific"
+            )
+        renamed[target] = name
+    mine: dict[str, ParamSpec] = dict(flatten(specs))
+    problems = []
+    for name, spec in mine.items():
+        if name in renamed and stored[renamed[name]] != spec.shape:
+            problems.append(f"{name}: shape {stored[renamed[name]]} there, {spec.shape} here")
+        elif name not in renamed and not _matches(name, source.new):
+            problems.append(f"{name}: not in the checkpoint{_nearest(name, renamed)}")
+    for name in renamed:
+        if name not in mine and not _matches(name, source.unused):
+            problems.append(f"{name}: not in this model{_nearest(name, mine)}")
+    if problems:
+        raise ValueError(
+            f"init_from {source.path}: the weights do not fit this model:\n  "
+            + "\n  ".join(problems)
+            + "\nRename them (InitFrom.rename), or list them in InitFrom.new (to be initialised) "
+            "or InitFrom.unused (to be left behind)"
+        )
+    return {name: renamed[name] for name in mine if name in renamed}
+
+
+def load_init(
+    source: InitFrom, plan: Mapping[str, str], specs: Params, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Weights by path of this model, read straight onto the mesh. `plan` is from `plan_init`."""
+    shardings = dict(flatten(_shardings(specs, mesh)))
+    mine: dict[str, ParamSpec] = dict(flatten(specs))
+    wanted = {
+        theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
+        for name, theirs in plan.items()
+    }
+    loaded = dict(flatten(_load_params(_checkpoint_path(Path(source.path)), wanted)))
+    return {name: loaded[theirs] for name, theirs in plan.items()}
+
+
+def load_params(
+    model_dir: str | Path, mesh: Mesh | None = None, *, step: int | None = None
+) -> tuple[Params, ModelConfig, Path]:
+    """What inference needs of a model directory.
+
+    Args:
+      model_dir: as training wrote it.
+      mesh: where the weights go; None: a mesh of one device.
+      step: a checkpoint; None: the newest.
+
+    Returns:
+      (weights, configuration, folder of the tokenizer). The weights are the moving average where
+      the run kept one.
+
+    Raises:
+      FileNotFoundError: no model directory, or no checkpoint in it.
+    """
+    directory = ModelDir(Path(model_dir))
+    config = load_config(directory.root)
+    specs = CodeT5p(config).specs
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    path = _checkpoint_path(directory.root, step)
+    wanted = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        specs,
+        _shardings(specs, mesh),
+        is_leaf=lambda x: isinstance(x, ParamSpec),
+    )
+    return _load_params(path, dict(flatten(wanted)), average=True), config, directory.tokenizer
+
+
+class _Mismatch(ValueError):
+    pass
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    rest = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "params"}
+    return {"params": state.params, "training": rest}
+
+
+def _shardings(specs: Params, mesh: Mesh) -> Params:
+    return param_shardings(logical_axes(specs), specs, mesh)
+
+
+def _flat(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by path. Orbax forgets kinds of containers, but not names and positions."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda x: hasattr(x, "shape")
+        )
+    }
+
+
+def _check_structure(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    theirs, mine = _flat(stored), _flat(wanted)
+    differing = [
+        f"{name}: {theirs.get(name, 'nothing')} there, {mine.get(name, 'nothing')} here"
+        for name in sorted(theirs.keys() | mine.keys())
+        if theirs.get(name) != mine.get(name)
+    ]
+    if differing:
+        raise _Mismatch(
+            f"checkpoint {path} is of another state ({len(differing)} arrays differ):\n  "
+            + "\n  ".join(differing[:10])
+            + "\nModel, optimizer, objectives and ema_decay have to be those it was saved with; "
+            "to change them, start from its weights with INITIAL_CHECKPOINT_PATH in a new MODEL_DIR"
+        )
+
+
+def _checkpoint_path(path: Path, step: int | None = None) -> Path:
+    """The folder of one checkpoint, given a model directory or such a folder."""
+    if path.name.isdigit() and ocp.is_orbax_checkpoint(path.resolve()):
+        return path.resolve()
+    folder = ModelDir(path).checkpoints
+    steps = saved_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        raise FileNotFoundError(
+            f"no checkpoint{'' if step is None else f' of step {step}'} in {path}: expected "
+            f"{folder}/<step>, found steps {steps}"
+        )
+    return (folder / str(steps[-1] if step is None else step)).resolve()
+
+
+def _stored_params(path: Path) -> dict[str, tuple[int, ...]]:
+    return _flat(ocp.checkpointables_metadata(path).metadata["params"])
+
+
+def _load_params(
+    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, average: bool = False
+) -> Params:
+    """The nested dict of the parameters at the paths `wanted`, from weights or their average."""
+    options = ocp.options.PyTreeOptions(
+        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
+    )
+    tree = _nested(wanted)
+    with ocp.Context(pytree_options=options):
+        if average and _has_average(path):
+            return ocp.load_checkpointables(path, {"training": {"ema": tree}})["training"]["ema"]
+        return ocp.load_checkpointables(path, {"params": tree})["params"]
+
+
+def _has_average(path: Path) -> bool:
+    return bool(ocp.checkpointables_metadata(path).metadata["training"].get("ema"))
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return out
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]
+
+
+def _move_away(path: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+
+
+class _explained:
+    """Turns the many exceptions of a failed write into an OSError that names the folder."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            raise OSError(
+                f"saving a checkpoint to {self.directory} failed: {_first_line(error)}. Earlier "
+                "checkpoints are intact; make room or fix permissions and start again to resume"
+            ) from error
+
+
+def state_bytes(state: TrainState) -> int:
+    """Size of all arrays of a (possibly abstract) state."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -1,0 +1,87 @@
+"""Losses on a held-out split during training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.objectives.base import Objective
+from codet5p_jax.training.batches import open_loaders, place
+from codet5p_jax.training.metrics import Accumulator
+from codet5p_jax.training.phases import Phase, check_rows
+from codet5p_jax.training.state import TrainState, compiler_options
+from codet5p_jax.training.step import make_eval_step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses on held-out examples: at the first step, the last, and every so many between.
+
+    Attributes:
+      every: steps between two evaluations; None: none at all.
+      batches: at most so many of the split, the same ones every time.
+      batch_size: rows of each; None: those of the phase.
+      split: of the phases' mixtures.
+    """
+
+    every: int | None = None
+    batches: int = 16
+    batch_size: int | None = None
+    split: str = "validation"
+
+    def __post_init__(self) -> None:
+        if min(self.every or 1, self.batches, self.batch_size or 1) < 1:
+            raise ValueError(f"expected numbers of 1 or more, found {self}")
+
+
+class Evaluator:
+    """Evaluates every objective of a run, each on the last phase that has it.
+
+    Args:
+      settings: how much.
+      model: unbound.
+      phases, objectives, cache_dir, seed: of the run.
+      mesh: the run's.
+
+    Raises:
+      ValueError: the split is not cached, or does not fill a batch.
+    """
+
+    def __init__(
+        self,
+        settings: Evaluation,
+        model: CodeT5p,
+        phases: Sequence[Phase],
+        objectives: Sequence[Objective],
+        cache_dir: str | Path,
+        seed: int,
+        mesh: Mesh,
+    ):
+        self._settings, self._mesh = settings, mesh
+        sized = [replace(p, batch_size=settings.batch_size or p.batch_size) for p in phases]
+        covered: set[str] = set()
+        self._parts = []
+        for phase in reversed(list(dict.fromkeys(sized))):
+            [loader] = open_loaders([phase], objectives, cache_dir, settings.split, seed)
+            names = set(loader.rows) - covered
+            if names:
+                check_rows(loader.rows, mesh, 1)
+                self._parts.append((loader, names))
+                covered |= names
+        self._step = make_eval_step(model, objectives, compiler_options(mesh))
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Means over the split, by name; of the averaged weights where there are such."""
+        accumulator = Accumulator()
+        params = state.params if state.ema is None else state.ema
+        with jax.set_mesh(self._mesh):
+            for loader, names in self._parts:
+                for batch in loader.eval_batches(self._settings.batches):
+                    rows = {name: arrays for name, arrays in batch.items() if name in names}
+                    placed = place(rows, self._mesh)
+                    accumulator.add(self._step(params, state.objective_state, placed))
+        accumulator.drain()
+        return accumulator.means()

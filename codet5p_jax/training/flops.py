@@ -1,0 +1,97 @@
+"""Floating-point work of a step, and the peak rate of devices, for MFU and the dry run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.params import abstract_params
+from codet5p_jax.objectives.base import Objective
+
+# Dense bf16 FLOP/s of one JAX device, by a part of its `device_kind`, first match first; from the
+# makers' data sheets. A TPU7x chip shows as two devices.
+PEAKS: Mapping[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "TPU v7": 1153.5e12,
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+}
+
+
+def peak_flops(device: Any) -> float | None:
+    """Peak dense bf16 FLOP/s of a device; None where it is not in the table (CPUs)."""
+    kind = device.device_kind
+    return next((peak for name, peak in PEAKS.items() if name in kind), None)
+
+
+def step_flops(
+    model: CodeT5p, objectives: Sequence[Objective], rows: Mapping[str, int]
+) -> dict[str, float]:
+    """FLOPs of one step by objective: 3 × the matrix products of the forward pass.
+
+    Twice the forward pass for the backward pass, padding counted, recomputation not: the usual
+    count of MFU. A momentum encoder has no backward pass but is counted like the rest. Nothing is
+    computed; the loss is traced.
+    """
+    specs = model.specs
+    params = abstract_params(specs)
+    out = {}
+    for objective in objectives:
+        if objective.name not in rows:
+            continue
+        batch = {
+            name: jax.ShapeDtypeStruct((rows[objective.name], *x.shape), x.dtype)
+            for name, x in objective.spec.items()
+        }
+
+        def forward(params: Any, batch: Any, key: Any, objective: Objective = objective) -> Any:
+            state = objective.init_state(model, params)
+            losses, _ = objective.loss(model.bind(params), batch, state, key, False)
+            return [loss.sum for loss in losses.values()]
+
+        jaxpr = jax.make_jaxpr(forward)(params, batch, jax.random.key(0))
+        out[objective.name] = 3.0 * count_flops(jaxpr.jaxpr)
+    return out
+
+
+def count_flops(jaxpr: Any) -> float:
+    """FLOPs of the matrix products of a jaxpr: scans times their length, branches at their dearest.
+
+    A while loop counts once: its length is not known.
+    """
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            lhs = eqn.invars[0].aval.shape
+            total += (
+                2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contract)
+            )
+            continue
+        inner = [count_flops(j) for j in _inner(eqn.params)]
+        if eqn.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * eqn.params.get("length", 1)
+    return total
+
+
+def _inner(params: Mapping[str, Any]) -> list[Any]:
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            jaxpr = getattr(item, "jaxpr", item)
+            if hasattr(jaxpr, "eqns"):
+                found.append(jaxpr)
+    return found

@@ -1,0 +1,194 @@
+"""Metrics: summed without waiting for the device, written as JSON lines and to optional services.
+
+A record is one line of `metrics.jsonl`:
+
+    {"step": 20, "split": "train", "span_denoising/loss": 9.17, ..., "timing": {"seconds": 4.1}}
+
+Everything outside `timing` is the same whether or not the run was interrupted.
+"""
+
+import json
+import math
+import os
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from codet5p_jax.training.model_dir import write_atomically
+
+Record = dict[str, Any]  # step, split, values by name, timing
+Totals = dict[str, list[float]]  # name -> [sum, weight]
+
+
+class Accumulator:
+    """Sums (sum, weight) pairs over steps.
+
+    The pairs of a step are fetched only once `lag` later steps have been handed over, so the host
+    runs ahead of the device; copies start at once.
+    """
+
+    def __init__(self, totals: Totals | None = None, lag: int = 2):
+        self.totals: Totals = {k: list(v) for k, v in (totals or {}).items()}
+        self.lag = lag
+        self._waiting: deque[Mapping[str, tuple[jax.Array, jax.Array]]] = deque()
+
+    def add(self, metrics: Mapping[str, tuple[jax.Array, jax.Array]]) -> list[dict[str, float]]:
+        """Takes the metrics of the next step; returns the means of the steps fetched meanwhile."""
+        for array in jax.tree.leaves(metrics):
+            array.copy_to_host_async()
+        self._waiting.append(metrics)
+        return self._fetch(self.lag)
+
+    def drain(self) -> list[dict[str, float]]:
+        """Waits for every step handed over; returns the means of those not yet fetched."""
+        return self._fetch(0)
+
+    def means(self) -> dict[str, float]:
+        """Sum over weight of each metric; those without weight are left out. Drain it first."""
+        return {name: s / w for name, (s, w) in self.totals.items() if w}
+
+    def clear(self) -> None:
+        """Starts a new interval. Drain it first."""
+        self.totals = {}
+
+    def _fetch(self, leave: int) -> list[dict[str, float]]:
+        fetched = []
+        while len(self._waiting) > leave:
+            # Summed in double precision and step by step: a run that was interrupted between two
+            # records continues from saved totals to the same digits.
+            pairs = {
+                name: (float(np.asarray(s)), float(np.asarray(w)))
+                for name, (s, w) in self._waiting.popleft().items()
+            }
+            for name, (s, w) in pairs.items():
+                total = self.totals.setdefault(name, [0.0, 0.0])
+                total[0] += s
+                total[1] += w
+            fetched.append({name: s / w for name, (s, w) in pairs.items() if w})
+        return fetched
+
+
+class Writer(Protocol):
+    """Takes records."""
+
+    def write(self, record: Record) -> None:
+        """Writes one record."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and lets go."""
+        ...
+
+
+class JsonlWriter:
+    """Appends records to a file, one line each, flushed.
+
+    Args:
+      path: made if missing.
+      last_step: records after it are cut off first, as is a half-written last line: a run that is
+        resumed from step n writes everything after n again.
+    """
+
+    def __init__(self, path: Path, last_step: int):
+        kept = [r for r in read_records(path) if r["step"] <= last_step]
+        write_atomically(path, "".join(_line(r) for r in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Writes one line; values that are not finite become null."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Makes the lines durable and closes the file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Scalars under `<split>/<name>` in a TensorBoard folder; records after `last_step` vanish."""
+
+    def __init__(self, directory: Path, last_step: int):
+        self._directory = directory
+        self._purge_step = last_step + 1 if last_step >= 0 else None
+        self._writer: Any = None
+
+    def write(self, record: Record) -> None:
+        """Writes every number of the record."""
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # takes a second, better after the first step
+
+            self._writer = SummaryWriter(str(self._directory), purge_step=self._purge_step)
+        for name, value in _scalars(record):
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandbWriter:
+    """Weights & Biases; needs the extra `codet5p_jax[wandb]`. A resumed run continues its page."""
+
+    def __init__(self, project: str, model_dir: Path, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError as e:
+            raise ImportError("logging to W&B needs `pip install codet5p_jax[wandb]`") from e
+        identity = f"{model_dir.name}-{zlib.crc32(str(model_dir.resolve()).encode()):08x}"
+        self._run = wandb.init(
+            project=project,
+            dir=str(model_dir),
+            id=identity,
+            name=model_dir.name,
+            config=dict(config),
+            resume="allow",
+        )
+
+    def write(self, record: Record) -> None:
+        """Writes every number of the record."""
+        self._run.log(dict(_scalars(record)), step=record["step"])
+
+    def close(self) -> None:
+        """Uploads what is left."""
+        self._run.finish()
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a `metrics.jsonl`; a line that is not whole ends it."""
+    records: list[Record] = []
+    if not path.exists():
+        return records
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+def _line(record: Record) -> str:
+    clean = {k: _finite(v) for k, v in record.items()}
+    if "timing" in clean:
+        clean["timing"] = {k: _finite(v) for k, v in clean["timing"].items()}
+    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(record: Record) -> list[tuple[str, float]]:
+    values = {**record, **{f"timing/{k}": v for k, v in record.get("timing", {}).items()}}
+    return [
+        (f"{record['split']}/{name}", value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and name != "step"
+    ]

@@ -1,0 +1,226 @@
+"""What a model directory holds, and how a model configuration is written as JSON.
+
+MODEL_DIR/
+  config.json             the ModelConfig
+  run.json                what decides the course of the run: seed, phases, objectives
+  tokenizer/              tokenizer.json and the roles of its special tokens
+  checkpoints/<step>/     weights, optimizer and data position
+  operative_config.gin    the configuration of the latest start
+  metrics.jsonl           one record per line
+  tensorboard/            if asked for
+  damaged/<step>/         checkpoints that could not be read, moved out of the way
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from codet5p_jax.models.configs import ModelConfig, StackConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDir:
+    """The paths inside a model directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The ModelConfig as JSON."""
+        return self.root / "config.json"
+
+    @property
+    def run(self) -> Path:
+        """What decides the course of the run."""
+        return self.root / "run.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of tokenizer files."""
+        return self.root / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def operative_config(self) -> Path:
+        """The configuration as text."""
+        return self.root / "operative_config.gin"
+
+    @property
+    def metrics(self) -> Path:
+        """Records, one JSON object per line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def damaged(self) -> Path:
+        """Checkpoints that could not be read."""
+        return self.root / "damaged"
+
+
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """A ModelConfig as plain JSON values; `dtype` as its name.
+
+    >>> config_to_json(config)["dtype"]
+    'bfloat16'
+    """
+    out = dataclasses.asdict(config)
+    out["dtype"] = jnp.dtype(config.dtype).name
+    return json.loads(json.dumps(out))  # tuples become lists here rather than in the file
+
+
+def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig written by `config_to_json`.
+
+    Raises:
+      ValueError: a field this version does not know; names the nearest one.
+    """
+    values = dict(values)
+    for tower in ("encoder", "decoder"):
+        stack = dict(values[tower])
+        if isinstance(stack.get("cross_attention"), list):
+            stack["cross_attention"] = tuple(stack["cross_attention"])
+        _check_fields(StackConfig, stack, tower)
+        values[tower] = StackConfig(**stack)
+    _check_fields(ModelConfig, values, "config.json")
+    values["dtype"] = getattr(jnp, values["dtype"])
+    return ModelConfig(**values)
+
+
+def load_config(model_dir: Path) -> ModelConfig:
+    """The ModelConfig of a model directory.
+
+    Raises:
+      FileNotFoundError: it is not a model directory.
+    """
+    path = ModelDir(model_dir).config
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{model_dir} is not a model directory: it has no config.json; set MODEL_DIR to the "
+            "folder that training wrote"
+        )
+    return config_from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def claim(
+    directory: ModelDir,
+    config: ModelConfig,
+    run: Mapping[str, Any],
+    operative_config: str,
+    tokenizer: Path | None,
+) -> None:
+    """Makes the directory this run's, or checks that it already is.
+
+    Args:
+      directory: made if missing.
+      config: compared with `config.json`.
+      run: JSON values compared with `run.json`.
+      operative_config: written as it is.
+      tokenizer: folder or file copied to `tokenizer/` unless that exists.
+
+    Raises:
+      ValueError: the directory belongs to another run; names what differs.
+      OSError: the directory cannot be written.
+    """
+    for path, mine in ((directory.config, config_to_json(config)), (directory.run, dict(run))):
+        if path.exists():
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            differing = differences(theirs, mine)
+            if differing:
+                raise ValueError(
+                    f"{directory.root} belongs to another run: {path.name} differs in "
+                    f"{'; '.join(differing[:5])}. Set MODEL_DIR to a new folder, and "
+                    "INITIAL_CHECKPOINT_PATH to this one to start from its weights"
+                )
+    try:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory.config, json.dumps(config_to_json(config), indent=2) + "\n")
+        write_atomically(directory.run, json.dumps(run, indent=2) + "\n")
+        write_atomically(directory.operative_config, operative_config)
+        if tokenizer is not None and not directory.tokenizer.exists():
+            _copy(tokenizer, directory.tokenizer)
+    except OSError as e:
+        raise OSError(
+            f"cannot write to MODEL_DIR {directory.root}: {e.strerror or e}; set MODEL_DIR to a "
+            "folder that is writable and has room"
+        ) from e
+
+
+def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> None:
+    """Fails if the disk has no room for `number` checkpoints.
+
+    Raises:
+      OSError: with the sizes.
+    """
+    free = shutil.disk_usage(directory.root).free
+    if free < number * checkpoint_bytes:
+        raise OSError(
+            f"{directory.root} has {free / 1e9:.2f} GB free; {number} checkpoints of "
+            f"{checkpoint_bytes / 1e9:.2f} GB are to be written. Free some space, set MODEL_DIR to "
+            "another disk, or keep fewer checkpoints"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a sibling, makes it durable, and renames it: readers see the old file or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as `path: theirs, now mine`.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1, now 2']
+    """
+    if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+        found = []
+        for name in dict.fromkeys([*theirs, *mine]):
+            inner = f"{path}.{name}" if path else str(name)
+            found += differences(theirs.get(name), mine.get(name), inner)
+        return found
+    return [] if theirs == mine else [f"{path}: {theirs!r}, now {mine!r}"]
+
+
+def _check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}: {cls.__name__} has no field {name!r}{hint}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if source.is_dir():
+        shutil.copytree(source, partial)
+    else:
+        partial.mkdir()
+        shutil.copy2(source, partial / source.name)
+    os.replace(partial, target)

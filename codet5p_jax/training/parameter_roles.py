@@ -1,0 +1,70 @@
+"""What a parameter is to an optimizer, read off its logical axes.
+
+Layers are stored stacked and heads apart: `[L, D, H, K]` holds L matrices of D × HK. An optimizer
+that looked at ranks would take a stack of norm scales for a matrix and a projection for a rank-4
+tensor; the axis names say what is meant.
+"""
+
+import math
+from typing import NamedTuple
+
+from codet5p_jax.models.params import ParamSpec
+
+_HEADS = ("heads", "kv_heads")
+
+
+class MatrixAxes(NamedTuple):
+    """Dimensions of an array that are the rows (inputs) and the columns (outputs) of a matrix."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def layer_axes(spec: ParamSpec) -> tuple[int, ...]:
+    """Dimensions that count layers: each layer is a parameter of its own."""
+    return tuple(i for i, axis in enumerate(spec.axes) if axis == "layers")
+
+
+def within_layer(spec: ParamSpec) -> tuple[int, ...]:
+    """Dimensions of one layer's parameter: what a per-parameter mean runs over."""
+    return tuple(i for i, axis in enumerate(spec.axes) if axis != "layers")
+
+
+def matrix_axes(spec: ParamSpec) -> MatrixAxes | None:
+    """Inputs and outputs of a (stack of) matrices; None for scales, biases, scalars.
+
+    >>> matrix_axes(ParamSpec((12, 768, 12, 64), ("layers", "embed", "heads", "head_dim"), ones))
+    MatrixAxes(inputs=(1,), outputs=(2, 3))
+    """
+    groups: list[tuple[int, ...]] = []
+    for i in within_layer(spec):
+        if spec.axes[i] == "head_dim" and i > 0 and spec.axes[i - 1] in _HEADS:
+            groups[-1] = (*groups[-1], i)
+        else:
+            groups.append((i,))
+    return MatrixAxes(*groups) if len(groups) == 2 else None
+
+
+def decays(spec: ParamSpec) -> bool:
+    """Whether weight decay applies: matrices, the embedding among them.
+
+    Not norms, biases and the temperature (no matrices), nor the relative-position table, whose
+    entries are additive biases of attention scores. The embedding decays as it did under the
+    Hugging Face trainer of the original, where only biases and norms are exempt.
+    """
+    return matrix_axes(spec) is not None and "buckets" not in spec.axes
+
+
+def is_hidden_matrix(spec: ParamSpec) -> bool:
+    """A matrix inside a stack of layers: not the embedding, position table or a head (`joint`)."""
+    outer = {"vocab", "buckets", "joint"}
+    return matrix_axes(spec) is not None and not outer & set(spec.axes)
+
+
+def matrix_shape(spec: ParamSpec) -> tuple[int, ...]:
+    """The shape with the dimensions of inputs and of outputs joined: [L, D, H, K] as [L, D, HK]."""
+    axes = matrix_axes(spec)
+    if axes is None:
+        return spec.shape
+    joined = [math.prod(spec.shape[i] for i in group) for group in axes]
+    return (*(spec.shape[i] for i in layer_axes(spec)), *joined)

@@ -1,0 +1,110 @@
+"""Phases of a run: which batch belongs to a step is arithmetic."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from codet5p_jax.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training on one mixture.
+
+    Attributes:
+      mixture: its name in the cache.
+      steps: optimizer steps.
+      batch_size: rows of all objectives on all hosts together.
+    """
+
+    mixture: str
+    steps: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"expected steps and batch_size of 1 or more, found {self}")
+
+
+def total_steps(phases: Sequence[Phase]) -> int:
+    """Steps of all phases."""
+    return sum(phase.steps for phase in phases)
+
+
+def locate(phases: Sequence[Phase], step: int) -> tuple[int, int]:
+    """(phase, step within it) of a step; the last phase goes on after its end.
+
+    >>> locate([Phase("a", 10, 1), Phase("b", 5, 1)], 12)
+    (1, 2)
+    """
+    for index, phase in enumerate(phases[:-1]):
+        if step < phase.steps:
+            return index, step
+        step -= phase.steps
+    return len(phases) - 1, step
+
+
+def data_seed(seed: int, phase: int) -> int:
+    """Seed of a phase's loader: a task in two phases is shuffled differently in each."""
+    return seed + 1_000_003 * phase
+
+
+def select_objectives(objectives: Sequence[Objective], names: Sequence[str]) -> list[Objective]:
+    """The objectives called `names`, in that order.
+
+    Raises:
+      ValueError: one is not configured.
+    """
+    by_name = {o.name: o for o in objectives}
+    missing = [n for n in names if n not in by_name]
+    if missing:
+        raise ValueError(
+            f"the mixtures need the objectives {missing}; configured are {sorted(by_name)}"
+        )
+    return [by_name[n] for n in names]
+
+
+def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[Objective]) -> None:
+    """Every name has to be the name of a loss.
+
+    Raises:
+      ValueError: one is not; names the nearest.
+    """
+    losses = [name for o in objectives for name in o.losses]
+    for name in loss_weights:
+        if name not in losses:
+            near = difflib.get_close_matches(name, losses, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"loss_weights: there is no loss {name!r} among {losses}{hint}")
+
+
+def check_rows(rows: Mapping[str, int], mesh: Mesh, accumulate: int) -> None:
+    """Every objective's rows have to divide over the data-parallel devices and micro-batches.
+
+    Raises:
+      ValueError: they do not; names objective and numbers.
+    """
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    for name, number in rows.items():
+        if number % (ways * accumulate):
+            raise ValueError(
+                f"{name} has {number} rows in a batch, which do not divide over {ways} "
+                f"data-parallel devices times {accumulate} micro-batches; change batch_size, the "
+                "mixture's rates, accumulate or the mesh"
+            )
+
+
+def run_identity(
+    seed: int, phases: Sequence[Phase], objectives: Sequence[Objective]
+) -> dict[str, Any]:
+    """What decides the course of a run, as JSON. The last phase may be made longer later on."""
+    listed = [vars(p) for p in phases]
+    listed[-1] = {k: v for k, v in listed[-1].items() if k != "steps"}
+    return {
+        "seed": seed,
+        "phases": {str(i): dict(p) for i, p in enumerate(listed)},
+        "objectives": {o.name: repr(o) for o in objectives},
+    }

@@ -1,0 +1,147 @@
+"""What a person watching a run sees: a live line in a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from codet5p_jax.training.metrics import Record
+
+
+class Progress(Protocol):
+    """What `train` tells; implement it to show a run in another way."""
+
+    def say(self, line: str) -> None:
+        """A line for the log."""
+        ...
+
+    def begin(self, first_step: int, total_steps: int) -> None:
+        """Steps start; `first_step` is above 0 in a resumed run."""
+        ...
+
+    def advance(self, step: int, values: Mapping[str, float]) -> None:
+        """`step` steps are done; `values` are the metrics of the last one."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """A record was written to `metrics.jsonl`."""
+        ...
+
+    def end(self) -> None:
+        """Steps are over, for whatever reason."""
+        ...
+
+
+class PlainProgress:
+    """One line per record."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def say(self, line: str) -> None:
+        """Prints the line."""
+        print(line, flush=True)
+
+    def begin(self, first_step: int, total_steps: int) -> None:
+        """Remembers the total."""
+        del first_step
+        self._total = total_steps
+
+    def advance(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing: records are enough."""
+
+    def record(self, record: Record) -> None:
+        """Prints the record's losses and rates."""
+        self.say(format_record(record, self._total))
+
+    def end(self) -> None:
+        """Nothing to tidy up."""
+
+
+class LiveProgress:
+    """A bar with the loss of the last step; lines of evaluations above it."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def say(self, line: str) -> None:
+        """Prints the line above the bar."""
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.console.print(line, markup=False, highlight=False)
+
+    def begin(self, first_step: int, total_steps: int) -> None:
+        """Shows the bar."""
+        from rich import progress
+
+        self._total = total_steps
+        self._bar = progress.Progress(
+            progress.TextColumn("step"),
+            progress.MofNCompleteColumn(),
+            progress.BarColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.description}"),
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=first_step)
+        self._bar.start()
+
+    def advance(self, step: int, values: Mapping[str, float]) -> None:
+        """Moves the bar."""
+        self._bar.update(
+            self._task, completed=step, description=f"loss {values.get('loss', 0):.4f}"
+        )
+
+    def record(self, record: Record) -> None:
+        """Prints evaluations; the bar itself shows the rest."""
+        if record["split"] != "train":
+            self.say(format_record(record, self._total))
+
+    def end(self) -> None:
+        """Leaves the last state of the bar on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class SilentProgress(PlainProgress):
+    """Says nothing: hosts other than the first."""
+
+    def say(self, line: str) -> None:
+        """Drops the line."""
+
+
+def default_progress(main: bool) -> Progress:
+    """A live line if the standard output is a terminal, plain lines if not; silence elsewhere."""
+    if not main:
+        return SilentProgress()
+    return LiveProgress() if sys.stdout.isatty() else PlainProgress()
+
+
+def format_record(record: Record, total_steps: int) -> str:
+    """`step 20/100 train | loss 9.1702 | … | 1,234 tokens/s`: losses, learning rate, speed."""
+    parts = [f"step {record['step']}/{total_steps} {record['split']}"]
+    for name, value in record.items():
+        if isinstance(value, float) and (name == "loss" or name.endswith("/loss")):
+            parts.append(f"{name.removesuffix('/loss')} {value:.4f}")
+    if "learning_rate" in record:
+        parts.append(f"lr {record['learning_rate']:.3g}")
+    timing = record.get("timing", {})
+    if "tokens_per_second" in timing:
+        parts.append(f"{timing['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in timing:
+        parts.append(f"MFU {timing['mfu']:.1%}")
+    return " | ".join(parts)
+
+
+def process_age() -> float:
+    """Seconds since this process was started, to tell what imports cost; 0.0 where unknown."""
+    try:
+        import os
+
+        started = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return max(uptime - started / os.sysconf("SC_CLK_TCK"), 0.0)
+    except (OSError, ValueError, IndexError):
+        return 0.0

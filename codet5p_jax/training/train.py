@@ -1,0 +1,395 @@
+"""The training script, in the order in which things happen."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from codet5p_jax.data.cache import open_mixture
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import count
+from codet5p_jax.objectives.base import Objective
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training import metrics as metrics_lib
+from codet5p_jax.training.batches import abstract_batch, open_loaders, place, train_batches
+from codet5p_jax.training.checkpoints import (
+    CheckpointPolicy,
+    Checkpoints,
+    InitFrom,
+    load_init,
+    plan_init,
+    restore_latest,
+    saved_steps,
+    state_bytes,
+)
+from codet5p_jax.training.evaluate import Evaluation, Evaluator
+from codet5p_jax.training.flops import peak_flops, step_flops
+from codet5p_jax.training.model_dir import ModelDir, claim, config_to_json, require_space
+from codet5p_jax.training.optimizers import AdamW, Optimizer
+from codet5p_jax.training.phases import (
+    Phase,
+    check_loss_weights,
+    check_rows,
+    locate,
+    run_identity,
+    select_objectives,
+    total_steps,
+)
+from codet5p_jax.training.progress import Progress, default_progress, process_age
+from codet5p_jax.training.recorder import Recorder
+from codet5p_jax.training.schedules import Schedule
+from codet5p_jax.training.state import abstract_state, compiler_options, init_state
+from codet5p_jax.training.step import make_train_step
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Where metrics go besides `metrics.jsonl`, and how often.
+
+    Attributes:
+      every: steps that a record sums up.
+      tensorboard: whether to write MODEL_DIR/tensorboard.
+      wandb_project: W&B project; None: no W&B.
+    """
+
+    every: int = 50
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+      step: steps done.
+      interrupted: whether SIGTERM ended it; started again, it goes on.
+      before, after: held-out metrics by name (`span_denoising/loss`, …) of the first and the
+        latest evaluation; empty without evaluation.
+      metrics: path of `metrics.jsonl`.
+    """
+
+    step: int
+    interrupted: bool
+    before: dict[str, float]
+    after: dict[str, float]
+    metrics: Path
+
+
+def train(
+    *,
+    model: ModelConfig,
+    objectives: Sequence[Objective],
+    phases: Sequence[Phase],
+    cache_dir: str | Path,
+    model_dir: str | Path,
+    schedule: Schedule,
+    optimizer: Optimizer = AdamW(),  # noqa: B008
+    loss_weights: Mapping[str, float] | None = None,
+    init_from: InitFrom | None = None,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
+    seed: int = 0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    max_nonfinite: int = 20,
+    checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
+    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    logging: Logging = Logging(),
+    num_workers: int = 0,
+    operative_config: str = "",
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains, or goes on training where MODEL_DIR left off.
+
+    Killed at any moment and started again with the same arguments on the same number of devices, a
+    run ends with the same bits as one that was not. SIGTERM saves and returns.
+
+    Args:
+      model: the network.
+      objectives: at least those that the mixtures name.
+      phases: one after the other, under one schedule.
+      cache_dir: of the token cache.
+      model_dir: see `model_dir.py`; made if missing.
+      schedule: of the learning rate over the steps of all phases.
+      optimizer: the update rule.
+      loss_weights: by loss name; 1 for those not named.
+      init_from: weights to start from; of no effect once there is a checkpoint to resume.
+      mesh: sizes of the mesh axes.
+      seed: of initial values, dropout, order and noise.
+      accumulate: micro-batches per step.
+      ema_decay: of a moving average of the weights, which is then what is evaluated and loaded.
+      max_nonfinite: so many steps in a row whose loss or gradients are not finite end the run;
+        single ones are skipped.
+      checkpoints: when to save and what to keep.
+      evaluation: how often, on how much.
+      logging: how often, where to.
+      num_workers: processes that make batches; 0: a thread.
+      operative_config: text kept beside the checkpoints.
+      progress: what to show; None: a live line in a terminal, plain lines otherwise.
+
+    Raises:
+      ValueError, OSError: settings that do not fit each other, the data or MODEL_DIR, before
+        anything expensive happens; a checkpoint that cannot be written.
+      FloatingPointError: `max_nonfinite` was reached.
+    """
+    with ExitStack() as stack:
+        main = jax.process_index() == 0
+        progress = progress or default_progress(main)
+        laps = _Laps()
+
+        # ------------------------------------------------------------ devices and mesh
+        device_mesh = make_mesh(mesh)
+        stack.enter_context(jax.set_mesh(device_mesh))
+        devices = jax.devices()
+        progress.say(
+            f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es), mesh "
+            + " x ".join(f"{name} {size}" for name, size in device_mesh.shape.items())
+        )
+        laps.end("devices")
+
+        # ------------------------------------------------------------ data
+        loaders = open_loaders(
+            phases, objectives, cache_dir, "train", seed, num_workers=num_workers
+        )
+        used = select_objectives(
+            objectives, list(dict.fromkeys(n for x in loaders for n in x.rows))
+        )
+        for phase, loader in zip(phases, loaders, strict=True):
+            check_rows(loader.rows, device_mesh, accumulate)
+            rows = ", ".join(f"{name} {number}" for name, number in loader.rows.items())
+            progress.say(f"phase {phase.mixture}: {phase.steps:,} steps; rows per batch: {rows}")
+        check_loss_weights(loss_weights or {}, used)
+        mixture = open_mixture(cache_dir, phases[-1].mixture, "train")
+        if mixture.vocab_size > model.vocab_size:
+            raise ValueError(
+                f"the tokenizer of {mixture.name} has {mixture.vocab_size} ids, the embedding "
+                f"{model.vocab_size} rows; set vocab_size of the model to at least the former"
+            )
+        laps.end("data")
+
+        # ------------------------------------------------------------ model and optimizer
+        network = CodeT5p(model)
+        total = total_steps(phases)
+        learning_rate = schedule.make(total)
+        update_rule = optimizer.make(learning_rate, network.specs)
+        keeps_average = ema_decay is not None
+        abstract = abstract_state(network, used, update_rule, device_mesh, ema=keeps_average)
+        evaluator = None
+        if evaluation.every is not None:
+            evaluator = Evaluator(
+                evaluation, network, phases, objectives, cache_dir, seed, device_mesh
+            )
+        directory = ModelDir(Path(model_dir))
+        saved = saved_steps(directory.checkpoints)
+        plan = plan_init(init_from, network.specs) if init_from and not saved else None
+        size = state_bytes(abstract)
+        if main:
+            claim(
+                directory,
+                model,
+                run_identity(seed, phases, used),
+                operative_config,
+                mixture.tokenizer,
+            )
+            require_space(directory, size, max(checkpoints.keep_last + 1 - len(saved), 1))
+        progress.say(f"{count(network.specs):,} parameters; state of {size / 1e9:.2f} GB")
+        laps.end("setup")
+
+        # ------------------------------------------------------------ compile (in the background)
+        def compile_phase(index: int) -> Any:
+            rows = loaders[index].rows
+            step = make_train_step(
+                network,
+                select_objectives(used, list(rows)),
+                loss_weights or {},
+                update_rule,
+                learning_rate,
+                seed=seed,
+                accumulate=accumulate,
+                ema_decay=ema_decay,
+            )
+            with jax.set_mesh(device_mesh):  # a thread does not inherit it
+                lowered = step.lower(abstract, abstract_batch(used, rows, device_mesh))
+                return lowered.compile(compiler_options(device_mesh))
+
+        background = stack.enter_context(ThreadPoolExecutor(2))
+        compiling: dict[int, Future[Any]] = {}
+
+        def compiled(index: int) -> Future[Any]:
+            if index not in compiling:
+                compiling[index] = background.submit(compile_phase, index)
+            return compiling[index]
+
+        newest = saved[-1] if saved else 0
+        if newest < total:
+            compiled(locate(phases, newest)[0])
+
+        # ------------------------------------------------------------ restore, or initialise
+        restored = restore_latest(directory, abstract, progress.say)
+        if restored is not None:
+            state, meta = restored
+            progress.say(f"resuming {directory.root} from step {meta['step']}")
+        else:
+            meta = {"step": 0, "totals": {}}
+            loaded = None
+            if init_from and plan is not None:
+                loaded = load_init(init_from, plan, network.specs, device_mesh)
+                progress.say(
+                    f"{len(loaded)} arrays from {init_from.path}, the other "
+                    f"{len(jax.tree.leaves(abstract.params)) - len(loaded)} are new"
+                )
+            state = init_state(
+                network, used, update_rule, device_mesh, seed=seed, loaded=loaded, ema=keeps_average
+            )
+        start = meta["step"]
+        batches = train_batches(loaders, phases, start, total)
+        upcoming = background.submit(next, batches, None)
+        stack.callback(lambda: (wait([upcoming]), batches.close()))
+        jax.block_until_ready(state)
+        laps.end("restore" if restored else "initialise")
+
+        # ------------------------------------------------------------ metrics
+        peak = peak_flops(devices[0])
+        flops = [sum(step_flops(network, used, x.rows).values()) if peak else 0.0 for x in loaders]
+        recorder = Recorder(
+            _writers(directory, logging, start if restored else -1, model) if main else [],
+            progress,
+            step=start,
+            totals=meta["totals"],
+            peak=peak and peak * len(devices),
+            max_nonfinite=max_nonfinite,
+        )
+        stack.callback(recorder.close)
+        saver = Checkpoints(directory.checkpoints, checkpoints)
+        stack.callback(saver.close)
+
+        def save(step: int) -> None:
+            with recorder.paused():
+                phase, within = locate(phases, step)
+                position = {"phase": phase, "step": within, "seed": seed}
+                meta = {
+                    "step": step,
+                    "position": position,
+                    "totals": recorder.totals(),
+                    "model": config_to_json(model),
+                    "operative_config": operative_config,
+                    "tokenizer": "../../tokenizer",
+                }
+                saver.save(state, step, meta)
+
+        def evaluate(step: int) -> None:
+            if evaluator is not None:
+                with recorder.paused():
+                    recorder.evaluation(step, evaluation.split, evaluator(state))
+
+        progress.begin(start, total)
+        stack.callback(progress.end)
+        if restored is None:
+            evaluate(0)
+            laps.end("evaluate")
+        terminated = stack.enter_context(_termination())
+
+        # ------------------------------------------------------------ loop
+        step, last_saved = start, start if restored else -1
+        while step < total and not terminated(step):
+            began = time.perf_counter()
+            phase, batch = upcoming.result() if step == start else next(batches)
+            waited = time.perf_counter() - began
+            with recorder.paused():
+                train_step = compiled(phase).result()
+            if step == start:
+                laps.end("compile")
+            state, metrics = train_step(state, place(batch, device_mesh))
+            step += 1
+            recorder.add(metrics, waited=waited, flops=flops[phase])
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                laps.end("first step")
+                progress.say(laps.line())
+            if step % logging.every == 0 or step == total:
+                recorder.finish_interval(step)
+            if evaluation.every and (step % evaluation.every == 0 or step == total):
+                evaluate(step)
+            if step % checkpoints.every == 0 or step == total:
+                save(step)
+                last_saved = step
+
+        # ------------------------------------------------------------ final save
+        if step != last_saved:
+            save(step)
+        saver.wait()
+        if step < total:
+            progress.say(f"stopped by SIGTERM; step {step} is saved, start again to resume")
+        return _result(step, step < total, directory, evaluation.split)
+
+
+def _writers(
+    directory: ModelDir, logging: Logging, last_step: int, model: ModelConfig
+) -> list[metrics_lib.Writer]:
+    writers: list[metrics_lib.Writer] = [metrics_lib.JsonlWriter(directory.metrics, last_step)]
+    if logging.tensorboard:
+        writers.append(metrics_lib.TensorBoardWriter(directory.tensorboard, last_step))
+    if logging.wandb_project:
+        writers.append(
+            metrics_lib.WandbWriter(logging.wandb_project, directory.root, config_to_json(model))
+        )
+    return writers
+
+
+@contextmanager
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """A function of the step that says whether this process was asked to stop.
+
+    Several processes have to stop after the same step, which JAX's coordination service sees to; it
+    listens to SIGTERM itself.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # only the main thread may handle signals
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield lambda step: event.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Laps:
+    """What the start-up spends its time on."""
+
+    def __init__(self) -> None:
+        self._seconds = {"import": process_age()}
+        self._mark = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """Books the time since the last lap under `name`."""
+        now = time.perf_counter()
+        self._seconds[name] = now - self._mark
+        self._mark = now
+
+    def line(self) -> str:
+        """`start-up 7.1 s: import 1.9 s, devices 0.1 s, …`."""
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())
+        return f"start-up {sum(self._seconds.values()):.1f} s: {parts}"
+
+
+def _result(step: int, interrupted: bool, directory: ModelDir, split: str) -> TrainResult:
+    records = metrics_lib.read_records(directory.metrics)
+    held_out = [r for r in records if r["split"] == split]
+    values = [
+        {k: v for k, v in r.items() if k not in ("step", "split", "timing")}
+        for r in (held_out[:1] + held_out[-1:])
+    ] or [{}, {}]
+    return TrainResult(step, interrupted, values[0], values[-1], directory.metrics)
