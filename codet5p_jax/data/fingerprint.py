@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 _CONSTANT = (str, bytes, int, float, complex, bool, type(None), re.Pattern, enum.Enum, PurePath)
+_CACHED = type(functools.cache(lambda: None))  # what decorated functions are
 _CONTAINER = (list, tuple, Set, Mapping)
 
 
@@ -90,6 +91,8 @@ def _describe(value: Any, seen: frozenset[int]) -> Any:
             return ["sequence", [inner(item) for item in value]]
         case functools.partial():
             return ["partial", inner(value.func), inner(value.args), inner(value.keywords)]
+        case _ if isinstance(value, _CACHED):
+            return inner(value.__wrapped__)
         case types.MethodType():
             return ["method", inner(value.__func__), inner(value.__self__)]
         case types.FunctionType():
@@ -153,7 +156,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, _CONTAINER):
         items = [*value, *value.values()] if isinstance(value, Mapping) else value
         return all(_is_plain(item) for item in items)
-    callables = (types.FunctionType, functools.partial, type, types.MethodType)
+    callables = (types.FunctionType, functools.partial, type, types.MethodType, _CACHED)
     data = (*_CONSTANT, np.ndarray, np.generic)
     if isinstance(value, (*data, *callables)):
         return True

@@ -46,13 +46,14 @@ class PreparedSplit:
 
     def __str__(self) -> str:
         m = self.manifest
-        lengths = ", ".join(
+        line = f"{m.task}/{m.split}: {m.records:,} examples"
+        if self.how != "written":
+            return f"{line} [{self.how}{f', shards of {m.examples_in}' if m.examples_in else ''}]"
+        lengths = (
             f"{name} {n['total']:,} (p50 {n['p50']}, p95 {n['p95']}, max {n['max']})"
             for name, n in m.lengths.items()
         )
-        how = self.how if m.examples_in is None else f"{self.how}, shards of {m.examples_in}"
-        speed = f", {m.records / self.seconds:,.0f}/s" if self.how == "written" else ""
-        return f"{m.task}/{m.split}: {m.records:,} examples; {lengths} [{how}{speed}]"
+        return f"{line}, {m.records / self.seconds:,.0f}/s; {', '.join(lengths)}"
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,11 @@ def clean(x, k=1):
     return helper(x) * k
 
 
+@functools.cache
+def remembered(x):
+    return x * LIMIT
+
+
 def outer(n):
     def inner(x):
         return x + n
@@ -315,6 +320,7 @@ def test_functions_differ_by_what_they_do():
         Step(1),
         Step(2),
         Step(1).__call__,
+        remembered,
         np.add,
         np.subtract,
         len,
@@ -334,9 +340,14 @@ def test_comments_and_docstrings_do_not_count():
 
 
 def test_what_a_function_calls_counts(monkeypatch):
-    before = fingerprint.digest(clean)
+    def through_a_cache(x):
+        return remembered(x)
+
+    functions = [clean, remembered, through_a_cache]
+    before = [fingerprint.digest(function) for function in functions]
     monkeypatch.setitem(globals(), "LIMIT", 4)
-    assert fingerprint.digest(clean) != before
+    for function, digest in zip(functions, before, strict=True):
+        assert fingerprint.digest(function) != digest
 
 
 def test_functions_without_source_count_by_their_bytecode():
