@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from codet5p_jax.tasks import settings
-from codet5p_jax.tasks.stages import add_stage2_tasks
-
 from codet5p_jax.data.corpora.codesearchnet import SPLITS, codesearchnet_pairs
 from codet5p_jax.data.corpora.files import identities, require_folder
 from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.data.corpora.pairs import PairFilter
 from codet5p_jax.data.seqio_tasks import examples_source
+from codet5p_jax.tasks import settings
+from codet5p_jax.tasks.stages import add_stage2_tasks
 
 PAIR_LANGUAGES = tuple(language for language in LANGUAGES if language.pairs)
 

@@ -8,9 +8,6 @@ chunks of the latter two are is NOT STATED; here 1,023, which with `</s>` fills 
 from collections.abc import Iterator
 from functools import partial
 
-from codet5p_jax.tasks import settings
-from codet5p_jax.tasks.stages import add_stage1_tasks
-
 from codet5p_jax.data.corpora.files import identities
 from codet5p_jax.data.corpora.github_code import (
     SHARES,
@@ -20,6 +17,8 @@ from codet5p_jax.data.corpora.github_code import (
 )
 from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.data.seqio_tasks import examples_source
+from codet5p_jax.tasks import settings
+from codet5p_jax.tasks.stages import add_stage1_tasks
 
 CHUNK_LENGTHS = {"span_denoising": 512, "seq2seq_clm": 1023, "decoder_clm": 1023}
 

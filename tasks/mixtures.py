@@ -6,11 +6,11 @@ pairs (stage 2) that the paper lists.
 """
 
 import seqio
+
+from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.tasks import github_code, stdlib  # noqa: F401  (their tasks are mixed here)
 from codet5p_jax.tasks.codesearchnet import PAIR_LANGUAGES
 from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, STAGE2_OBJECTIVES
-
-from codet5p_jax.data.corpora.languages import LANGUAGES
 
 STAGE1_ROWS = dict(zip(STAGE1_OBJECTIVES, (2048, 512, 512), strict=True))
 

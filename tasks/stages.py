@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from functools import partial
 
 import seqio
-from codet5p_jax.tasks import preprocessors, settings
 
 from codet5p_jax.data.seqio_tasks import add_task
 from codet5p_jax.data.vocab import CodeVocabulary
+from codet5p_jax.tasks import preprocessors, settings
 
 STAGE1_OBJECTIVES = ("span_denoising", "seq2seq_clm", "decoder_clm")
 STAGE2_OBJECTIVES = ("text_code_pairs", "text_to_code", "code_to_text")

@@ -3,13 +3,12 @@
 import functools
 from collections.abc import Iterator
 
-from codet5p_jax.tasks import settings
-from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, add_stage1_tasks, add_stage2_tasks
-
 from codet5p_jax.data.corpora import stdlib
 from codet5p_jax.data.corpora.files import split_of
 from codet5p_jax.data.corpora.pairs import PairFilter
 from codet5p_jax.data.seqio_tasks import examples_source
+from codet5p_jax.tasks import settings
+from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, add_stage1_tasks, add_stage2_tasks
 
 CHUNK_LENGTH = 256
 

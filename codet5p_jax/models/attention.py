@@ -47,16 +47,24 @@ def attention(
     """
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
-    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
-    scores = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+    # The small arrays are turned round (T and K), never the T × S ones.
+    q_BGRTK = jnp.einsum("BTGRK->BGRTK", q_BTHK.reshape(B, T, G, H // G, K))
+    scores = jnp.einsum("BGRTK,BSGK->BGRTS", q_BGRTK, k_BSGK, preferred_element_type=jnp.float32)
     scores_BHTS = scores.reshape(B, H, T, S) * scale
     if bias_HTS is not None:
         scores_BHTS += bias_HTS
-    weights_BHTS = jax.nn.softmax(jnp.where(mask_B1TS, scores_BHTS, MASKED), axis=-1)
+    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, MASKED)
+    top_BHT1 = jax.lax.stop_gradient(jnp.max(scores_BHTS, axis=-1, keepdims=True))
+    weights_BHTS = jnp.exp(scores_BHTS - top_BHT1)
+    # Dividing the result instead of the weights saves a pass over T × S, forwards and backwards.
+    total_BHT1 = jnp.sum(weights_BHTS, axis=-1, keepdims=True)
     weights_BHTS = dropout(weights_BHTS.astype(v_BSGK.dtype), dropout_rate, key)
     weights_BGRTS = weights_BHTS.reshape(B, G, H // G, T, S)
-    out_BTGRK = jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS, v_BSGK)
-    return out_BTGRK.reshape(B, T, H, K)
+    out = jnp.einsum(
+        "BGRTS,BSGK->BGRTK", weights_BGRTS, v_BSGK, preferred_element_type=jnp.float32
+    )
+    out_BHTK = (out.reshape(B, H, T, K) / total_BHT1).astype(v_BSGK.dtype)
+    return jnp.einsum("BHTK->BTHK", out_BHTK)
 
 
 def relative_bucket(

@@ -1,5 +1,6 @@
 """CodeT5p: an encoder, a decoder, and every way the paper uses them, alone or together."""
 
+import math
 from typing import Any
 
 import jax
@@ -53,7 +54,8 @@ class CodeT5p(nnx.Module):
             self.lm_head = declare((V, D), ("vocab", "embed"), normal(D**-0.5))
         if config.embed_dim is not None:
             self.projection = Dense(D, config.embed_dim)
-            self.temperature = declare((), (), _constant(INITIAL_TEMPERATURE))
+            # Learned on a log scale: one Adam step is then a factor, whatever the learning rate.
+            self.log_temperature = declare((), (), _constant(math.log(INITIAL_TEMPERATURE)))
         if config.matching_head:
             self.matching_head = Dense(D, 2)
 
@@ -63,11 +65,21 @@ class CodeT5p(nnx.Module):
         _, state = nnx.split(self)
         return nnx.to_pure_dict(state)
 
+    @property
+    def params(self) -> Params:
+        """The arrays that `bind` was given; parts left out are `ParamSpec`."""
+        return self.specs
+
     def bind(self, params: Params) -> "CodeT5p":
         """The same network holding `params`; parts left out stay abstract."""
         graphdef, state = nnx.split(self)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)
+
+    @property
+    def temperature(self) -> Float[Array, ""]:
+        """The contrastive temperature τ (paper §3.2)."""
+        return jnp.exp(self.log_temperature[...])
 
     def encode(
         self,

@@ -89,6 +89,7 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
     V = kernel.shape[0]
     number = T // chunk
     cast_kernel = kernel.astype(states.dtype)
+    kernel_DV = cast_kernel.T  # laid out once for all chunks
     low = label_smoothing / (V - 1)
     high = 1.0 - label_smoothing
     entropy = 0.0
@@ -98,7 +99,7 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
     def body(carry, part):
         (loss_sum, z_sum, correct_sum), d_kernel = carry
         x_BCD, y_BC, w_BC = part
-        logits = jnp.einsum("BCD,VD->BCV", x_BCD, cast_kernel, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("BCD,DV->BCV", x_BCD, kernel_DV, preferred_element_type=jnp.float32)
         top = jnp.max(logits, axis=-1, keepdims=True)
         exp = jnp.exp(logits - top)
         total = jnp.sum(exp, axis=-1, keepdims=True)
@@ -111,21 +112,22 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
         sums = (
             loss_sum + jnp.sum(w_BC * (nll_BC + z_BC)),
             z_sum + jnp.sum(w_BC * z_BC),
-            correct_sum + jnp.sum(w_BC * (target_logit_BC >= top[..., 0])),
+            correct_sum + jnp.sum(jnp.where(target_logit_BC >= top[..., 0], w_BC, 0.0)),
         )
         if not with_gradients:
             return (sums, d_kernel), None
         # d loss / d logits = w (softmax (1 + 2 z log Z) − target distribution)
         scale_BC1 = (w_BC * (1.0 + 2.0 * z_loss * log_z_BC))[..., None] / total
         is_target = jnp.arange(V) == y_BC[..., None]
-        d_logits = exp * scale_BC1 - w_BC[..., None] * (low + (high - low) * is_target)
+        d_logits = exp * scale_BC1 - w_BC[..., None] * jnp.where(is_target, high, low)
         d_logits = d_logits.astype(x_BCD.dtype)
         d_x = jnp.einsum("BCV,VD->BCD", d_logits, cast_kernel)
-        d_kernel += jnp.einsum("BCV,BCD->VD", d_logits, x_BCD, preferred_element_type=jnp.float32)
+        # [D, V], so that it is the small operand that has to be turned round
+        d_kernel += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits, preferred_element_type=jnp.float32)
         return (sums, d_kernel), d_x
 
     zero = jnp.zeros((), jnp.float32)
-    d_kernel = jnp.zeros((V, D), jnp.float32) if with_gradients else None
+    d_kernel = jnp.zeros((D, V), jnp.float32) if with_gradients else None
     init = ((zero, zero, zero), d_kernel)
     if number == 1:
         (sums, d_kernel), d_states = body(init, (states, targets, weights))
@@ -138,4 +140,4 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
         d_states = None if parts is None else jnp.moveaxis(parts, 0, 1).reshape(B, T, D)
     if not with_gradients:
         return sums, None
-    return sums, (d_states, d_kernel.astype(kernel.dtype))
+    return sums, (d_states, d_kernel.T.astype(kernel.dtype))

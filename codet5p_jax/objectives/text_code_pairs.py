@@ -176,12 +176,12 @@ class TextCodePairs:
         self._check(model)
         keys = _Keys.split(key, train)
         texts, live = _encode(model, batch, keys.text, keys.code)
-        temperature = contrastive.clamp(model.temperature[...], self.temperature_bounds)
+        temperature = contrastive.clamp(model.temperature, self.temperature_bounds)
 
         teacher, average = None, None
         if train and self.momentum is not None:
             # `specs` of a bound model are its arrays.
-            params = {name: model.specs[name] for name in MOMENTUM_PARTS}
+            params = {name: model.params[name] for name in MOMENTUM_PARTS}
             average = contrastive.momentum_update(state["momentum"], params, self.momentum)
             _, teacher = jax.lax.stop_gradient(_encode(model.bind(average), batch, None, None))
 

@@ -39,7 +39,7 @@ def model():
 def params(model):
     drawn = init_params(model.specs, jax.random.key(1))
     # So cold that the most similar negative is drawn for certain.
-    return drawn | {"temperature": jnp.float32(0.0011)}
+    return drawn | {"log_temperature": jnp.log(jnp.float32(0.0016))}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_two_training_steps_match_numpy(model, params, embed, judge):
     all_texts = np.concatenate((teacher_text, queued_text))
     all_codes = np.concatenate((teacher_code, queued_code))
 
-    temperature, alpha = float(moved["temperature"]), 0.4 * 1 / 4
+    temperature, alpha = float(np.exp(moved["log_temperature"])), 0.4 * 1 / 4
     expected = 0.5 * (
         contrastive_reference(text, teacher_text, all_codes, alpha, temperature)
         + contrastive_reference(code, teacher_code, all_texts, alpha, temperature)
@@ -217,7 +217,7 @@ def test_two_training_steps_match_numpy(model, params, embed, judge):
     for name in ("text_tokens", "code_tokens", "code_segments", "pair_id"):
         np.testing.assert_array_equal(queue[name][: 2 * B], np.r_[first[name], second[name]])
 
-    for part in ("embedding", "encoder", "decoder", "projection", "matching_head", "temperature"):
+    for part in ("embedding", "encoder", "decoder", "projection", "matching_head", "log_temperature"):
         assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients[part])), part
 
 
@@ -229,7 +229,7 @@ def test_evaluation_depends_on_the_batch_alone(model, params, embed, judge):
     jax.tree.map(np.testing.assert_array_equal, new_state, state)
 
     text, code = embed(params, batch)
-    temperature = float(params["temperature"])
+    temperature = float(np.exp(params["log_temperature"]))
     expected = 0.5 * (
         contrastive_reference(text, text, code, 0.0, temperature)
         + contrastive_reference(code, code, text, 0.0, temperature)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import seqio
-from codet5p_jax.tasks import settings
 
 from codet5p_jax.data.seqio_tasks import cached_examples, fingerprint_of, objective_of
 from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.tasks import settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "custom_task.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)

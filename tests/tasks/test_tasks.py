@@ -3,19 +3,19 @@ import json
 import subprocess
 import sys
 
-import codet5p_jax.tasks  # noqa: F401
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import seqio
 import tensorflow as tf
-from codet5p_jax.tasks import preprocessors, settings, stdlib
-from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, STAGE2_OBJECTIVES
 
+import codet5p_jax.tasks  # noqa: F401
 from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.data.seqio_tasks import cached_examples, fingerprint_of, objective_of
 from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.tasks import preprocessors, settings, stdlib
+from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, STAGE2_OBJECTIVES
 
 SIX = ["ruby", "javascript", "go", "python", "java", "php"]
 
