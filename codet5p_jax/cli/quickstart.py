@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -402,7 +403,7 @@ class Quickstart:
         code = subprocess.run(command, check=False).returncode
         if code:
             raise ChildProcessError(
-                f"`codet5p {' '.join(arguments)}` ended with exit code {code}; its message is "
+                f"`codet5p {shlex.join(arguments)}` ended with exit code {code}; its message is "
                 "above. Started again, the quickstart goes on from there"
             )
 
