@@ -180,7 +180,6 @@ class TextCodePairs:
 
         teacher, average = None, None
         if train and self.momentum is not None:
-            # `specs` of a bound model are its arrays.
             params = {name: model.params[name] for name in MOMENTUM_PARTS}
             average = contrastive.momentum_update(state["momentum"], params, self.momentum)
             _, teacher = jax.lax.stop_gradient(_encode(model.bind(average), batch, None, None))

@@ -247,17 +247,17 @@ class Lookup:
     config = types.SimpleNamespace(embed_dim=8, matching_head=False)
 
     def __init__(self, params=None):
-        self.specs = params
+        self.params = params
 
     def bind(self, params):
         return Lookup(params)
 
     @property
     def temperature(self):
-        return self.specs["temperature"]
+        return self.params["temperature"]
 
     def encode(self, tokens, segments, *, key):
-        return self.specs["embedding"][tokens] * segments[..., None]
+        return self.params["embedding"][tokens] * segments[..., None]
 
     def embed(self, states, segments):
         mean = states.sum(1) / segments.sum(1, keepdims=True)
