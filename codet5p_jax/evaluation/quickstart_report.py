@@ -34,8 +34,8 @@ def make_report(
     lead = (
         f"A CodeT5+ of {model['parameters']:,} parameters, pretrained from scratch in "
         f"{seconds['total'] / 60:.1f} minutes on the standard library of {corpus['python']}: "
-        f"{corpus['modules']} modules, {corpus['functions']:,} functions. Every figure is measured "
-        "on modules that training never saw."
+        f"{corpus['modules']} modules, {corpus['functions']:,} functions. Retrieval and losses are "
+        "measured on modules that training never saw."
     )
     if summary["smoke"]:
         lead = "A smoke test of a few steps: these figures say nothing about the model. " + lead
@@ -114,9 +114,9 @@ def _figures(summary: Mapping[str, Any]) -> list[Figure]:
 def _retrieval_table(retrieval: Mapping[str, Any]) -> Table:
     names = ("mrr", "recall@1", "recall@5", "recall@10")
     number = retrieval["candidates"]
-    chance = [round(retrieval["mrr_chance"], 4), *(min(k / number, 1.0) for k in (1, 5, 10))]
+    chance = [retrieval["mrr_chance"], *(min(k / number, 1.0) for k in (1, 5, 10))]
     rows = [["chance", *chance]] + [
-        [label, *(round(retrieval["systems"][system][name], 4) for name in names)]
+        [label, *(retrieval["systems"][system][name] for name in names)]
         for system, label in SYSTEMS.items()
     ]
     return Table(
@@ -145,5 +145,5 @@ def _loss_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _seconds(summary: Mapping[str, Any]) -> Table:
-    rows = [[part, round(s, 1)] for part, s in summary["seconds"].items() if part != "total"]
-    return Table("Where the time went", ["part", "seconds"], rows, bar=1)
+    rows = [[part, float(s)] for part, s in summary["seconds"].items() if part != "total"]
+    return Table("Where the time went", ["part", "seconds"], rows, bar=1, decimals=1)

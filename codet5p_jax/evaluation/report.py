@@ -25,13 +25,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header. `bar`: the column to draw as bars as well, scaled to its maximum."""
+    """Rows under a header.
+
+    Attributes:
+      bar: the column to draw as bars as well, scaled to its maximum.
+      decimals: of every float.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     bar: int | None = None
+    decimals: int = 3
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,9 @@ def _table(table: Table) -> str:
     largest = max(numbers, default=0) or 1.0
 
     def cell(row: Sequence[Cell], column: int) -> str:
-        return f'<td class="{"number" if column else ""}">{_text(row[column])}</td>'
+        value = row[column]
+        text = f"{value:.{table.decimals}f}" if isinstance(value, float) else _text(value)
+        return f'<td class="{"number" if column else ""}">{text}</td>'
 
     def bar(row: Sequence[Cell]) -> str:
         if table.bar is None:
@@ -197,6 +205,7 @@ p { margin: 0 0 12px; color: var(--soft); max-width: 75ch; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: 8px 14px; text-align: left; white-space: nowrap; }
+td:first-child { white-space: normal; }
 th { font-size: 12px; color: var(--soft); font-weight: 500; }
 tbody tr { border-top: 1px solid var(--rule); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
