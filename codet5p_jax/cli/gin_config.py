@@ -23,10 +23,7 @@ REQUIRED = "gin.REQUIRED"
 # Macros that commands read themselves, so that no binding of a gin file need refer to them.
 COMMAND_MACROS = frozenset({"USE_CACHED_TASKS"})
 # For commands that neither read nor write what the paths of a run say.
-PATHS = {
-    name: f"({name})"
-    for name in ("MODEL_DIR", "CACHE_DIR", "INITIAL_CHECKPOINT_PATH", "MIXTURE_OR_TASK_NAME")
-}
+PATHS = {name: f"({name})" for name in ("MODEL_DIR", "CACHE_DIR", "INITIAL_CHECKPOINT_PATH")}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from codet5p_jax.cli.gin_static import Binding, Macro, Reference
 
+_ANYTHING = (Any, object, inspect.Parameter.empty)  # hints that every value fits
+
 
 def hints(target: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of a function, or of a class's constructor; {} where they cannot be evaluated."""
@@ -43,7 +45,7 @@ def fits(value: Any, hint: Any, macros: Mapping[str, Binding]) -> bool:
     if isinstance(value, Reference):
         return _reference_fits(value, hint)
     origin, args = get_origin(hint), get_args(hint)
-    if hint in (Any, object, inspect.Parameter.empty) or isinstance(hint, typing.TypeVar):
+    if hint in _ANYTHING or isinstance(hint, typing.TypeVar):
         return True
     if origin is typing.Annotated:
         return fits(value, args[0], macros)
@@ -111,16 +113,18 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 def _accepts_callable(produced: Any, hint: Any) -> bool:
     origin = get_origin(hint) or hint
-    if hint in (Any, object, inspect.Parameter.empty) or not inspect.isclass(origin):
+    if hint in _ANYTHING or not inspect.isclass(origin):
         return True
     is_callable_protocol = getattr(origin, "_is_protocol", False) and "__call__" in vars(origin)
     return is_callable_protocol or origin in (collections.abc.Callable, produced)
 
 
 def _produces(produced: Any, hint: Any) -> bool:
+    if produced in _ANYTHING or hint in _ANYTHING:
+        return True
     produced, hint = get_origin(produced) or produced, get_origin(hint) or hint
-    if not (inspect.isclass(produced) and inspect.isclass(hint)) or hint is object:
-        return produced is not None or hint in (Any, type(None), inspect.Parameter.empty)
+    if not (inspect.isclass(produced) and inspect.isclass(hint)):
+        return (produced is None) == (hint is None)
     if getattr(hint, "_is_protocol", False):
         return all(_has(produced, name) for name in _members(hint))
     return issubclass(produced, hint) or (hint is float and produced is int)

@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print parameters, FLOPs, memory, shardings and the operative configuration, and stop",
     )
+    parser.add_argument(
+        "--num_devices",
+        type=int,
+        help="devices that --dry_run reckons with (default: those of this machine)",
+    )
     data_options.add_arguments(parser)
 
 
@@ -38,7 +43,10 @@ def run(args: argparse.Namespace) -> None:
     if config.unused:
         print(f"not used by this run: {', '.join(config.unused)}", file=sys.stderr)
     if args.dry_run:
-        raise NotImplementedError
+        from codet5p_jax.cli.dry_run import dry_run
+
+        print(dry_run(config, args))
+        return
     arguments = config.arguments
     ensure_prepared(
         (phase.mixture for phase in arguments["phases"]),

@@ -12,7 +12,7 @@ from codet5p_jax.cli.errors import ConfigError
 LIBRARY = """
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 class Shape(Protocol):
     @property
@@ -39,7 +39,7 @@ def half(x: float) -> float: return x / 2
 def root(shapes: tuple[Shape, ...], rate: Callable[[int], float], name: str, size: int = 3,
          weights: Mapping[str, float] = {}, colour: Colour | None = None,
          transform: Callable[[float], float] | None = None, tags: Sequence[str] = (),
-         ctx: object = None):
+         anything: Any = None, ctx: object = None):
     raise AssertionError("building the arguments must not call the function")
 """
 RUN = """
@@ -104,7 +104,8 @@ def test_operative_text_is_a_gin_file_of_the_same_configuration(library, tmp_pat
     second = load(library, files=("operative.gin",))
     assert second.text == first.text
     assert {k: v for k, v in second.arguments.items() if k != "rate"} == {
-        **{"size": 3, "weights": {}, "colour": None, "transform": None, "tags": (), "ctx": None},
+        **{"size": 3, "weights": {}, "colour": None, "transform": None, "tags": ()},
+        **{"anything": None, "ctx": None},
         **{k: v for k, v in first.arguments.items() if k != "rate"},
     }
 
@@ -138,8 +139,12 @@ def test_uncalled_functions_and_containers(library):
         "lib.root.weights={'a': 1, 'b': 0.5}",
         "lib.root.tags=['p', 'q']",
         "lib.root.colour=@lib.Colour()",
+        "lib.root.anything=(@lib.Square(), @lib.half, 3)",
+        "lib.root.ctx=@lib.Square()",
     )
     assert config.arguments["transform"](4.0) == 2.0
+    assert config.arguments["anything"][::2] == (library.Square(1), 3)
+    assert config.arguments["ctx"] == library.Square(1)
     assert config.arguments["weights"] == {"a": 1, "b": 0.5}
 
 

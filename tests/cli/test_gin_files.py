@@ -20,8 +20,11 @@ FILES = sorted(str(p.relative_to(gin_static.PACKAGE)) for p in gin_static.PACKAG
 RUNS = [name for name in FILES if name.startswith("runs/")]
 
 
+PLACEHOLDERS = {**gin_config.PATHS, "MIXTURE_OR_TASK_NAME": "(mixture)"}
+
+
 def load(*files: str, bindings: tuple[str, ...] = ()):
-    return gin_config.load(train, files, bindings, placeholders=gin_config.PATHS)
+    return gin_config.load(train, files, bindings, placeholders=PLACEHOLDERS)
 
 
 @pytest.fixture(scope="module")

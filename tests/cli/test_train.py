@@ -1,0 +1,111 @@
+"""`codet5p train` as a user types it: own tasks, prepared on the way, trained, described."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from codet5p_jax.cli import gin_config
+from codet5p_jax.data.tokenizer import train_tokenizer
+from codet5p_jax.training.train import train
+
+MY_TASKS = """
+from codet5p_jax.data.seqio_tasks import examples_source
+from codet5p_jax.tasks.stages import add_stage1_tasks
+
+CODE = [f"def f{i}(x):\\n    return x + {i}\\n" * 4 for i in range(40)]
+source = examples_source(
+    lambda split: ({"code": code} for code in CODE), ["train", "validation"], {"code": str}, CODE
+)
+names = ["span_denoising", "seq2seq_clm", "decoder_clm"]
+add_stage1_tasks("mine", source, dict.fromkeys(names, 32))
+"""
+TINY = """
+from __gin__ import dynamic_registration
+from codet5p_jax.models import configs
+from codet5p_jax.training import phases
+from codet5p_jax.training import train
+
+include 'runs/quickstart_stage1.gin'
+
+MIXTURE_OR_TASK_NAME = 'mine_span_denoising'
+TRAIN_STEPS = 2
+BATCH_SIZE = 4
+WARMUP_STEPS = 1
+VOCAB_SIZE = 512
+configs.t5:
+  d_model = 16
+  num_heads = 2
+  head_dim = 8
+  d_ff = 32
+  num_encoder_layers = 1
+  num_decoder_layers = 1
+train.train.phases = (@joint/phases.Phase(),)
+train.Evaluation.every = None
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a module with tasks, a tokenizer, a gin file."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "my_tasks.py").write_text(MY_TASKS)
+    (folder / "tiny.gin").write_text(TINY)
+    train_tokenizer(["def f1(x):\n    return x + 23456789\n"] * 9, 512, folder / "tokenizer")
+    return folder
+
+
+def codet5p(folder: Path, *argv: str, after: str = "pass") -> subprocess.CompletedProcess[str]:
+    """Runs `codet5p ARGV` there, then the statements `after` in the same process."""
+    code = f"import sys; from codet5p_jax.cli.main import main; code = main({argv!r}); {after}"
+    return subprocess.run(
+        [sys.executable, "-c", f"{code}; sys.exit(code)"],
+        cwd=folder,
+        env={**os.environ, "XLA_FLAGS": ""},  # one device
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def flags(cache: str, *more: str) -> list[str]:
+    return [
+        *("--gin_file=tiny.gin", "--module=my_tasks", "--tokenizer=tokenizer"),
+        *("--gin.MODEL_DIR='run'", f"--gin.CACHE_DIR='{cache}'", *more),
+    ]
+
+
+def test_prepares_elsewhere_and_trains(folder: Path):
+    loaded = "print('LOADED', {'tensorflow', 'seqio', 'torch'} & sys.modules.keys())"
+    done = codet5p(folder, "train", *flags("cache"), after=loaded)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED set()" in done.stdout
+    assert "not used by this run: denoise/phases.Phase.mixture" in done.stderr
+    assert "mixture 'mine_span_denoising' is not prepared in cache" in done.stderr
+    records = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(records[-1])["step"] == 2
+    kept = gin_config.load(train, [str(folder / "run" / "operative_config.gin")])
+    assert kept.arguments["model"].encoder.d_model == 16
+    assert kept.arguments["model_dir"] == "run"
+
+    of = ("mine_span_denoising", "--cache_dir=cache", "--batch_size=6")
+    again = codet5p(folder, "inspect-data", *of)
+    assert again.returncode == 0, again.stderr
+    assert "== span_denoising: 6 rows of each batch" in again.stdout
+    assert "<extra_id_0>" in again.stdout
+
+
+def test_dry_run_needs_no_data(folder: Path):
+    done = codet5p(folder, "train", "--dry_run", "--num_devices=4", *flags("nowhere"))
+    assert done.returncode == 0, done.stderr
+    assert "fsdp 4" in done.stdout
+    assert "phase mine_span_denoising: 2 steps of 4 rows" in done.stdout
+    assert "configs.t5.d_model = 16" in done.stdout
+    assert not (folder / "nowhere").exists()
+    wrong = codet5p(folder, "train", "--dry_run", "--num_devices=3", *flags("nowhere"))
+    assert wrong.returncode == 1
+    assert "3 ways" in wrong.stderr
