@@ -261,7 +261,8 @@ def _without_context(error: Exception) -> str:
 
 def _operative_text(root: Callable[..., Any]) -> str:
     """What was used to build, with defaults. Gin has seen every call but that of `root` itself."""
-    selector = gin_internals._inverse_lookup(root).selector
+    registered = gin_internals._inverse_lookup(root)
+    assert registered is not None, "a file or the command line binds its arguments"
     defaults = {
         name: parameter.default
         for name, parameter in gin_static.parameters(root).items()
@@ -269,5 +270,5 @@ def _operative_text(root: Callable[..., Any]) -> str:
     }
     bound = gin.get_bindings(root, resolve_references=False)
     with gin_internals._OPERATIVE_CONFIG_LOCK:
-        gin_internals._OPERATIVE_CONFIG["", selector] = defaults | bound
+        gin_internals._OPERATIVE_CONFIG["", registered.selector] = defaults | bound
     return gin.operative_config_str(max_line_length=100)
