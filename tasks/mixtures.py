@@ -43,4 +43,9 @@ _add(
 
 _add("stdlib_stage1_denoise", {"stdlib_span_denoising": 1.0})
 _add("stdlib_stage1", {f"stdlib_{name}": float(rows) for name, rows in STAGE1_ROWS.items()})
-_add("stdlib_stage2", {f"stdlib_{name}": 1.0 for name in STAGE2_OBJECTIVES})
+# Four pairs to compare for each one to write: on a corpus of a few thousand pairs the number of
+# negatives per batch decides how well the embedding gets in minutes.
+_add(
+    "stdlib_stage2",
+    dict(zip((f"stdlib_{name}" for name in STAGE2_OBJECTIVES), (4.0, 1.0, 1.0), strict=True)),
+)

@@ -107,7 +107,7 @@ class PairEncoder:
             states_BTD = bound.decode(
                 code_BT, code_segments_BT, texts_QSD[query_B], text_segments_QS[query_B]
             )
-            return bound.match(states_BTD, code_segments_BT)[:, 1].astype(jnp.float32)
+            return bound.match(states_BTD, code_segments_BT)
 
         self._embed, self._encode, self._match = jax.jit(embed), jax.jit(encode), jax.jit(match)
 
@@ -128,13 +128,18 @@ class PairEncoder:
             self.progress(real)
         return out
 
+    @property
+    def temperature(self) -> float:
+        """The learned contrastive temperature."""
+        return float(jnp.exp(self.params["log_temperature"]))
+
     def match(
         self,
         texts: Sequence[TokenIds],
         codes: Sequence[TokenIds],
         pairs: Int[np.ndarray, "pairs 2"],
-    ) -> Float32[np.ndarray, " pairs"]:
-        """Raw logit "they match" of (text number, code number) pairs.
+    ) -> Float32[np.ndarray, "pairs 2"]:
+        """Logits (no match, match) of (text number, code number) pairs.
 
         Each text is encoded once. The decoder reads the function with `[ENC]` in place of `<s>`,
         and the head reads the state of its last `</s>` (paper §3.3).
@@ -147,7 +152,7 @@ class PairEncoder:
         rows = [wrap(np.asarray(c, np.int32), self.code_length, self.special) for c in codes]
         for row in rows:
             row[0] = self.special.enc
-        out = np.zeros(len(pairs), np.float32)
+        out = np.zeros((len(pairs), 2), np.float32)
         lengths = [len(rows[code]) for _, code in pairs]
         for length, picked, real in self._batches(lengths, self.code_length):
             code_BT, segments_BT = pad(

@@ -45,10 +45,11 @@ def retrieval_figures(
         [tokenize(pair["text"]) for pair in test],
         [tokenize(pair["code"]) for pair in test],
         pairs,
-    ).reshape(best.shape)
+    ).reshape(*best.shape, 2)
     systems = {
         "embedding": cosines,
-        "embedding, reranked": retrieval.rerank(cosines, best, logits),
+        "embedding, reranked": retrieval.rerank(cosines, best, logits, encoder.temperature),
+        "embedding, reranked by logit + cosine": retrieval.rerank(cosines, best, logits, None),
         "bm25": lexical,
         "fused": retrieval.fuse(cosines, lexical, weight),
     }

@@ -11,6 +11,7 @@ Record = Mapping[str, Any]  # a line of metrics.jsonl
 SYSTEMS = {
     "embedding": "embedding",
     "embedding, reranked": "embedding, first 32 reranked by the matching head",
+    "embedding, reranked by logit + cosine": "the same, scored as CodeT5+'s released script does",
     "bm25": "BM25",
     "fused": "embedding and BM25 fused",
 }

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 Scores = Float[np.ndarray, "queries candidates"]
 
-# Pushes candidates outside the reranked top below it; cosines lie in [-1, 1], logits in the tens.
+# Pushes candidates outside the reranked top below it; cosines / temperature and logits lie far within.
 _BELOW = 1e4
 
 
@@ -48,16 +48,24 @@ def top(scores: Scores, k: int) -> Int[np.ndarray, "queries k"]:
 def rerank(
     cosines: Scores,
     best: Int[np.ndarray, "queries k"],
-    match_logits: Float[np.ndarray, "queries k"],
+    match_logits: Float[np.ndarray, "queries k 2"],
+    temperature: float | None,
 ) -> Scores:
-    """Scores after the matching head has read the k best: raw match logit + cosine.
+    """Scores after the matching head has read the k best; the others keep their order below those.
 
-    No softmax and no weight, as in the released evaluation script. The other candidates keep
-    their order by cosine, below those.
+    With the contrastive temperature τ, a score is the head's log-odds + cosine / τ. The head was
+    trained to tell the right code from codes drawn in proportion to q = exp(cosine / τ), so its
+    log-odds estimate log(p / q) (noise-contrastive estimation), and adding log q gives log p.
+
+    With None, it is the raw logit of "match" + cosine, as in CodeT5+'s released evaluation script.
     """
     scores = cosines.astype(np.float64) - _BELOW
     rows = np.arange(len(best))[:, None]
-    scores[rows, best] = match_logits.astype(np.float64) + cosines[rows, best]
+    logits, cosine = match_logits.astype(np.float64), cosines[rows, best]
+    if temperature is None:
+        scores[rows, best] = logits[..., 1] + cosine
+    else:
+        scores[rows, best] = logits[..., 1] - logits[..., 0] + cosine / temperature
     return scores
 
 

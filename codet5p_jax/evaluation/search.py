@@ -102,7 +102,7 @@ def search(
         codes = [tokenize(index.documents[column].code) for column in best[0]]
         pairs = np.stack([np.zeros(len(codes), np.int64), np.arange(len(codes))], axis=1)
         logits = encoder.match([text], codes, pairs)[None]
-        scores = retrieval.rerank(cosines, best, logits)
+        scores = retrieval.rerank(cosines, best, logits, encoder.temperature)
         k = min(k, RERANKED)
     return _hits(index, scores, k)
 

@@ -64,7 +64,7 @@ def test_match_is_that_of_single_pairs(encoder, model, params, special, tokenize
         text = wrap(np.array(tokenize(TEXTS[q])), 32, special)[None]
         code = wrap(np.array(tokenize(CODES[c])), 80, special)[None]
         code[:, 0] = special.enc
-        np.testing.assert_allclose(logits[q * 4 + c], match(params, text, code)[0, 1], atol=1e-4)
+        np.testing.assert_allclose(logits[q * 4 + c], match(params, text, code)[0], atol=1e-4)
 
 
 def test_progress_counts_every_row(model, params, special, tokenize):

@@ -30,15 +30,30 @@ def test_rerank_reads_only_the_best_and_keeps_the_rest_below_in_order():
     cosines = np.array([[0.9, 0.8, 0.7, 0.6]])
     best = retrieval.top(cosines, 2)
     assert best.tolist() == [[0, 1]]
-    scores = retrieval.rerank(cosines, best, np.array([[-3.0, -2.0]]))
+    logits = np.array([[[1.0, -3.0], [-9.0, -2.0]]])
+    scores = retrieval.rerank(cosines, best, logits, None)
     np.testing.assert_allclose(scores[0, :2], [-3.0 + 0.9, -2.0 + 0.8])
     assert np.argsort(-scores[0]).tolist() == [1, 0, 2, 3]
+    scores = retrieval.rerank(cosines, best, logits, 0.1)
+    np.testing.assert_allclose(scores[0, :2], [-3.0 - 1.0 + 9.0, -2.0 + 9.0 + 8.0])
+    assert np.argsort(-scores[0]).tolist() == [1, 0, 2, 3]
+
+
+def test_rerank_recovers_the_posterior_from_an_ideal_head():
+    """A head that knows log(p / q) exactly, q being the softmax of the cosines, restores p."""
+    rng = np.random.default_rng(0)
+    cosines, log_p = rng.uniform(-1, 1, (3, 9)), rng.normal(size=(3, 9))
+    best = retrieval.top(cosines, 9)
+    log_ratio = np.take_along_axis(log_p - cosines / 0.05, best, 1)
+    logits = np.stack([np.zeros_like(log_ratio), log_ratio], axis=-1)
+    scores = retrieval.rerank(cosines, best, logits, 0.05)
+    np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-log_p))
 
 
 def test_rerank_by_equal_logits_changes_nothing():
     cosines = np.random.default_rng(0).uniform(-1, 1, (5, 50))
     best = retrieval.top(cosines, 8)
-    scores = retrieval.rerank(cosines, best, np.full((5, 8), -4.0))
+    scores = retrieval.rerank(cosines, best, np.full((5, 8, 2), -4.0), 0.07)
     np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-cosines))
 
 
