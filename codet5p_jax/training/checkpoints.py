@@ -2,10 +2,12 @@
 
 A checkpoint is a folder named after its step. It appears under that name only when it is complete,
 and holds two trees, `params` and `training` (all the rest of the state), so that weights can be
-read alone, and the `meta` of `Checkpoints.save` as JSON.
+read alone, and `meta`: JSON, the caller's and the shapes of all arrays by path. `sizes.json` is
+added last: it tells a truncated copy without reading it.
 """
 
 import difflib
+import json
 import math
 import re
 import shutil
@@ -20,11 +22,12 @@ from jax.sharding import Mesh
 
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes
+from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, path_name
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
-from codet5p_jax.training.model_dir import ModelDir, load_config
+from codet5p_jax.training.model_dir import ModelDir, load_config, write_atomically
 from codet5p_jax.training.state import TrainState
 
+_SIZES = "sizes.json"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
@@ -43,7 +46,7 @@ class CheckpointPolicy:
     keep_every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1 or (self.keep_every or 1) < 1:
+        if any(n is not None and n < 1 for n in (self.every, self.keep_last, self.keep_every)):
             raise ValueError(f"expected numbers of 1 or more, found {self}")
 
 
@@ -61,9 +64,11 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(policy.keep_every))
         self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
-            directory.resolve(), preservation_policy=policies.AnyPreservationPolicy(kept)
+            directory.resolve(),
+            context=_context(),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
         )
-        self._pending: Any = None
+        self._pending: tuple[int, Any] | None = None
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Copies the state and writes it in the background, after the checkpoint before it.
@@ -73,9 +78,12 @@ class Checkpoints:
         """
         self.wait()
         with _explained(self._directory):
-            self._pending = self._checkpointer.save_checkpointables_async(
-                step, _trees(state), force=True, custom_metadata=dict(meta)
+            trees = _trees(state)
+            meta = {**meta, "arrays": _shapes(trees)}
+            response = self._checkpointer.save_checkpointables_async(
+                step, {**trees, "meta": meta}, force=True
             )
+        self._pending = (step, response)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk.
@@ -85,8 +93,11 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
+            step, response = pending
             with _explained(self._directory):
-                pending.result()
+                response.result()
+                if jax.process_index() == 0:
+                    _seal(self._directory / str(step))
 
     def close(self) -> None:
         """Waits and lets go."""
@@ -112,9 +123,10 @@ def restore_latest(
     for step in reversed(steps):
         path = (directory.checkpoints / str(step)).resolve()
         try:
-            metadata = ocp.checkpointables_metadata(path)
-            _check_structure(path, metadata.metadata, _trees(abstract))
-            trees = ocp.load_checkpointables(path, _trees(abstract))
+            _check_sizes(path)
+            meta = _load(path, {"meta": None})["meta"]
+            _check_structure(path, meta["arrays"], _shapes(_trees(abstract)))
+            trees = _load(path, _trees(abstract))
         except _Mismatch as e:
             raise ValueError(str(e)) from None
         except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
@@ -123,7 +135,7 @@ def restore_latest(
                 _move_away(path, directory.damaged / str(step))
             continue
         rest = trees["training"]
-        return TrainState(params=trees["params"], **rest), metadata.custom_metadata
+        return TrainState(params=trees["params"], **rest), meta
     if steps:
         raise OSError(
             f"none of the checkpoints {steps} of {directory.root} can be read; they are now in "
@@ -149,7 +161,7 @@ class InitFrom:
       rename: (pattern, replacement) pairs for `re.sub`, applied in order to the names of the
         checkpoint, to get the names of this model.
       new: patterns (`re.fullmatch`) of parameters of this model that the checkpoint may lack; they
-        are initialised. Stage 2 from stage 1: `("projection/.*", "temperature",
+        are initialised. Stage 2 from stage 1: `("projection/.*", "log_temperature",
         "matching_head/.*")`.
       unused: patterns of (renamed) parameters of the checkpoint that may be left behind.
     """
@@ -261,18 +273,31 @@ def _shardings(specs: Params, mesh: Mesh) -> Params:
     return param_shardings(logical_axes(specs), specs, mesh)
 
 
-def _flat(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by path. Orbax forgets kinds of containers, but not names and positions."""
+def _context(*, partial: bool = False) -> ocp.Context:
+    context = ocp.Context()
+    # A folder that cannot be made is then an error at once, not threads that wait for it.
+    context.asynchronous.create_directories_asynchronously = False
+    context.pytree.loading.partial_load = partial
+    registry = ocp.handlers.local_registry(include_global_registry=True)
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context.checkpointables.registry = registry
+    return context
+
+
+def _load(path: Path, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
+    with _context(partial=partial):
+        return ocp.load_checkpointables(path, dict(wanted))
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """Shapes by path, as JSON."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            tree, is_leaf=lambda x: hasattr(x, "shape")
-        )
+        path_name(path): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def _check_structure(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    theirs, mine = _flat(stored), _flat(wanted)
+def _check_structure(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     differing = [
         f"{name}: {theirs.get(name, 'nothing')} there, {mine.get(name, 'nothing')} here"
         for name in sorted(theirs.keys() | mine.keys())
@@ -301,26 +326,40 @@ def _checkpoint_path(path: Path, step: int | None = None) -> Path:
     return (folder / str(steps[-1] if step is None else step)).resolve()
 
 
+def _sizes(path: Path) -> dict[str, int]:
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != _SIZES)
+    return {str(p.relative_to(path)): p.stat().st_size for p in files}
+
+
+def _seal(path: Path) -> None:
+    write_atomically(path / _SIZES, json.dumps(_sizes(path), indent=1) + "\n")
+
+
+def _check_sizes(path: Path) -> None:
+    # Orbax would find out as well, with dozens of lines from threads that nobody waits for.
+    if not (path / _SIZES).exists():
+        return  # killed before it was sealed
+    found = _sizes(path)
+    for name, size in json.loads((path / _SIZES).read_text(encoding="utf-8")).items():
+        if found.get(name) != size:
+            raise OSError(f"{name} has {found.get(name, 0):,} of {size:,} bytes")
+
+
 def _stored_params(path: Path) -> dict[str, tuple[int, ...]]:
-    return _flat(ocp.checkpointables_metadata(path).metadata["params"])
+    arrays = _load(path, {"meta": None})["meta"]["arrays"]
+    params = {name: shape for name, shape in arrays.items() if name.startswith("params/")}
+    return {name.removeprefix("params/"): tuple(shape) for name, shape in params.items()}
 
 
 def _load_params(
     path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, average: bool = False
 ) -> Params:
     """The nested dict of the parameters at the paths `wanted`, from weights or their average."""
-    options = ocp.options.PyTreeOptions(
-        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
-    )
     tree = _nested(wanted)
-    with ocp.Context(pytree_options=options):
-        if average and _has_average(path):
-            return ocp.load_checkpointables(path, {"training": {"ema": tree}})["training"]["ema"]
-        return ocp.load_checkpointables(path, {"params": tree})["params"]
-
-
-def _has_average(path: Path) -> bool:
-    return bool(ocp.checkpointables_metadata(path).metadata["training"].get("ema"))
+    arrays = _load(path, {"meta": None})["meta"]["arrays"]
+    if average and any(name.startswith("training/ema/") for name in arrays):
+        return _load(path, {"training": {"ema": tree}}, partial=True)["training"]["ema"]
+    return _load(path, {"params": tree}, partial=True)["params"]
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

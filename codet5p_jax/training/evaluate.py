@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.objectives.base import Objective
 from codet5p_jax.training.batches import open_loaders, place
+from codet5p_jax.training.interfaces import Objective
 from codet5p_jax.training.metrics import Accumulator
 from codet5p_jax.training.phases import Phase, check_rows
 from codet5p_jax.training.state import TrainState, compiler_options
@@ -33,7 +33,7 @@ class Evaluation:
     split: str = "validation"
 
     def __post_init__(self) -> None:
-        if min(self.every or 1, self.batches, self.batch_size or 1) < 1:
+        if any(n is not None and n < 1 for n in (self.every, self.batches, self.batch_size)):
             raise ValueError(f"expected numbers of 1 or more, found {self}")
 
 

@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -73,6 +73,7 @@ class Accumulator:
         return fetched
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes records."""
 

@@ -5,7 +5,7 @@ All of them clip by the global norm first and treat a stack of layers as that ma
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from codet5p_jax.training.parameter_roles import (
     decays,
     is_hidden_matrix,
     matrix_axes,
-    matrix_shape,
+    matrix_sides,
     within_layer,
 )
 from codet5p_jax.training.schedules import LearningRate
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What `train` takes as its optimizer."""
 
@@ -51,7 +52,7 @@ class AdamW:
         return optax.chain(
             _clip(self.clip_norm),
             optax.scale_by_adam(self.b1, self.b2, self.eps),
-            optax.add_decayed_weights(self.weight_decay, _mask(decays, specs)),
+            optax.add_decayed_weights(self.weight_decay, _map(decays, specs)),
             optax.scale_by_learning_rate(schedule),
         )
 
@@ -79,12 +80,9 @@ class Adafactor:
 
     def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
         """The update rule for parameters declared by `specs`."""
-        second_moment = optax.scale_by_factored_rms(
-            decay_rate=self.decay, min_dim_size_to_factor=self.min_size_to_factor
-        )
         return optax.chain(
             _clip(self.clip_norm),
-            _on_matrices(second_moment, specs),
+            _scale_by_factored_rms(self.decay, self.min_size_to_factor, specs),
             _clip_rms(self.clip_threshold, specs),
             _scale_by_parameter_rms(self.min_scale, specs),
             optax.scale_by_learning_rate(schedule),
@@ -112,7 +110,7 @@ class RmsScaledAdamW:
             _clip(self.clip_norm),
             optax.scale_by_adam(self.b1, self.b2, self.eps),
             _scale_by_parameter_rms(self.min_scale, specs),
-            optax.add_decayed_weights(self.weight_decay, _mask(decays, specs)),
+            optax.add_decayed_weights(self.weight_decay, _map(decays, specs)),
             optax.scale_by_learning_rate(schedule),
         )
 
@@ -142,32 +140,27 @@ class Muon:
                 return optax.MaskedNode()
             return optax.contrib.MuonDimensionNumbers(*matrix_axes(spec))
 
-        # A function, because the masked tree does not survive as a static argument of partition.
-        numbers = jax.tree.map(dimensions, specs, is_leaf=is_spec)
+        numbers = _map(dimensions, specs)
         muon = optax.chain(
             optax.contrib.scale_by_muon(
                 beta=self.momentum, weight_dimension_numbers=lambda _: numbers
             ),
-            optax.contrib.scale_by_shape(lambda _: numbers, consistent_rms=self.rms),
+            _scale_orthogonal(self.rms, specs),
         )
         label = lambda spec: "muon" if is_hidden_matrix(spec) else "adam"  # noqa: E731
         return optax.chain(
             _clip(self.clip_norm),
             optax.partition(
                 {"muon": muon, "adam": optax.scale_by_adam(self.b1, self.b2, self.eps)},
-                jax.tree.map(label, specs, is_leaf=is_spec),
+                _map(label, specs),
             ),
-            optax.add_decayed_weights(self.weight_decay, _mask(decays, specs)),
+            optax.add_decayed_weights(self.weight_decay, _map(decays, specs)),
             optax.scale_by_learning_rate(schedule),
         )
 
 
 def _clip(max_norm: float | None) -> optax.GradientTransformation:
     return optax.identity() if max_norm is None else optax.clip_by_global_norm(max_norm)
-
-
-def _mask(predicate: Any, specs: Params) -> Any:
-    return jax.tree.map(predicate, specs, is_leaf=is_spec)
 
 
 def _map(function: Any, specs: Params, *trees: Any) -> Any:
@@ -199,16 +192,57 @@ def _scale_by_parameter_rms(min_scale: float, specs: Params) -> optax.GradientTr
     return optax.stateless(lambda updates, params: _map(scale, specs, updates, params))
 
 
-def _on_matrices(
-    inner: optax.GradientTransformation, specs: Params
+def _scale_orthogonal(rms: float, specs: Params) -> optax.GradientTransformation:
+    """Gives orthogonal matrices, whose entries average 1 / max(inputs, outputs) squared, `rms`."""
+
+    def scale(spec: ParamSpec, update: Any) -> Any:
+        if isinstance(update, optax.MaskedNode):
+            return update
+        return update * (rms * max(matrix_sides(spec)) ** 0.5)
+
+    return optax.stateless(lambda updates, params: _map(scale, specs, updates))
+
+
+class _FactoredState(NamedTuple):
+    count: jax.Array
+    moments: Any  # for each parameter: (means of rows, means of columns) or (second moment,)
+
+
+def _scale_by_factored_rms(
+    decay: float, min_size: int, specs: Params
 ) -> optax.GradientTransformation:
-    """Shows `inner` projections as matrices: [L, D, H, K] as [L, D, HK]."""
+    """Divides gradients by the root of a second moment of rank one (Adafactor, algorithm 4)."""
 
-    def joined(tree: Any) -> Any:
-        return _map(lambda spec, x: x.reshape(matrix_shape(spec)), specs, tree)
+    def factored(spec: ParamSpec) -> bool:
+        return matrix_axes(spec) is not None and min(matrix_sides(spec)) >= min_size
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(joined(updates), state, joined(params))
-        return _map(lambda spec, x: x.reshape(spec.shape), specs, updates), state
+    def moments(spec: ParamSpec, x: jax.Array) -> tuple[jax.Array, ...]:
+        if not factored(spec):
+            return (x,)
+        inputs, outputs = matrix_axes(spec)
+        return tuple(jnp.mean(x, axis=axes, keepdims=True) for axes in (outputs, inputs))
 
-    return optax.GradientTransformation(lambda params: inner.init(joined(params)), update)
+    def init(params: Any) -> _FactoredState:
+        zeros = _map(lambda spec, p: moments(spec, jnp.zeros_like(p)), specs, params)
+        return _FactoredState(jnp.zeros((), jnp.int32), zeros)
+
+    def update(updates: Any, state: _FactoredState, params: Any = None) -> Any:
+        del params
+        count = state.count + 1
+        beta = 1.0 - count.astype(jnp.float32) ** -decay
+
+        def advance(spec: ParamSpec, g: jax.Array, old: Any) -> Any:
+            new = moments(spec, jnp.square(g) + 1e-30)
+            return tuple(beta * o + (1.0 - beta) * n for o, n in zip(old, new, strict=True))
+
+        def scale(spec: ParamSpec, g: jax.Array, moment: Any) -> jax.Array:
+            if not factored(spec):
+                return g * jax.lax.rsqrt(moment[0])
+            rows, columns = moment
+            mean = jnp.mean(rows, axis=matrix_axes(spec).inputs, keepdims=True)
+            return g * jax.lax.rsqrt(rows / mean) * jax.lax.rsqrt(columns)
+
+        new = _map(advance, specs, updates, state.moments)
+        return _map(scale, specs, updates, new), _FactoredState(count, new)
+
+    return optax.GradientTransformation(init, update)

@@ -20,11 +20,6 @@ class MatrixAxes(NamedTuple):
     outputs: tuple[int, ...]
 
 
-def layer_axes(spec: ParamSpec) -> tuple[int, ...]:
-    """Dimensions that count layers: each layer is a parameter of its own."""
-    return tuple(i for i, axis in enumerate(spec.axes) if axis == "layers")
-
-
 def within_layer(spec: ParamSpec) -> tuple[int, ...]:
     """Dimensions of one layer's parameter: what a per-parameter mean runs over."""
     return tuple(i for i, axis in enumerate(spec.axes) if axis != "layers")
@@ -61,10 +56,14 @@ def is_hidden_matrix(spec: ParamSpec) -> bool:
     return matrix_axes(spec) is not None and not outer & set(spec.axes)
 
 
-def matrix_shape(spec: ParamSpec) -> tuple[int, ...]:
-    """The shape with the dimensions of inputs and of outputs joined: [L, D, H, K] as [L, D, HK]."""
+def matrix_sides(spec: ParamSpec) -> tuple[int, int]:
+    """Numbers of inputs and outputs of a (stack of) matrices: 768 and 12 · 64 for [L, D, H, K].
+
+    Raises:
+      ValueError: it is no matrix.
+    """
     axes = matrix_axes(spec)
     if axes is None:
-        return spec.shape
-    joined = [math.prod(spec.shape[i] for i in group) for group in axes]
-    return (*(spec.shape[i] for i in layer_axes(spec)), *joined)
+        raise ValueError(f"{spec.axes} of shape {spec.shape} is not a matrix")
+    inputs, outputs = (math.prod(spec.shape[i] for i in group) for group in axes)
+    return inputs, outputs

@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from codet5p_jax.training.metrics import Record
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What `train` tells; implement it to show a run in another way."""
 

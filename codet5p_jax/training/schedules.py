@@ -7,7 +7,7 @@ reach `final` at step `total_steps`, one past the last.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 LearningRate = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What `train` takes as its schedule."""
 

@@ -18,8 +18,8 @@ from codet5p_jax.models.params import (
     logical_axes,
     path_name,
 )
-from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import param_shardings, replicated
+from codet5p_jax.training.interfaces import Objective
 
 
 @jax.tree_util.register_dataclass
@@ -35,15 +35,17 @@ class TrainState:
       ema: moving average of the parameters, or None.
       skipped: int32 scalar, steps not applied because they were not finite.
       skipped_in_a_row: int32 scalar, how many of them are the latest ones.
+
+    Leaves are Any, for a tree of shapes, shardings or NumPy arrays is a TrainState as well.
     """
 
-    step: jax.Array
+    step: Any
     params: Params
     opt_state: Any
-    objective_state: dict[str, Any]
-    ema: Params | None
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    objective_state: Any
+    ema: Any
+    skipped: Any
+    skipped_in_a_row: Any
 
 
 def new_state(
@@ -103,19 +105,21 @@ def state_shardings(state: TrainState, specs: Params, mesh: Mesh) -> TrainState:
     A leaf looks like a parameter if its path ends in the parameter's and the shapes agree: moments
     (`opt_state/1/mu/encoder/…/q`), averages, momentum encoders. All others are replicated.
     """
-    abstract = abstract_params(specs)
-    by_path = dict(flatten(param_shardings(logical_axes(specs), abstract, mesh)))
-    shapes = {path: leaf.shape for path, leaf in flatten(abstract)}
+    by_path = dict(flatten(param_shardings(logical_axes(specs), abstract_params(specs), mesh)))
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
-        parts = path_name(path).split("/")
-        for start in range(len(parts)):
-            suffix = "/".join(parts[start:])
-            if shapes.get(suffix) == leaf.shape:
-                return by_path[suffix]
-        return replicated(mesh)
+        name = param_of(path_name(path), leaf.shape, specs)
+        return replicated(mesh) if name is None else by_path[name]
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def param_of(path: str, shape: tuple[int, ...], specs: Params) -> str | None:
+    """Path of the parameter that an array of the state looks like."""
+    shapes = {name: spec.shape for name, spec in flatten(specs)}
+    parts = path.split("/")
+    suffixes = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((name for name in suffixes if shapes.get(name) == shape), None)
 
 
 def init_state(

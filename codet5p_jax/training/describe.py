@@ -1,0 +1,191 @@
+"""What a run would be: parameters, work, memory and shardings, without allocating any of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count, flatten, path_name
+from codet5p_jax.sharding import AXES, MeshConfig, partition_spec
+from codet5p_jax.training.flops import step_flops
+from codet5p_jax.training.interfaces import Objective
+from codet5p_jax.training.optimizers import AdamW, Optimizer
+from codet5p_jax.training.phases import Phase, select_objectives, total_steps
+from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.state import new_state, param_of
+
+
+def describe(
+    *,
+    model: ModelConfig,
+    objectives: Sequence[Objective],
+    phases: Sequence[Phase],
+    rows: Sequence[Mapping[str, int]],
+    optimizer: Optimizer = AdamW(),  # noqa: B008
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
+    num_devices: int | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> str:
+    """A report on a run; needs neither its data nor its devices.
+
+    Args:
+      model, objectives, phases, optimizer, mesh, accumulate, ema_decay: as `train` takes them.
+      rows: of each phase, the rows of each objective in a batch (`data.position.divide_rows` of the
+        mixture's rates).
+      num_devices: of the machine that is meant; None: those of this one.
+
+    Raises:
+      ValueError: parameters or rows do not divide over the mesh.
+    """
+    num_devices = num_devices or jax.device_count()
+    sizes = dict(zip(AXES, mesh.shape(num_devices), strict=True))
+    network = CodeT5p(model)
+    lines = [*_parameter_table(network.specs, sizes), ""]
+    lines.append(
+        f"mesh: {' x '.join(f'{a} {n}' for a, n in sizes.items())} = {num_devices} devices"
+    )
+    used = select_objectives(objectives, list(dict.fromkeys(n for r in rows for n in r)))
+    lines += _state_memory(network, used, optimizer, sizes, ema_decay is not None)
+    ways = sizes["replica"] * sizes["fsdp"] * accumulate
+    for phase, numbers in zip(phases, rows, strict=True):
+        lines += ["", *_phase(network, used, phase, numbers, ways)]
+    lines.append("")
+    lines.append(f"{total_steps(phases):,} steps in all")
+    return "\n".join(lines)
+
+
+def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:
+    cells = [("parameter", "shape", "mesh axes", "number")]
+    for name, spec in flatten(specs):
+        axes = partition_spec(spec.axes, name=name)
+        _share(name, spec, sizes)
+        placed = ", ".join("-" if a is None else str(a) for a in axes)
+        cells.append((name, str(list(spec.shape)), f"[{placed}]", f"{math.prod(spec.shape):,}"))
+    cells.append(("total", "", "", f"{count(specs):,}"))
+    widths = [max(len(row[i]) for row in cells) for i in range(4)]
+    return [
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}"
+        for a, b, c, d in cells
+    ]
+
+
+def _state_memory(
+    network: CodeT5p,
+    objectives: Sequence[Objective],
+    optimizer: Optimizer,
+    sizes: Mapping[str, int],
+    ema: bool,
+) -> list[str]:
+    specs = network.specs
+    rule = optimizer.make(Constant(1.0).make(1), specs)
+    state = jax.eval_shape(
+        lambda key: new_state(network, objectives, rule, key, ema=ema), jax.random.key(0)
+    )
+    by_name: dict[str, ParamSpec] = dict(flatten(specs))
+    whole: dict[str, float] = {}
+    local: dict[str, float] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name, part = path_name(path), path_name(path[:1])
+        size = leaf.size * leaf.dtype.itemsize
+        param = param_of(name, leaf.shape, specs)
+        share = 1 if param is None else _share(param, by_name[param], sizes)
+        whole[part] = whole.get(part, 0) + size
+        local[part] = local.get(part, 0) + size / share
+    whole["gradients"], local["gradients"] = whole["params"], local["params"]
+    lines = ["state                  all devices   one device"]
+    for part in ("params", "gradients", "opt_state", "objective_state", "ema"):
+        if part in whole:
+            lines.append(f"  {part:<18} {_size(whole[part]):>13} {_size(local[part]):>12}")
+    total, one = sum(whole.values()), sum(local.values())
+    return [*lines, f"  {'total':<18} {_size(total):>13} {_size(one):>12}"]
+
+
+def _phase(
+    network: CodeT5p,
+    used: Sequence[Objective],
+    phase: Phase,
+    rows: Mapping[str, int],
+    ways: int,
+) -> list[str]:
+    work = step_flops(network, used, rows)
+    lines = [f"phase {phase.mixture}: {phase.steps:,} steps of {phase.batch_size:,} rows"]
+    positions = 0
+    for objective in select_objectives(used, list(rows)):
+        number = rows[objective.name]
+        if number % ways:
+            raise ValueError(
+                f"{objective.name} has {number} rows in a batch, which do not divide over {ways} "
+                "(data-parallel devices times micro-batches); change batch_size, the mixture's "
+                "rates, accumulate or the mesh"
+            )
+        length = sum(
+            math.prod(x.shape) for k, x in objective.spec.items() if k.endswith("segments")
+        )
+        positions += number * length
+        kept = activation_bytes(network, objective, number // ways)
+        lines.append(
+            f"  {objective.name:<18} {number:>6,} rows x {length:>5,} positions, "
+            f"{work[objective.name] / 1e12:>9.3f} TFLOP, activations kept on one device "
+            f"{_size(kept)}"
+        )
+    lines.append(
+        f"  a step: {positions:,} positions, {sum(work.values()) / 1e12:.3f} TFLOP; "
+        f"the phase: {positions * phase.steps / 1e9:.2f} G positions, "
+        f"{sum(work.values()) * phase.steps:.3g} FLOP"
+    )
+    return lines
+
+
+def activation_bytes(network: CodeT5p, objective: Objective, rows: int) -> int:
+    """Bytes that the forward pass of `rows` rows keeps for the backward pass.
+
+    What automatic differentiation keeps under the model's remat policy; a compiler may keep less,
+    and needs some working memory besides. Nothing is computed.
+    """
+    params = abstract_params(network.specs)
+    batch = {k: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for k, x in objective.spec.items()}
+
+    def residuals(params: Any, batch: Any, key: Any) -> Any:
+        state = objective.init_state(network, params)
+
+        def loss(params: Any) -> Any:
+            losses, _ = objective.loss(network.bind(params), batch, state, key, True)
+            return sum(x.sum for x in losses.values())
+
+        return jax.vjp(loss, params)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(residuals, params, batch, jax.random.key(0)))
+    mine = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
+    return sum(
+        x.size * np.dtype(x.dtype).itemsize
+        for x in kept
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        and (x.shape, x.dtype) not in mine
+    )
+
+
+def _share(name: str, spec: ParamSpec, sizes: Mapping[str, int]) -> int:
+    """Over how many devices a parameter is divided."""
+    ways = 1
+    for size, axis, entry in zip(
+        spec.shape, spec.axes, partition_spec(spec.axes, name=name), strict=True
+    ):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        here = math.prod(sizes[a] for a in names)
+        if size % here:
+            raise ValueError(
+                f"{name}: axis {axis!r} of size {size} does not divide over mesh axes {names} "
+                f"({here} ways); change the mesh or pad the axis"
+            )
+        ways *= here
+    return ways
+
+
+def _size(number: int | float) -> str:
+    """`1.23 GB`, or MB below a tenth of that."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.2f} MB"

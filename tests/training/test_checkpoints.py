@@ -1,0 +1,230 @@
+"""Checkpoints on a network of one matrix, and the weights of a real one."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codet5p_jax.models import CodeT5p, abstract_params
+from codet5p_jax.models.params import ParamSpec, flatten, ones
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.checkpoints import (
+    CheckpointPolicy,
+    Checkpoints,
+    InitFrom,
+    load_init,
+    load_params,
+    plan_init,
+    restore_latest,
+    saved_steps,
+)
+from codet5p_jax.training.model_dir import ModelDir, config_to_json
+from codet5p_jax.training.optimizers import AdamW, RmsScaledAdamW
+from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.state import TrainState, abstract_state, init_state
+from tests.training.linear import Linear, Regression
+from tests.training.synthetic import tiny_config
+
+MODEL = Linear()
+RATE = Constant(0.1).make(10)
+RULE = AdamW().make(RATE, MODEL.specs)
+MESH = MeshConfig(replica=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return init_state(MODEL, [Regression()], RULE, make_mesh(MESH), seed=0)
+
+
+def at(state, step):
+    """The state with `step` in every leaf's values."""
+    return jax.tree.map(lambda x: (x + step).astype(x.dtype), state)
+
+
+@pytest.fixture
+def run(tmp_path, state):
+    """A model directory with checkpoints of steps 2 and 4."""
+    directory = ModelDir(tmp_path / "model")
+    directory.root.mkdir()
+    saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
+    for step in (2, 4):
+        saver.save(at(state, step), step, {"step": step, "text": "a = 1\n"})
+    saver.close()
+    return directory
+
+
+def abstract(mesh=MESH, rule=RULE, **settings):
+    return abstract_state(MODEL, [Regression()], rule, make_mesh(mesh), **settings)
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_newest_comes_back_on_another_mesh(run, state):
+    other = MeshConfig(fsdp=4, tensor=2)
+    restored, meta = restore_latest(run, abstract(other), print)
+    assert_equal(restored, at(state, 4))
+    assert restored.params["w"].sharding.mesh.shape["fsdp"] == 4
+    assert (meta["step"], meta["text"]) == (4, "a = 1\n")
+
+
+def test_nothing_to_restore(tmp_path):
+    assert restore_latest(ModelDir(tmp_path), abstract(), print) is None
+
+
+def truncate(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_files(folder):
+    shutil.rmtree(folder / "training" / "d")
+
+
+def garble(folder):
+    path = folder / "meta" / "data.json"
+    path.write_text("{" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [truncate, lose_files, garble])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(run, state, damage):
+    damage(run.checkpoints / "4")
+    said = []
+    restored, meta = restore_latest(run, abstract(), said.append)
+    assert_equal(restored, at(state, 2))
+    assert meta["step"] == 2
+    [line] = said
+    assert line.startswith("checkpoint 4 cannot be read (")
+    assert "\n" not in line
+    # It is out of the way of the checkpoint that will be written there again.
+    assert saved_steps(run.checkpoints) == [2]
+    assert (run.damaged / "4").is_dir()
+    saver = Checkpoints(run.checkpoints, CheckpointPolicy())
+    saver.save(at(state, 4), 4, {"step": 4})
+    saver.close()
+    assert_equal(restore_latest(run, abstract(), print)[0], at(state, 4))
+
+
+def test_when_none_can_be_read_it_does_not_silently_start_again(run):
+    for step in (2, 4):
+        truncate(run.checkpoints / str(step))
+    with pytest.raises(OSError, match=r"none of the checkpoints \[2, 4\]"):
+        restore_latest(run, abstract(), print)
+
+
+def test_another_state_is_an_error_and_not_damage(run):
+    with pytest.raises(ValueError, match=r"training/ema/w: nothing there, \[4, 8\] here"):
+        restore_latest(run, abstract(ema=True), print)
+    assert saved_steps(run.checkpoints) == [2, 4]
+
+
+def test_an_unfinished_save_is_no_checkpoint_and_is_cleared_away(run):
+    half = run.checkpoints / "6.orbax-checkpoint-tmp"
+    shutil.copytree(run.checkpoints / "4", half)
+    (half / "commit_success.txt").unlink()
+    assert saved_steps(run.checkpoints) == [2, 4]
+    Checkpoints(run.checkpoints, CheckpointPolicy()).close()
+    assert not half.exists()
+
+
+def test_the_policy_keeps_the_newest_and_every_nth(tmp_path, state):
+    saver = Checkpoints(tmp_path / "c", CheckpointPolicy(keep_last=2, keep_every=4))
+    for step in range(1, 8):
+        saver.save(state, step, {})
+    saver.close()
+    assert saved_steps(tmp_path / "c") == [4, 6, 7]
+
+
+def test_a_save_that_fails_says_where(run, state):
+    saver = Checkpoints(run.checkpoints, CheckpointPolicy())
+    shutil.rmtree(run.checkpoints)
+    run.checkpoints.write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"saving a checkpoint to .*checkpoints failed"):
+        saver.save(state, 8, {})
+
+
+def test_weights_are_taken_by_name(run, state):
+    specs = {"kernel": MODEL.specs["w"], "b": MODEL.specs["b"]}
+    source = InitFrom(str(run.root), rename=(("^w$", "kernel"),))
+    plan = plan_init(source, specs)
+    assert plan == {"kernel": "w", "b": "b"}
+    loaded = load_init(source, plan, specs, make_mesh(MESH))
+    np.testing.assert_array_equal(loaded["kernel"], at(state, 4).params["w"])
+    assert loaded["kernel"].sharding.spec[0] == "fsdp"
+    older = InitFrom(str(run.checkpoints / "2"), unused=("b",))
+    [array] = load_init(older, {"w": "w"}, MODEL.specs, make_mesh(MESH)).values()
+    np.testing.assert_array_equal(array, at(state, 2).params["w"])
+
+
+def spec(*shape):
+    return ParamSpec(shape, ("norm",) * len(shape), ones)
+
+
+def test_names_that_do_not_match_are_errors_with_the_nearest(run):
+    source = InitFrom(str(run.root))
+    specs = {"weight": spec(4, 8), "b": spec(8), "bb": spec(3)}
+    with pytest.raises(ValueError, match="do not fit") as error:
+        plan_init(source, specs)
+    text = str(error.value)
+    assert "bb: not in the checkpoint (nearest: b)" in text
+    assert "weight: not in the checkpoint" in text
+    assert "w: not in this model" in text
+    allowed = InitFrom(str(run.root), new=("weight", "b+"), unused=("w",))
+    assert plan_init(allowed, specs) == {"b": "b"}
+
+
+def test_a_larger_vocabulary_is_not_filled_up(run):
+    specs = {"w": spec(5, 8), "b": spec(8)}
+    with pytest.raises(ValueError, match=r"w: shape \(4, 8\) there, \(5, 8\) here"):
+        plan_init(InitFrom(str(run.root), new=("w",)), specs)
+
+
+def test_two_names_must_not_become_one(run):
+    with pytest.raises(ValueError, match=r"(w and b|b and w) are both renamed to x"):
+        plan_init(InitFrom(str(run.root), rename=((".*", "x"),)), MODEL.specs)
+
+
+def test_no_checkpoint_to_start_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        plan_init(InitFrom(str(tmp_path)), MODEL.specs)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_weights_for_inference(tmp_path, ema):
+    config = tiny_config()
+    directory = ModelDir(tmp_path / "model")
+    directory.tokenizer.mkdir(parents=True)
+    directory.config.write_text(json.dumps(config_to_json(config)))
+    params = jax.tree.map(
+        lambda x: jnp.full(x.shape, 3.0, x.dtype), abstract_params(CodeT5p(config).specs)
+    )
+    average = jax.tree.map(lambda x: x + 1, params) if ema else None
+    zero = jnp.zeros((), jnp.int32)
+    saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
+    saver.save(TrainState(zero, params, (), {}, average, zero, zero), 7, {"step": 7})
+    saver.close()
+
+    loaded, found, tokenizer = load_params(directory.root)
+    assert found == config
+    assert tokenizer == directory.tokenizer
+    assert_equal(loaded, average if ema else params)
+    assert {n for n, _ in flatten(loaded)} == {n for n, _ in flatten(CodeT5p(config).specs)}
+    with pytest.raises(FileNotFoundError, match=r"of step 3 .* found steps \[7\]"):
+        load_params(directory.root, step=3)
+
+
+def test_another_optimizer_is_an_error(run):
+    rule = RmsScaledAdamW().make(RATE, MODEL.specs)
+    with pytest.raises(ValueError, match="is of another state"):
+        restore_latest(run, abstract(rule=rule), print)
+
+
+@pytest.mark.parametrize("field", ["every", "keep_last", "keep_every"])
+def test_a_policy_has_positive_numbers(field):
+    with pytest.raises(ValueError, match="1 or more"):
+        dataclasses.replace(CheckpointPolicy(), **{field: 0})

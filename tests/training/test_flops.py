@@ -1,0 +1,48 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from codet5p_jax.models import CodeT5p
+from codet5p_jax.objectives import SpanDenoising
+from codet5p_jax.training.flops import count_flops, peak_flops, step_flops
+from tests.training.synthetic import tiny_config
+
+
+def test_products_inside_scans_and_branches_are_counted():
+    def function(x, w):
+        y, _ = jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=5)
+        y = jax.lax.cond(y[0, 0] > 0, lambda y: (y @ w) @ w, lambda y: y @ w, y)
+        return jax.jit(lambda z: jnp.einsum("bi,bj->ij", z, z))(y)
+
+    jaxpr = jax.make_jaxpr(function)(jnp.ones((3, 4)), jnp.ones((4, 4)))
+    product = 2 * 3 * 4 * 4
+    assert count_flops(jaxpr.jaxpr) == (5 + 2 + 1) * product
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_step_of_t5_is_what_the_shapes_say(remat):
+    config = tiny_config(remat=remat)
+    B, S, T, D, HK, F, L, V = 3, 16, 8, 16, 16, 32, 2, 64
+    objective = SpanDenoising(inputs_length=S, targets_length=T)
+    attention = lambda q, k: 2 * B * (2 * q * k * HK)  # noqa: E731 - scores and mixing
+    encoder = L * (2 * B * S * (4 * D * HK + 2 * D * F) + attention(S, S))
+    decoder = L * (
+        2 * B * T * (6 * D * HK + 2 * D * F)
+        + 2 * B * S * 2 * D * HK
+        + attention(T, T)
+        + attention(T, S)
+    )
+    head = 2 * B * T * D * V
+    # Two small products turn the position tables into biases.
+    tables = 2 * 32 * 2 * ((2 * S - 1) + (2 * T - 1))
+    found = step_flops(CodeT5p(config), [objective], {"span_denoising": B})
+    assert found == {"span_denoising": 3.0 * (encoder + decoder + head + tables)}
+
+
+def test_peaks():
+    assert peak_flops(SimpleNamespace(device_kind="NVIDIA H200")) == 989e12
+    assert peak_flops(SimpleNamespace(device_kind="TPU v5 lite")) == 197e12
+    assert peak_flops(SimpleNamespace(device_kind="TPU v5")) == 459e12
+    assert peak_flops(SimpleNamespace(device_kind="cpu")) is None

@@ -1,0 +1,98 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from codet5p_jax.training.metrics import (
+    Accumulator,
+    JsonlWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    read_records,
+)
+
+
+def pair(total, weight):
+    return jnp.float32(total), jnp.float32(weight)
+
+
+def test_means_are_weighted_over_steps_and_fetches_lag_behind():
+    accumulator = Accumulator(lag=2)
+    assert accumulator.add({"loss": pair(6, 2)}) == []
+    assert accumulator.add({"loss": pair(1, 2)}) == []
+    assert accumulator.add({"loss": pair(0, 0), "skipped": pair(1, 1)}) == [{"loss": 3.0}]
+    assert accumulator.drain() == [{"loss": 0.5}, {"skipped": 1.0}]
+    assert accumulator.means() == {"loss": 7 / 4, "skipped": 1.0}
+    accumulator.clear()
+    assert accumulator.means() == {}
+
+
+def test_an_interrupted_interval_goes_on_to_the_same_digits():
+    values = [0.1, 0.7, 1.3, 2.9, 3.3]
+    whole = Accumulator()
+    for v in values:
+        whole.add({"loss": pair(v, 3)})
+    whole.drain()
+    first = Accumulator()
+    for v in values[:2]:
+        first.add({"loss": pair(v, 3)})
+    first.drain()
+    second = Accumulator(json.loads(json.dumps(first.totals)))
+    for v in values[2:]:
+        second.add({"loss": pair(v, 3)})
+    second.drain()
+    assert second.means() == whole.means()
+
+
+def write(path, last_step, steps):
+    writer = JsonlWriter(path, last_step)
+    for step in steps:
+        writer.write({"step": step, "split": "train", "loss": step / 3, "timing": {"seconds": 1.0}})
+    writer.close()
+
+
+def test_a_resumed_file_is_the_uninterrupted_one(tmp_path):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    write(whole, -1, range(6))
+    write(parts, -1, range(4))
+    with parts.open("a") as file:
+        file.write('{"step": 4, "split": "tr')  # killed in the middle of a line
+    write(parts, 2, range(3, 6))
+    assert parts.read_text() == whole.read_text()
+    write(parts, -1, range(1))
+    assert [r["step"] for r in read_records(parts)] == [0]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    writer = JsonlWriter(tmp_path / "m.jsonl", -1)
+    writer.write({"step": 1, "loss": float("nan"), "timing": {"rate": float("inf")}})
+    writer.close()
+    assert (tmp_path / "m.jsonl").read_text() == (
+        '{"step": 1, "loss": null, "timing": {"rate": null}}\n'
+    )
+
+
+def test_a_file_that_is_not_there_has_no_records(tmp_path):
+    assert read_records(tmp_path / "m.jsonl") == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # protobuf, inside tensorboardX
+def test_tensorboard_gets_every_number(tmp_path):
+    writer = TensorBoardWriter(tmp_path / "tb", last_step=-1)
+    assert not (tmp_path / "tb").exists()  # made with the first record
+    record = {"step": 2, "split": "train", "loss": 1.5, "timing": {"seconds": 2.0}}
+    writer.write(record)
+    writer.close()
+    [file] = (tmp_path / "tb").iterdir()
+    content = file.read_bytes()
+    assert b"train/loss" in content
+    assert b"train/timing/seconds" in content
+    assert b"train/step" not in content
+
+
+def test_wandb_is_an_extra(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"pip install codet5p_jax\[wandb\]"):
+        WandbWriter("project", tmp_path, {})

@@ -1,0 +1,82 @@
+import dataclasses
+import json
+import shutil
+
+import jax.numpy as jnp
+import pytest
+
+from codet5p_jax.training.model_dir import (
+    ModelDir,
+    claim,
+    config_from_json,
+    config_to_json,
+    load_config,
+    require_space,
+    write_atomically,
+)
+from tests.training.synthetic import tiny_config
+
+RUN = {"seed": 0, "phases": {"0": {"mixture": "m"}}}
+
+
+def test_a_configuration_survives_json():
+    config = tiny_config(dtype=jnp.bfloat16, embed_dim=8, remat="dots")
+    decoder = dataclasses.replace(config.decoder, cross_attention=(0, 1), rotary_dim=4)
+    config = dataclasses.replace(config, decoder=decoder)
+    text = json.dumps(config_to_json(config))
+    assert '"dtype": "bfloat16"' in text
+    assert config_from_json(json.loads(text)) == config
+
+
+def test_an_unknown_field_names_the_nearest():
+    values = config_to_json(tiny_config())
+    values["encoder"]["d_modle"] = 3
+    with pytest.raises(ValueError, match="no field 'd_modle'; did you mean 'd_model'"):
+        config_from_json(values)
+
+
+def test_a_claimed_directory_can_be_claimed_again_but_not_by_another_run(tmp_path):
+    directory = ModelDir(tmp_path / "deep" / "model")
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    claim(directory, tiny_config(), RUN, "a = 1\n", tokenizer)
+    assert load_config(directory.root) == tiny_config()
+    assert (directory.tokenizer / "tokenizer.json").read_text() == "{}"
+    claim(directory, tiny_config(), RUN, "a = 2\n", tokenizer)
+    assert directory.operative_config.read_text() == "a = 2\n"
+    assert not list(directory.root.glob(".*")), "nothing temporary stays behind"
+
+    with pytest.raises(ValueError, match=r"config.json differs in vocab_size: 64, now 65"):
+        claim(directory, tiny_config(vocab_size=65), RUN, "", None)
+    with pytest.raises(ValueError, match=r"run.json differs in seed: 0, now 1"):
+        claim(directory, tiny_config(), {**RUN, "seed": 1}, "", None)
+    assert directory.operative_config.read_text() == "a = 2\n"
+
+
+def test_a_directory_that_cannot_be_made_says_which_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to MODEL_DIR"):
+        claim(ModelDir(tmp_path / "file" / "model"), tiny_config(), RUN, "", None)
+
+
+def test_too_little_space_is_found_before_it_is_needed(tmp_path, monkeypatch):
+    require_space(ModelDir(tmp_path), 1, 2)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"1.00 GB free; 3 checkpoints of 0.50 GB"):
+        require_space(ModelDir(tmp_path), 5 * 10**8, 3)
+
+
+def test_what_is_no_model_directory(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config.json; set MODEL_DIR"):
+        load_config(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,62 @@
+import pytest
+
+from codet5p_jax.objectives import SpanDenoising, TextCodePairs
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.model_dir import differences
+from codet5p_jax.training.phases import (
+    Phase,
+    check_loss_weights,
+    check_rows,
+    data_seed,
+    locate,
+    run_identity,
+    select_objectives,
+    total_steps,
+)
+
+PHASES = [Phase("a", 3, 8), Phase("b", 2, 8)]
+OBJECTIVES = [SpanDenoising(), TextCodePairs()]
+
+
+def test_steps_are_located_by_arithmetic():
+    assert [locate(PHASES, n) for n in range(6)] == [
+        *((0, 0), (0, 1), (0, 2)),
+        *((1, 0), (1, 1), (1, 2)),
+    ]
+    assert total_steps(PHASES) == 5
+    assert len({data_seed(s, p) for s in range(5) for p in range(5)}) == 25
+
+
+def test_objectives_come_in_the_order_asked_for():
+    assert select_objectives(OBJECTIVES, ["text_code_pairs"]) == [OBJECTIVES[1]]
+    with pytest.raises(ValueError, match=r"need the objectives \['decoder_clm'\]; configured"):
+        select_objectives(OBJECTIVES, ["decoder_clm"])
+
+
+def test_loss_weights_name_losses():
+    check_loss_weights({"matching": 0.5, "span_denoising": 2.0}, OBJECTIVES)
+    with pytest.raises(ValueError, match=r"no loss 'matchin'.* did you mean 'matching'"):
+        check_loss_weights({"matchin": 1.0}, OBJECTIVES)
+
+
+def test_rows_divide_over_devices_and_micro_batches():
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
+    check_rows({"a": 8, "b": 4}, mesh, 1)
+    with pytest.raises(ValueError, match=r"b has 4 rows.* 4 data-parallel devices times 2"):
+        check_rows({"a": 8, "b": 4}, mesh, 2)
+
+
+def test_the_last_phase_may_be_made_longer_and_nothing_else():
+    mine = run_identity(0, PHASES, OBJECTIVES)
+    longer = run_identity(0, [PHASES[0], Phase("b", 20, 8)], OBJECTIVES)
+    assert differences(mine, longer) == []
+    other = run_identity(0, [Phase("a", 4, 8), PHASES[1]], [SpanDenoising(inputs_length=64)])
+    found = differences(mine, other)
+    assert "phases.0.steps: 3, now 4" in found
+    assert any(f.startswith("objectives.span_denoising") for f in found)
+
+
+@pytest.mark.parametrize("settings", [("a", 0, 1), ("a", 1, 0)])
+def test_a_phase_has_steps_and_rows(settings):
+    with pytest.raises(ValueError, match="of 1 or more"):
+        Phase(*settings)
