@@ -31,6 +31,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     skip_nonfinite: bool = True,
+    state_shardings: TrainState | None = None,
 ) -> TrainStep:
     """The jitted step; it donates the state.
 
@@ -46,6 +47,7 @@ def make_train_step(
       ema_decay: of the average of parameters, which the state then has to hold.
       skip_nonfinite: leave everything but the counters as it was when loss or gradients are not
         finite.
+      state_shardings: where the new state goes; None: wherever the compiler likes.
 
     Returns:
       A function of (state, {objective: {array: [rows, ...]}}) to (state, metrics). Metrics are
@@ -93,7 +95,9 @@ def make_train_step(
         }
         return new, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    # Scalars can only be replicated, so metrics need no sharding.
+    shardings = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
 
 
 def make_eval_step(

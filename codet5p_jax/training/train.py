@@ -216,6 +216,7 @@ def train(
                 seed=seed,
                 accumulate=accumulate,
                 ema_decay=ema_decay,
+                state_shardings=jax.tree.map(lambda x: x.sharding, abstract),
             )
             with jax.set_mesh(device_mesh):  # a thread does not inherit it
                 lowered = step.lower(abstract, abstract_batch(used, rows, device_mesh))

@@ -1,9 +1,12 @@
 """A tiny cache of made-up examples, a tiny model, and `train` on them; also run as a script.
 
-python -m tests.training.synthetic CACHE_DIR MODEL_DIR '{"steps": 12}'
+    python -m tests.training.synthetic CACHE_DIR MODEL_DIR KILL_AT_STEP KILL_IN_SAVE TERMINATE_AT
+
+Zeros interrupt nothing.
 """
 
-import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,15 @@ from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.models import ModelConfig, t5
 from codet5p_jax.objectives import DecoderCLM, SpanDenoising, TextCodePairs
 from codet5p_jax.sharding import MeshConfig
-from codet5p_jax.training.checkpoints import CheckpointPolicy
+from codet5p_jax.training.checkpoints import CheckpointPolicy, Checkpoints
 from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.progress import PlainProgress
 from codet5p_jax.training.schedules import Linear
 from codet5p_jax.training.train import Logging, TrainResult, train
 
 VOCAB = 64
+EVALUATION = Evaluation(every=6, batches=2)
 SPECIAL = SpecialTokens(
     pad=0, bos=1, eos=2, unk=3, sentinels=tuple(range(60, 50, -1)), decoder_start=0,
     enc=61, tdec=62, cdec=63,
@@ -85,14 +90,47 @@ def run(cache_dir: str | Path, model_dir: str | Path, **changes: Any) -> TrainRe
         "schedule": Linear(1e-2, warmup_steps=2),
         "mesh": MeshConfig(),
         "checkpoints": CheckpointPolicy(every=save_every, keep_last=2),
-        "evaluation": Evaluation(every=6, batches=2),
+        "evaluation": EVALUATION,
         "logging": Logging(every=5, tensorboard=False),
     }
     return train(cache_dir=cache_dir, model_dir=model_dir, **{**settings, **changes})
 
 
-if __name__ == "__main__":
-    if not (Path(sys.argv[1]) / "files").exists():
-        write_cache(Path(sys.argv[1]))
-    result = run(sys.argv[1], sys.argv[2], **json.loads((sys.argv[3:] or ["{}"])[0]))
+class Interrupting(PlainProgress):
+    """Sends this process a signal once the metrics of a step have come in."""
+
+    def __init__(self, step: int, number: int):
+        super().__init__()
+        self._at, self._signal = step, number
+
+    def advance(self, step, values):
+        if step == self._at:
+            os.kill(os.getpid(), self._signal)
+
+
+def kill_during_save(number: int) -> None:
+    """Makes the process kill itself as soon as its n-th checkpoint starts to be written."""
+    save, calls = Checkpoints.save, iter(range(1, 1000))
+
+    def save_and_die(self, *args):
+        save(self, *args)
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoints.save = save_and_die
+
+
+def main(cache_dir: str, model_dir: str, kill_at: int, save: int, terminate_at: int) -> None:
+    changes: dict[str, Any] = {}
+    if kill_at:
+        changes["progress"] = Interrupting(kill_at, signal.SIGKILL)
+    if terminate_at:
+        changes["progress"] = Interrupting(terminate_at, signal.SIGTERM)
+    if save:
+        kill_during_save(save)
+    result = run(cache_dir, model_dir, **changes)
     print("finished at step", result.step, "interrupted" if result.interrupted else "")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
