@@ -9,16 +9,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from codet5p_jax.models.dropout import dropout
 
-# Added to a masked score. Finite, so that a row with every key masked (padding) stays finite.
+# Added to a masked score. Large against any score, yet finite: a row with every key masked
+# (padding) has to stay finite.
 MASKED = -1e9
 
 
 def segment_mask(
     q_segments_BT: Int[Array, "B T"], kv_segments_BS: Int[Array, "B S"], *, causal: bool
-) -> Bool[Array, "B 1 T S"]:
-    """True where a query may look: same segment and, if causal, not ahead.
+) -> Float[Array, "B 1 T S"]:
+    """0 where a query may look (same segment and, if causal, not ahead), else `MASKED`.
 
-    >>> segment_mask(jnp.array([[1, 1, 0]]), jnp.array([[1, 1, 0]]), causal=True)[0, 0].astype(int)
+    >>> segments = jnp.array([[1, 1, 0]])
+    >>> (segment_mask(segments, segments, causal=True)[0, 0] == 0).astype(int)
     Array([[1, 0, 0],
            [1, 1, 0],
            [0, 0, 1]], dtype=int32)
@@ -27,7 +29,12 @@ def segment_mask(
     if causal:
         T, S = mask_BTS.shape[1:]
         mask_BTS &= jnp.tril(jnp.ones((T, S), bool), S - T)
-    return mask_BTS[:, None]
+    return as_mask(mask_BTS[:, None])
+
+
+def as_mask(allowed: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """0 where allowed, else `MASKED`: a sum has no backward pass to pay for, a selection has."""
+    return jnp.where(allowed, 0.0, MASKED)
 
 
 def attention(
@@ -35,13 +42,13 @@ def attention(
     k_BSGK: Float[Array, "B S G K"],
     v_BSGK: Float[Array, "B S G K"],
     *,
-    mask_B1TS: Bool[Array, "#B 1 #T S"],
+    mask_B1TS: Float[Array, "#B 1 #T S"],
     bias_HTS: Float[Array, "H T S"] | None = None,
     scale: float = 1.0,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> Float[Array, "B T H K"]:
-    """softmax(scale · q kᵀ + bias) v, in fp32 between the two products.
+    """softmax(scale · q kᵀ + bias + mask) v, in fp32 between the two products.
 
     Each of the G key-value heads serves H / G query heads in a row.
     """
@@ -53,7 +60,7 @@ def attention(
     scores_BHTS = scores.reshape(B, H, T, S) * scale
     if bias_HTS is not None:
         scores_BHTS += bias_HTS
-    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, MASKED)
+    scores_BHTS += mask_B1TS
     top_BHT1 = jax.lax.stop_gradient(jnp.max(scores_BHTS, axis=-1, keepdims=True))
     weights_BHTS = jnp.exp(scores_BHTS - top_BHT1)
     # Dividing the result instead of the weights saves a pass over T × S, forwards and backwards.

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from codet5p_jax.models.attention import attention, rotary
 from codet5p_jax.models.configs import StackConfig
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         q_BTHK: Float[Array, "B T H K"],
         k_BSGK: Float[Array, "B S G K"],
         v_BSGK: Float[Array, "B S G K"],
-        mask_B1TS: Bool[Array, "#B 1 #T S"],
+        mask_B1TS: Float[Array, "#B 1 #T S"],
         bias_HTS: Float[Array, "H T S"] | None,
         dropout_rate: float,
         key: jax.Array | None,
@@ -168,11 +168,11 @@ class Block(nnx.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         *,
-        mask_B1TS: Bool[Array, "#B 1 #T S"],
+        mask_B1TS: Float[Array, "#B 1 #T S"],
         bias_HTS: Float[Array, "H T S"] | None,
         positions_T: Int[Array, "T"],
         encoded_BSD: Float[Array, "B Se De"] | None,
-        cross_mask_B1TS: Bool[Array, "#B 1 #T Se"] | None,
+        cross_mask_B1TS: Float[Array, "#B 1 #T Se"] | None,
         cache: Cache | None = None,
         cache_index: Int[Array, ""] | None = None,
         key: jax.Array | None = None,

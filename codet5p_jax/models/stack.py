@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from codet5p_jax.models.attention import relative_bias, relative_bias_row, segment_mask
+from codet5p_jax.models.attention import as_mask, relative_bias, relative_bias_row, segment_mask
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.layers import Block, Norm
@@ -182,11 +182,11 @@ class Stack(nnx.Module):
                 max_distance=cfg.relative_max_distance,
             )
         args = {
-            "mask_B1TS": (jnp.arange(max_length) <= index)[None, None, None],
+            "mask_B1TS": as_mask((jnp.arange(max_length) <= index)[None, None, None]),
             "bias_HTS": bias,
             "positions_T": index[None],
             "encoded_BSD": None,
-            "cross_mask_B1TS": (cache["encoder_segments"] == 1)[:, None, None],
+            "cross_mask_B1TS": as_mask((cache["encoder_segments"] == 1)[:, None, None]),
         }
         new_cache = {**cache, "index": index + 1}
         for name in self.group_names:
