@@ -6,8 +6,10 @@ read alone, and `meta`: JSON, the caller's and the shapes of all arrays by path.
 added last: it tells a truncated copy without reading it.
 """
 
+import contextlib
 import difflib
 import json
+import logging
 import math
 import re
 import shutil
@@ -62,6 +64,7 @@ class Checkpoints:
         kept = [policies.LatestN(policy.keep_last)]
         if policy.keep_every:
             kept.append(policies.EveryNSteps(policy.keep_every))
+        logging.getLogger("absl").addFilter(_is_news)
         self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
@@ -101,8 +104,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits and lets go."""
-        self.wait()
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # only ever what `wait` has raised before
+                self._checkpointer.close()
 
 
 def restore_latest(
@@ -383,14 +389,21 @@ def _nearest(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]
+    """Of a long line both ends: what was tried, and what the system said."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 240 else f"{line[:100]} … {line[-120:]}"
 
 
 def _move_away(path: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(exist_ok=True)
     path.rename(target)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Each of Orbax's threads logs the traceback of the failure that `wait` is about to raise.
+    threads = ("_SignalingThread.run() raised", "Save Finalize thread", "in background save thread")
+    return not any(words in record.getMessage() for words in threads)
 
 
 class _explained:

@@ -145,6 +145,7 @@ def train(
         main = jax.process_index() == 0
         progress = progress or default_progress(main)
         laps = _Laps()
+        terminated = stack.enter_context(_termination())
 
         # ------------------------------------------------------------ devices and mesh
         device_mesh = make_mesh(mesh)
@@ -297,7 +298,6 @@ def train(
         if restored is None:
             evaluate(0)
             laps.end("evaluate")
-        terminated = stack.enter_context(_termination())
 
         # ------------------------------------------------------------ loop
         step, last_saved = start, start if restored else -1

@@ -23,7 +23,7 @@ def test_products_inside_scans_and_branches_are_counted():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_step_of_t5_is_what_the_shapes_say(remat):
-    config = tiny_config(remat=remat)
+    config = tiny_config(num_encoder_layers=2, num_decoder_layers=2, scan_layers=True, remat=remat)
     B, S, T, D, HK, F, L, V = 3, 16, 8, 16, 16, 32, 2, 64
     objective = SpanDenoising(inputs_length=S, targets_length=T)
     attention = lambda q, k: 2 * B * (2 * q * k * HK)  # noqa: E731 - scores and mixing

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,9 +142,8 @@ def test_sigterm_saves_and_exits_with_0(workplace, whole):
 
 
 def test_a_truncated_newest_checkpoint_costs_the_steps_since_the_one_before(workplace, whole):
-    done = start(workplace, "truncated")
-    assert done.returncode == 0, done.stderr
     directory = workplace / "truncated"
+    shutil.copytree(whole[0], directory)
     for path in (ModelDir(directory).checkpoints / "12").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:-10])
     done = start(workplace, "truncated")
