@@ -1,6 +1,6 @@
 """Batches on their way from the loaders to the devices."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,14 @@ def open_loaders(
 
 def train_batches(
     loaders: Sequence[Loader], phases: Sequence[Phase], start: int, total: int
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+) -> Generator[tuple[int, Mapping[str, Any]], None, None]:
     """(phase, batch) of the steps from `start` on, made ahead of their use."""
     step = start
     while step < total:
         index, within = locate(phases, step)
         left = phases[index].steps - within if index < len(phases) - 1 else total - step
-        with closing(loaders[index].iterate(within)) as batches:
+        made: Any = loaders[index].iterate(within)  # a generator
+        with closing(made) as batches:
             for _, batch in zip(range(left), batches, strict=False):
                 yield index, batch
         step += left

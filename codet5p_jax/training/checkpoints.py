@@ -60,14 +60,14 @@ class Checkpoints:
             # What a killed process left half-written.
             for path in directory.glob(_TEMPORARY):
                 shutil.rmtree(path, ignore_errors=True)
-        policies = ocp.training.preservation_policies
+        policies: Any = ocp.training.preservation_policies
         kept = [policies.LatestN(policy.keep_last)]
         if policy.keep_every:
             kept.append(policies.EveryNSteps(policy.keep_every))
         logging.getLogger("absl").addFilter(_is_news)
         self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
-            directory.resolve(),
+            str(directory.resolve()),
             context=_context(),
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )
@@ -155,7 +155,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
     if not checkpoints.is_dir():
         return []
     names = [p.name for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir()]
-    return sorted(int(n) for n in names if ocp.is_orbax_checkpoint((checkpoints / n).resolve()))
+    return sorted(int(n) for n in names if _is_checkpoint(checkpoints / n))
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def _context(*, partial: bool = False) -> ocp.Context:
 
 def _load(path: Path, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
     with _context(partial=partial):
-        return ocp.load_checkpointables(path, dict(wanted))
+        return ocp.load_checkpointables(str(path), dict(wanted))
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:
@@ -320,7 +320,7 @@ def _check_structure(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, A
 
 def _checkpoint_path(path: Path, step: int | None = None) -> Path:
     """The folder of one checkpoint, given a model directory or such a folder."""
-    if path.name.isdigit() and ocp.is_orbax_checkpoint(path.resolve()):
+    if path.name.isdigit() and _is_checkpoint(path):
         return path.resolve()
     folder = ModelDir(path).checkpoints
     steps = saved_steps(folder)
@@ -349,6 +349,10 @@ def _check_sizes(path: Path) -> None:
     for name, size in json.loads((path / _SIZES).read_text(encoding="utf-8")).items():
         if found.get(name) != size:
             raise OSError(f"{name} has {found.get(name, 0):,} of {size:,} bytes")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return bool(ocp.is_orbax_checkpoint(str(path.resolve())))
 
 
 def _stored_params(path: Path) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.models.codet5p import CodeT5p
@@ -43,7 +44,7 @@ def describe(
       ValueError: parameters or rows do not divide over the mesh.
     """
     num_devices = num_devices or jax.device_count()
-    sizes = dict(zip(AXES, mesh.shape(num_devices), strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
     network = CodeT5p(model)
     lines = [*_parameter_table(network.specs, sizes), ""]
     lines.append(
@@ -164,8 +165,7 @@ def activation_bytes(network: CodeT5p, objective: Objective, rows: int) -> int:
     return sum(
         x.size * np.dtype(x.dtype).itemsize
         for x in kept
-        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
-        and (x.shape, x.dtype) not in mine
+        if not jnp.issubdtype(x.dtype, jax.dtypes.extended) and (x.shape, x.dtype) not in mine
     )
 
 

@@ -139,7 +139,7 @@ class WandbWriter:
 
     def __init__(self, project: str, model_dir: Path, config: Mapping[str, Any]):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as e:
             raise ImportError("logging to W&B needs `pip install codet5p_jax[wandb]`") from e
         identity = f"{model_dir.name}-{zlib.crc32(str(model_dir.resolve()).encode()):08x}"

@@ -16,7 +16,8 @@ from codet5p_jax.training.parameter_roles import (
     decays,
     is_hidden_matrix,
     matrix_axes,
-    matrix_sides,
+    side_lengths,
+    sides,
     within_layer,
 )
 from codet5p_jax.training.schedules import LearningRate
@@ -138,7 +139,7 @@ class Muon:
         def dimensions(spec: ParamSpec) -> Any:
             if not is_hidden_matrix(spec):
                 return optax.MaskedNode()
-            return optax.contrib.MuonDimensionNumbers(*matrix_axes(spec))
+            return optax.contrib.MuonDimensionNumbers(*sides(spec))
 
         numbers = _map(dimensions, specs)
         muon = optax.chain(
@@ -198,7 +199,7 @@ def _scale_orthogonal(rms: float, specs: Params) -> optax.GradientTransformation
     def scale(spec: ParamSpec, update: Any) -> Any:
         if isinstance(update, optax.MaskedNode):
             return update
-        return update * (rms * max(matrix_sides(spec)) ** 0.5)
+        return update * (rms * max(side_lengths(spec)) ** 0.5)
 
     return optax.stateless(lambda updates, params: _map(scale, specs, updates))
 
@@ -214,19 +215,19 @@ def _scale_by_factored_rms(
     """Divides gradients by the root of a second moment of rank one (Adafactor, algorithm 4)."""
 
     def factored(spec: ParamSpec) -> bool:
-        return matrix_axes(spec) is not None and min(matrix_sides(spec)) >= min_size
+        return matrix_axes(spec) is not None and min(side_lengths(spec)) >= min_size
 
     def moments(spec: ParamSpec, x: jax.Array) -> tuple[jax.Array, ...]:
         if not factored(spec):
             return (x,)
-        inputs, outputs = matrix_axes(spec)
+        inputs, outputs = sides(spec)
         return tuple(jnp.mean(x, axis=axes, keepdims=True) for axes in (outputs, inputs))
 
     def init(params: Any) -> _FactoredState:
         zeros = _map(lambda spec, p: moments(spec, jnp.zeros_like(p)), specs, params)
         return _FactoredState(jnp.zeros((), jnp.int32), zeros)
 
-    def update(updates: Any, state: _FactoredState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
         count = state.count + 1
         beta = 1.0 - count.astype(jnp.float32) ** -decay
@@ -239,7 +240,7 @@ def _scale_by_factored_rms(
             if not factored(spec):
                 return g * jax.lax.rsqrt(moment[0])
             rows, columns = moment
-            mean = jnp.mean(rows, axis=matrix_axes(spec).inputs, keepdims=True)
+            mean = jnp.mean(rows, axis=sides(spec).inputs, keepdims=True)
             return g * jax.lax.rsqrt(rows / mean) * jax.lax.rsqrt(columns)
 
         new = _map(advance, specs, updates, state.moments)

@@ -56,14 +56,19 @@ def is_hidden_matrix(spec: ParamSpec) -> bool:
     return matrix_axes(spec) is not None and not outer & set(spec.axes)
 
 
-def matrix_sides(spec: ParamSpec) -> tuple[int, int]:
-    """Numbers of inputs and outputs of a (stack of) matrices: 768 and 12 · 64 for [L, D, H, K].
+def sides(spec: ParamSpec) -> MatrixAxes:
+    """`matrix_axes` of what is known to be a matrix.
 
     Raises:
-      ValueError: it is no matrix.
+      ValueError: it is none.
     """
     axes = matrix_axes(spec)
     if axes is None:
         raise ValueError(f"{spec.axes} of shape {spec.shape} is not a matrix")
-    inputs, outputs = (math.prod(spec.shape[i] for i in group) for group in axes)
+    return axes
+
+
+def side_lengths(spec: ParamSpec) -> tuple[int, int]:
+    """Numbers of inputs and outputs of a (stack of) matrices: 768 and 12 · 64 for [L, D, H, K]."""
+    inputs, outputs = (math.prod(spec.shape[i] for i in group) for group in sides(spec))
     return inputs, outputs

@@ -7,13 +7,13 @@ reach `final` at step `total_steps`, one past the last.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-LearningRate = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+LearningRate = Callable[[Any], Any]  # int32 scalar -> fp32 scalar, as optax has it
 
 
 @runtime_checkable

@@ -65,7 +65,7 @@ def make_train_step(
         applied = finite if skip_nonfinite else jnp.asarray(True)
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         new = TrainState(
             step=state.step + 1,
             params=params,

@@ -254,7 +254,7 @@ def train(
             )
         start = meta["step"]
         batches = train_batches(loaders, phases, start, total)
-        upcoming = background.submit(next, batches, None)
+        upcoming: Future[Any] = background.submit(next, batches, None)
         stack.callback(lambda: (wait([upcoming]), batches.close()))
         jax.block_until_ready(state)
         laps.end("restore" if restored else "initialise")
