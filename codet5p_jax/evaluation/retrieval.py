@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 Scores = Float[np.ndarray, "queries candidates"]
 
-# Pushes candidates outside the reranked top below it; cosines / temperature and logits lie far within.
+# Pushes candidates outside the reranked top below it; cosines / temperature and logits lie within.
 _BELOW = 1e4
 
 

@@ -67,9 +67,7 @@ def attention(
     total_BHT1 = jnp.sum(weights_BHTS, axis=-1, keepdims=True)
     weights_BHTS = dropout(weights_BHTS.astype(v_BSGK.dtype), dropout_rate, key)
     weights_BGRTS = weights_BHTS.reshape(B, G, H // G, T, S)
-    out = jnp.einsum(
-        "BGRTS,BSGK->BGRTK", weights_BGRTS, v_BSGK, preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum("BGRTS,BSGK->BGRTK", weights_BGRTS, v_BSGK, preferred_element_type=jnp.float32)
     out_BHTK = (out.reshape(B, H, T, K) / total_BHT1).astype(v_BSGK.dtype)
     return jnp.einsum("BHTK->BTHK", out_BHTK)
 

@@ -1,7 +1,7 @@
 """What an objective is: a host half (example -> arrays) and a device half (arrays -> loss)."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ class Loss(NamedTuple):
     metrics: dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One pretraining objective. Implementations are frozen dataclasses whose lengths are fields.
 

@@ -60,6 +60,8 @@ class TextCodePairs:
 
     Attributes:
       text_length, code_length: of `<s> … </s>`; 128 and 420 (paper §4).
+      token_dropout: share of tokens that the encoder does not see in training, so that a corpus of
+        a few thousand pairs is not learnt by heart; 0 in the paper.
       matching: whether there is a matching loss; needs [ENC] and the model's matching head.
       momentum: coefficient of the momentum network; None: no such network, so no queue, and live
         embeddings are compared with live embeddings (for small runs).
@@ -73,6 +75,7 @@ class TextCodePairs:
 
     text_length: int = 128
     code_length: int = 420
+    token_dropout: float = 0.0
     matching: bool = True
     momentum: float | None = 0.995
     queue_size: int = 57_600
@@ -89,6 +92,8 @@ class TextCodePairs:
                 f"{self.name}: text_length={self.text_length} and code_length={self.code_length} "
                 "must be 3 or more, for <s> token </s>"
             )
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"{self.name}: token_dropout={self.token_dropout} is not in [0, 1)")
         if self.momentum is None and (self.queue_size or self.alpha):
             raise ValueError(
                 f"{self.name}: queue_size={self.queue_size} and alpha={self.alpha} need the "
@@ -175,7 +180,8 @@ class TextCodePairs:
         """
         self._check(model)
         keys = _Keys.split(key, train)
-        texts, live = _encode(model, batch, keys.text, keys.code)
+        seen = _thin(batch, self.token_dropout, jax.random.fold_in(key, 1)) if train else batch
+        texts, live = _encode(model, seen, keys.text, keys.code)
         temperature = contrastive.clamp(model.temperature, self.temperature_bounds)
 
         teacher, average = None, None
@@ -275,6 +281,17 @@ def _encode(
     _, code_BE = side("code", code_key)
     pairs = _Pairs(text_BE, code_BE, batch["pair_id"], jnp.ones(len(text_BE), bool))
     return Texts(text_states_BSD, batch["text_segments"]), pairs
+
+
+def _thin(batch: Batch, rate: float, key: jax.Array) -> Batch:
+    """The batch with a share of positions marked as padding, never the first of a row."""
+    if not rate:
+        return batch
+    thinned = dict(batch)
+    for name, own in zip(("text_segments", "code_segments"), jax.random.split(key), strict=True):
+        kept = jax.random.bernoulli(own, 1.0 - rate, batch[name].shape).at[:, 0].set(True)
+        thinned[name] = jnp.where(kept, batch[name], 0)
+    return thinned
 
 
 def _queued(queue: contrastive.Queue) -> _Pairs:

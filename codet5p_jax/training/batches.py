@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.data.loader import Loader
+from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import batch_sharding
-from codet5p_jax.training.interfaces import Objective
 from codet5p_jax.training.phases import Phase, data_seed, locate, select_objectives
 
 

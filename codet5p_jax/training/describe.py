@@ -11,9 +11,9 @@ import numpy as np
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count, flatten, path_name
+from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec
 from codet5p_jax.training.flops import step_flops
-from codet5p_jax.training.interfaces import Objective
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant

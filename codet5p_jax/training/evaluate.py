@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.objectives.base import Objective
 from codet5p_jax.training.batches import open_loaders, place
-from codet5p_jax.training.interfaces import Objective
 from codet5p_jax.training.metrics import Accumulator
 from codet5p_jax.training.phases import Phase, check_rows
 from codet5p_jax.training.state import TrainState, compiler_options

@@ -8,7 +8,7 @@ import jax
 
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.params import abstract_params
-from codet5p_jax.training.interfaces import Objective
+from codet5p_jax.objectives.base import Objective
 
 # Dense bf16 FLOP/s of one JAX device, by a part of its `device_kind`, first match first; from the
 # makers' data sheets. A TPU7x chip shows as two devices.

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from codet5p_jax.training.interfaces import Objective
+from codet5p_jax.objectives.base import Objective
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from codet5p_jax.models.params import (
     logical_axes,
     path_name,
 )
+from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import param_shardings, replicated
-from codet5p_jax.training.interfaces import Objective
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import optax
 
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.params import Params
-from codet5p_jax.training.interfaces import Objective
+from codet5p_jax.objectives.base import Objective
 from codet5p_jax.training.schedules import LearningRate
 from codet5p_jax.training.state import TrainState
 

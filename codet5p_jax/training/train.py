@@ -17,6 +17,7 @@ from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import count
+from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import metrics as metrics_lib
 from codet5p_jax.training.batches import abstract_batch, open_loaders, place, train_batches
@@ -32,7 +33,6 @@ from codet5p_jax.training.checkpoints import (
 )
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
-from codet5p_jax.training.interfaces import Objective
 from codet5p_jax.training.model_dir import ModelDir, claim, config_to_json, require_space
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (

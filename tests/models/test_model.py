@@ -33,7 +33,9 @@ def test_published_sizes():
 def test_stage_two_heads():
     bimodal = dataclasses.replace(BASE, vocab_size=32_103, embed_dim=256, matching_head=True)
     specs = CodeT5p(bimodal).specs
-    temperature = specs.pop("log_temperature")  # learned in pretraining, not part of published files
+    temperature = specs.pop(
+        "log_temperature"
+    )  # learned in pretraining, not part of published files
     assert temperature.shape == ()
     assert count(specs) == 223_082_754
 

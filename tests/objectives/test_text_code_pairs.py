@@ -217,7 +217,14 @@ def test_two_training_steps_match_numpy(model, params, embed, judge):
     for name in ("text_tokens", "code_tokens", "code_segments", "pair_id"):
         np.testing.assert_array_equal(queue[name][: 2 * B], np.r_[first[name], second[name]])
 
-    for part in ("embedding", "encoder", "decoder", "projection", "matching_head", "log_temperature"):
+    for part in (
+        "embedding",
+        "encoder",
+        "decoder",
+        "projection",
+        "matching_head",
+        "log_temperature",
+    ):
         assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients[part])), part
 
 
@@ -354,3 +361,19 @@ def test_settings_and_models_that_cannot_work_are_refused(model, params, special
         TRAINED.init_state(CodeT5p(small_config(embed_dim=None)), params)
     with pytest.raises(ValueError, match="needs a model with matching_head=True"):
         TRAINED.init_state(CodeT5p(small_config(matching_head=False)), params)
+
+
+def test_token_dropout_hides_tokens_in_training_only(model, params):
+    plain = TextCodePairs(**SMALL, momentum=None, queue_size=0, matching=False)
+    thinned = dataclasses.replace(plain, token_dropout=0.5)
+    batch = jax.tree.map(jnp.asarray, make_batch(3))
+    bound, key = model.bind(params), jax.random.key(0)
+
+    def contrastive(objective, train):
+        losses, _ = objective.loss(bound, batch, {}, key, train)
+        return float(losses["contrastive"].sum)
+
+    assert contrastive(thinned, False) == contrastive(plain, False)
+    assert contrastive(thinned, True) != contrastive(plain, True)
+    with pytest.raises(ValueError, match="token_dropout=1"):
+        dataclasses.replace(plain, token_dropout=1)
