@@ -375,5 +375,5 @@ def test_token_dropout_hides_tokens_in_training_only(model, params):
 
     assert contrastive(thinned, False) == contrastive(plain, False)
     assert contrastive(thinned, True) != contrastive(plain, True)
-    with pytest.raises(ValueError, match="token_dropout=1"):
-        dataclasses.replace(plain, token_dropout=1)
+    with pytest.raises(ValueError, match="token_dropout=1.0"):
+        dataclasses.replace(plain, token_dropout=1.0)
