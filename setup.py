@@ -59,5 +59,5 @@ setup(
     package_data={"codet5p_jax.gin_configs": ["**/*.gin"]},
     install_requires=[*TENSORFLOW_FREE, *SEQIO],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["codet5p = codet5p_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["codet5p = codet5p_jax.cli.main:script"]},
 )

@@ -33,6 +33,10 @@ QUIET = {
     "GRPC_VERBOSITY": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",  # else a warning at every fork
 }
+# A step on CPU allocates and frees gigabytes; without huge pages, a fifth of its time goes into
+# page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
+HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+COMPUTING = ("train", "search")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,5 +117,15 @@ def _explain(argv: list[str]) -> int:
     parser.error(f"unknown command {args.command!r}{hint}")
 
 
+def script() -> int:
+    """The console script: `main` in a process whose environment is fit for it."""
+    name, value = HUGE_PAGES
+    computing = len(sys.argv) > 1 and sys.argv[1] in COMPUTING
+    if computing and sys.platform == "linux" and name not in os.environ:
+        os.environ[name] = value
+        os.execv(sys.executable, [sys.executable, "-m", "codet5p_jax.cli.main", *sys.argv[1:]])
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())
