@@ -300,7 +300,8 @@ class Quickstart:
         short = [pair for pair in self.pairs["test"] if writing.is_presentable(pair["code"])]
         chosen = held_out.select(short, SAMPLES)
         key = jax.random.key(self.seed)
-        nucleus = {"temperature": 0.2, "top_p": 0.95}  # the paper's, for one sample (§5.1)
+        # the paper's, for one sample (§5.1)
+        nucleus = functools.partial(Sampling, temperature=0.2, top_p=0.95)
         with _spinner("writing"):
             clm = self._objective("stage1", "seq2seq_clm")
             beginnings, rests = zip(*map(writing.split_function, chosen), strict=True)
@@ -308,7 +309,7 @@ class Quickstart:
                 *self.load("stage1"),
                 beginnings,
                 inputs_length=clm.inputs_length,
-                sampling=Sampling(max_length=clm.targets_length, **nucleus),
+                sampling=nucleus(max_length=clm.targets_length),
                 key=key,
             )
             describe = self._objective("stage2", "code_to_text")
@@ -317,7 +318,7 @@ class Quickstart:
                 *self.load("stage2"),
                 codes,
                 inputs_length=describe.inputs_length,
-                sampling=Sampling(max_length=describe.targets_length, **nucleus),
+                sampling=nucleus(max_length=describe.targets_length),
                 key=key,
             )
         titles = [f"{pair['module']}.{pair['qualname']}" for pair in chosen]

@@ -189,6 +189,7 @@ class CacheWriter:
             self._close_shard()
         if self._writer is None:
             self._writer = ArrayRecordWriter(str(self._shard_path()), _WRITER_OPTIONS)
+        assert self._writer is not None
         with _explain_write_errors(self._final):
             self._writer.write(record)
         self._in_shard += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def _example(
         yield f"[{name}, {mask[row].sum()} tokens] {text[:characters]}{more}"
 
 
-def _decode_pieces(model: object, ids: Sequence[int]) -> str:
+def _decode_pieces(model: Any, ids: Sequence[int]) -> str:
     """Pieces as the model has them, `<extra_id_n>` above them, as SeqIO numbers those."""
     size, text = model.vocab_size(), ""
     for i in ids:

@@ -18,6 +18,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -156,7 +157,7 @@ def _examples(
         yield _advance(examples, progress, bar)
 
 
-def _advance(examples: Iterator, progress: Progress, bar: int) -> Iterator:
+def _advance(examples: Iterator, progress: Progress, bar: TaskID) -> Iterator:
     shown = time.monotonic()
     count = 0
     for count, example in enumerate(examples, 1):
@@ -206,14 +207,11 @@ def _write_mixture(
     cache_dir: Path, provider: seqio.Task | seqio.Mixture, tasks: Sequence[seqio.Task]
 ) -> None:
     vocabulary = seqio_tasks.vocabulary_of(tasks[0])
-    mixture = isinstance(provider, seqio.Mixture)
+    rate_of = provider.get_rate if isinstance(provider, seqio.Mixture) else lambda _: 1
     cache.write_mixture(
         cache_dir,
         provider.name,
-        [
-            (t.name, seqio_tasks.objective_of(t), float(provider.get_rate(t) if mixture else 1))
-            for t in tasks
-        ],
+        [(t.name, seqio_tasks.objective_of(t), float(rate_of(t))) for t in tasks],
         special=seqio_tasks.special_tokens_of(vocabulary),
         vocab_size=vocabulary.vocab_size,
         tokenizer_digest=seqio_tasks.vocabulary_digest(tasks[0]),

@@ -12,7 +12,7 @@ import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -130,7 +130,8 @@ def cached_examples(
         keep = ["inputs", "targets"]
     dataset = dataset.map(functools.partial(_select, keep=keep)).prefetch(64)
     try:
-        yield from dataset.as_numpy_iterator()
+        # The stub knows only datasets of bare arrays.
+        yield from dataset.as_numpy_iterator()  # pyright: ignore[reportReturnType]
     except tf.errors.OpError as error:  # TensorFlow wraps what Python code in it raises
         failure = getattr(task.source, "failure", None)
         if failure is not None:
@@ -204,7 +205,7 @@ def save_vocabulary(vocabulary: seqio.Vocabulary, folder: Path) -> None:
     if isinstance(vocabulary, CodeVocabulary):
         vocabulary.tokenizer.save(folder)
     elif isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        (folder / "sentencepiece.model").write_bytes(vocabulary.sp_model)
+        (folder / "sentencepiece.model").write_bytes(_model_of(vocabulary))
     else:  # nothing to copy: bytes, or ids that mean nothing outside the task
         (folder / "vocabulary.txt").write_text(type(vocabulary).__name__ + "\n", encoding="utf-8")
 
@@ -271,7 +272,8 @@ def _tensor_spec(value: Any) -> tf.TensorSpec:
 
 def _numeric(dataset: tf.data.Dataset) -> list[str]:
     """All features but strings: those are what the others were made of, no objective reads them."""
-    return [name for name, spec in dataset.element_spec.items() if spec.dtype != tf.string]
+    specs = cast(Mapping[str, tf.TensorSpec], dataset.element_spec)
+    return [name for name, spec in specs.items() if spec.dtype != tf.string]
 
 
 def _select(example: Mapping[str, tf.Tensor], keep: Sequence[str]) -> dict[str, tf.Tensor]:
@@ -340,7 +342,8 @@ def _apply_objective(
             value.set_shape(shape)
         return dict(zip([*spec, *_IO], values, strict=True))
 
-    return apply(dataset)
+    # SeqIO's decorator, which says nothing of types, turns it into a function of a dataset.
+    return apply(dataset)  # pyright: ignore[reportCallIssue]
 
 
 def _without_padding(row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -348,8 +351,8 @@ def _without_padding(row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     if "decoder_targets" in row:
         inputs = row["encoder_tokens"][row["encoder_segments"] > 0]
         return inputs, row["decoder_targets"][row["decoder_weights"] > 0]
-    sides = (row[f"{side}_tokens"][row[f"{side}_segments"] > 0] for side in ("text", "code"))
-    return tuple(sides)
+    text, code = (row[f"{side}_tokens"][row[f"{side}_segments"] > 0] for side in ("text", "code"))
+    return text, code
 
 
 def _source_identity(source: seqio.DataSource) -> Any:
@@ -363,9 +366,15 @@ def _source_identity(source: seqio.DataSource) -> Any:
     return source
 
 
+def _model_of(vocabulary: seqio.SentencePieceVocabulary) -> bytes:
+    model = vocabulary.sp_model
+    assert model is not None, "SeqIO reads the file when it is first asked for"
+    return model
+
+
 def _vocabulary_identity(vocabulary: seqio.Vocabulary) -> tuple[Any, ...]:
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        content = hashlib.sha256(vocabulary.sp_model).hexdigest()
+        content = hashlib.sha256(_model_of(vocabulary)).hexdigest()
         return type(vocabulary).__name__, content, vocabulary.vocab_size, vocabulary.extra_ids
     own = getattr(vocabulary, "fingerprint", None)
     return type(vocabulary).__name__, own, vocabulary.vocab_size, vocabulary.extra_ids

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from codet5p_jax.data.tokens import SpecialTokens
@@ -164,7 +165,7 @@ def _lengths(tokens_BT: Array, prefix_lengths_B: Array, ended_B: Array, eos: int
 
 def compiled(
     model: Any, special: SpecialTokens, sampling: Sampling
-) -> Callable[[Any, Array, Array, Array, Array, jax.Array], Generation]:
+) -> Callable[[Any, ArrayLike, ArrayLike, ArrayLike, ArrayLike, jax.Array], Generation]:
     """`(params, encoder_tokens, encoder_segments, prefix, prefix_lengths, key) -> Generation`,
     compiled once for each set of shapes."""
 

@@ -4,7 +4,6 @@ The gradient is computed in the same pass as the loss, chunk by chunk: three mat
 chunk, none of them twice, and no array of batch × length × vocabulary.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -63,8 +62,7 @@ def token_losses(
     return TokenLosses(loss, z, correct, jnp.sum(weights_BT))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _chunked(states, kernel, targets, weights, chunk, z_loss, label_smoothing):
+def _sums(states, kernel, targets, weights, chunk, z_loss, label_smoothing):
     sums, _ = _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, False)
     return sums
 
@@ -80,6 +78,7 @@ def _backward(chunk, z_loss, label_smoothing, gradients, cotangents):
     return g.astype(d_states.dtype) * d_states, (g * d_kernel).astype(d_kernel.dtype), None, None
 
 
+_chunked = jax.custom_vjp(_sums, nondiff_argnums=(4, 5, 6))
 _chunked.defvjp(_forward, _backward)
 
 
@@ -138,6 +137,6 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
             body, init, jax.tree.map(split, (states, targets, weights))
         )
         d_states = None if parts is None else jnp.moveaxis(parts, 0, 1).reshape(B, T, D)
-    if not with_gradients:
+    if d_kernel is None:
         return sums, None
     return sums, (d_states, d_kernel.T.astype(kernel.dtype))

@@ -189,6 +189,7 @@ class Block(nnx.Module):
             nonlocal new_cache
             k, v = self.attention.keys_values(u, positions_T)
             if cache is not None:
+                assert cache_index is not None, "a cache comes with the position to write"
                 at = (0, cache_index, 0, 0)
                 k = jax.lax.dynamic_update_slice(cache["k"], k, at)
                 v = jax.lax.dynamic_update_slice(cache["v"], v, at)
@@ -200,6 +201,7 @@ class Block(nnx.Module):
         def cross_attention(u: Array) -> Array:
             assert cross_mask_B1TS is not None, "`encoded` comes with its segments"
             if cache is None:
+                assert encoded_BSD is not None, "else cross-attention is bypassed"
                 k, v = self.cross_keys_values(encoded_BSD)
             else:
                 k, v = cache["cross_k"], cache["cross_v"]

@@ -63,6 +63,8 @@ class TextCodePairs:
       token_dropout: share of tokens that the encoder does not see in training, so that a corpus of
         a few thousand pairs is not learnt by heart; 0 in the paper.
       matching: whether there is a matching loss; needs [ENC] and the model's matching head.
+      matching_rows: rows of the batch that are matched, the first ones (their negatives come from the
+        whole batch); None: all, as in the paper. The decoder reads three sequences for each.
       momentum: coefficient of the momentum network; None: no such network, so no queue, and live
         embeddings are compared with live embeddings (for small runs).
       queue_size: pairs in the queue; a multiple of the rows per batch; 0: none.
@@ -77,6 +79,7 @@ class TextCodePairs:
     code_length: int = 420
     token_dropout: float = 0.0
     matching: bool = True
+    matching_rows: int | None = None
     momentum: float | None = 0.995
     queue_size: int = 57_600
     negatives_from_queue: bool = True
@@ -148,10 +151,10 @@ class TextCodePairs:
         return row
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Rows; three judgements per row for matching."""
+        """Rows; three judgements for each that is matched."""
         rows = len(batch["pair_id"])
-        per_row = {"contrastive": 1, "matching": 3}
-        return {name: jnp.float32(rows * per_row[name]) for name in self.losses}
+        numbers = {"contrastive": rows, "matching": 3 * min(rows, self.matching_rows or rows)}
+        return {name: jnp.float32(numbers[name]) for name in self.losses}
 
     def init_state(self, model: Any, params: Any) -> State:
         """The momentum network starts as a copy; the queue starts empty."""
@@ -197,7 +200,8 @@ class TextCodePairs:
         losses = {"contrastive": _contrastive_loss(comparison, temperature)}
         if self.matching:
             mined = state["queue"] if train and self._mines_queue else None
-            losses["matching"] = _matching_loss(model, batch, texts, comparison, mined, keys)
+            rows = min(len(batch["pair_id"]), self.matching_rows or len(batch["pair_id"]))
+            losses["matching"] = _matching_loss(model, batch, texts, comparison, mined, keys, rows)
         if teacher is not None:
             state = self._next_state(state, average, teacher, batch)
         return losses, state
@@ -321,15 +325,19 @@ def _matching_loss(
     comparison: _Comparison,
     queue: contrastive.Queue | None,
     keys: _Keys,
+    rows: int,
 ) -> Loss:
-    """Draws a text for each code and a code for each text, from the batch or from `queue` too."""
+    """Draws a text for each code and a code for each text, from the batch or from `queue` too.
+
+    `rows` of the batch, the first ones, are matched.
+    """
     B = len(batch["pair_id"])
     N = B if queue is None else comparison.text_to_code_BN.shape[1]
     text_index_B, has_text_B = matching.draw_negatives(
-        comparison.code_to_text_BN[:, :N], keys.draw_text
+        comparison.code_to_text_BN[:rows, :N], keys.draw_text
     )
     code_index_B, has_code_B = matching.draw_negatives(
-        comparison.text_to_code_BN[:, :N], keys.draw_code
+        comparison.text_to_code_BN[:rows, :N], keys.draw_code
     )
 
     def drawn(name: str, index_B: Array) -> Array:
@@ -347,15 +355,15 @@ def _matching_loss(
         negative_texts = Texts(states, text_segments)
 
     def codes(tokens: Array, code_segments: Array) -> Codes:
-        return Codes(matching.decoder_input(tokens, batch["enc_token"]), code_segments)
+        return Codes(matching.decoder_input(tokens, batch["enc_token"][:rows]), code_segments)
 
     outcome = matching.matching_loss(
         model,
-        texts,
-        codes(batch["code_tokens"], batch["code_segments"]),
+        jax.tree.map(lambda x: x[:rows], texts),
+        codes(batch["code_tokens"][:rows], batch["code_segments"][:rows]),
         negative_texts,
         codes(drawn("code_tokens", code_index_B), drawn("code_segments", code_index_B)),
-        jnp.stack((jnp.ones(B), has_text_B, has_code_B), axis=1).astype(jnp.float32),
+        jnp.stack((jnp.ones(rows), has_text_B, has_code_B), axis=1).astype(jnp.float32),
         keys.decoder,
     )
     metrics = {

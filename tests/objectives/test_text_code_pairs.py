@@ -375,5 +375,17 @@ def test_token_dropout_hides_tokens_in_training_only(model, params):
 
     assert contrastive(thinned, False) == contrastive(plain, False)
     assert contrastive(thinned, True) != contrastive(plain, True)
-    with pytest.raises(ValueError, match="token_dropout=1.0"):
+    with pytest.raises(ValueError, match="token_dropout=1"):
         dataclasses.replace(plain, token_dropout=1.0)
+
+
+def test_matching_of_some_rows_only(model, params):
+    """The first row alone: one positive and its two negatives, drawn from the whole batch."""
+    objective = TextCodePairs(**SMALL, momentum=None, queue_size=0, matching_rows=1)
+    batch = jax.tree.map(jnp.asarray, make_batch(3))
+    losses, _ = objective.loss(model.bind(params), batch, {}, jax.random.key(0), False)
+    total, number = losses["matching"].metrics["loss"]
+    assert int(number) == 3
+    assert int(objective.weights(batch)["matching"]) == 3
+    assert int(objective.weights(batch)["contrastive"]) == len(batch["pair_id"])
+    assert float(total) == float(losses["matching"].sum) > 0
