@@ -284,7 +284,7 @@ class Quickstart:
 
         test = held_out.select(self.pairs["test"], self.scale.candidates)
         validation = held_out.select(self.pairs["validation"], self.scale.candidates)
-        rows = 2 * (len(test) + len(validation)) + len(test) * min(RERANKED, len(test))
+        rows = sum((2 + min(RERANKED, len(pairs))) * len(pairs) for pairs in (test, validation))
         with _bar("texts, functions and pairs of them", rows) as progress:
             encoder, tokenizer = self._encoder(progress)
             return held_out.retrieval_figures(encoder, tokenizer.encode, test, validation)
@@ -347,6 +347,7 @@ class Quickstart:
                 embeddings=encoder.embed_codes(codes),
                 words=bm25.build(each.words for each in documents),
                 fusion_weight=self.found["retrieval"]["fusion_weight"],
+                rerank_weight=self.found["retrieval"]["rerank_weight"],
                 text_length=encoder.text_length,
                 code_length=encoder.code_length,
             )

@@ -28,30 +28,27 @@ def retrieval_figures(
 ) -> dict[str, Any]:
     """Text-to-code retrieval: each text of `test` is to find its code among all of `test`.
 
-    The weight of the fusion is chosen on `validation`, where nothing is reported.
+    The weights of fusing and reranking are chosen on `validation`, where nothing is reported.
 
     Returns:
       `candidates`, `mrr` (embedding), `mrr_reranked`, `mrr_chance`, `mrr_bm25`, `mrr_fused`,
-      `fusion_weight`, `reranked` (candidates per query that the matching head read) and
-      `systems`: name -> MRR and recall at 1, 5, 10.
+      `fusion_weight`, `rerank_weight`, `reranked` (candidates per query that the matching head
+      read) and `systems`: name -> MRR and recall at 1, 5, 10.
     """
     cosines, lexical, targets = _compare(encoder, tokenize, validation)
-    weight = retrieval.fusion_weight(cosines, lexical, targets)
+    fusion_weight = retrieval.fusion_weight(cosines, lexical, targets)
+    best, logits = _judge(encoder, tokenize, validation, cosines)
+    tau = encoder.temperature
+    rerank_weight = retrieval.rerank_weight(cosines, best, logits, tau, targets)
 
     cosines, lexical, targets = _compare(encoder, tokenize, test)
-    best = retrieval.top(cosines, RERANKED)
-    pairs = np.stack([np.repeat(targets, best.shape[1]), best.ravel()], axis=1)
-    logits = encoder.match(
-        [tokenize(pair["text"]) for pair in test],
-        [tokenize(pair["code"]) for pair in test],
-        pairs,
-    ).reshape(*best.shape, 2)
+    best, logits = _judge(encoder, tokenize, test, cosines)
     systems = {
         "embedding": cosines,
-        "embedding, reranked": retrieval.rerank(cosines, best, logits, encoder.temperature),
+        "embedding, reranked": retrieval.rerank(cosines, best, logits, tau, rerank_weight),
         "embedding, reranked by logit + cosine": retrieval.rerank(cosines, best, logits, None),
         "bm25": lexical,
-        "fused": retrieval.fuse(cosines, lexical, weight),
+        "fused": retrieval.fuse(cosines, lexical, fusion_weight),
     }
     table = retrieval.table(systems, targets)
     return {
@@ -61,7 +58,8 @@ def retrieval_figures(
         "mrr_chance": retrieval.chance_mrr(len(test)),
         "mrr_bm25": table["bm25"]["mrr"],
         "mrr_fused": table["fused"]["mrr"],
-        "fusion_weight": weight,
+        "fusion_weight": fusion_weight,
+        "rerank_weight": rerank_weight,
         "reranked": best.shape[1],
         "systems": table,
     }
@@ -76,3 +74,14 @@ def _compare(
     words = bm25.build(pair["code"] for pair in pairs)
     lexical = np.stack([words.scores(pair["text"]) for pair in pairs])
     return texts @ codes.T, lexical, np.arange(len(pairs))
+
+
+def _judge(
+    encoder: PairEncoder, tokenize: Tokenize, pairs: Sequence[Pair], cosines: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best columns of each row, and the matching logits of these."""
+    best = retrieval.top(cosines, RERANKED)
+    read = np.stack([np.repeat(np.arange(len(pairs)), best.shape[1]), best.ravel()], axis=1)
+    texts = [tokenize(pair["text"]) for pair in pairs]
+    codes = [tokenize(pair["code"]) for pair in pairs]
+    return best, encoder.match(texts, codes, read).reshape(*best.shape, 2)

@@ -43,6 +43,7 @@ class SearchIndex:
       documents: what is shown.
       embeddings: unit vectors of the functions.
       words: BM25 over the same functions.
+      rerank_weight: trust in the matching head, see `retrieval.rerank`.
       fusion_weight: share of the embedding in fused scores, see `retrieval.fuse`.
       text_length, code_length: tokens that the model was trained to read.
     """
@@ -51,6 +52,7 @@ class SearchIndex:
     embeddings: Float32[np.ndarray, "documents E"]
     words: bm25.BM25
     fusion_weight: float
+    rerank_weight: float
     text_length: int
     code_length: int
 
@@ -102,7 +104,7 @@ def search(
         codes = [tokenize(index.documents[column].code) for column in best[0]]
         pairs = np.stack([np.zeros(len(codes), np.int64), np.arange(len(codes))], axis=1)
         logits = encoder.match([text], codes, pairs)[None]
-        scores = retrieval.rerank(cosines, best, logits, encoder.temperature)
+        scores = retrieval.rerank(cosines, best, logits, encoder.temperature, index.rerank_weight)
         k = min(k, RERANKED)
     return _hits(index, scores, k)
 
@@ -132,6 +134,7 @@ def save(index: SearchIndex, directory: Path) -> Path:
         metadata={
             "format": FORMAT,
             "fusion_weight": repr(index.fusion_weight),
+            "rerank_weight": repr(index.rerank_weight),
             "text_length": str(index.text_length),
             "code_length": str(index.code_length),
         },
@@ -177,6 +180,7 @@ def load(directory: Path) -> SearchIndex:
         arrays["embeddings"],
         words,
         float(metadata["fusion_weight"]),
+        float(metadata["rerank_weight"]),
         int(metadata["text_length"]),
         int(metadata["code_length"]),
     )

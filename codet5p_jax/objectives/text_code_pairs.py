@@ -63,8 +63,8 @@ class TextCodePairs:
       token_dropout: share of tokens that the encoder does not see in training, so that a corpus of
         a few thousand pairs is not learnt by heart; 0 in the paper.
       matching: whether there is a matching loss; needs [ENC] and the model's matching head.
-      matching_rows: rows of the batch that are matched, the first ones (their negatives come from the
-        whole batch); None: all, as in the paper. The decoder reads three sequences for each.
+      matching_rows: rows of the batch that are matched, the first ones (their negatives come from
+        the whole batch); None: all, as in the paper. The decoder reads three sequences for each.
       momentum: coefficient of the momentum network; None: no such network, so no queue, and live
         embeddings are compared with live embeddings (for small runs).
       queue_size: pairs in the queue; a multiple of the rows per batch; 0: none.

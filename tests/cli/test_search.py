@@ -55,6 +55,7 @@ def model_dir(model, tmp_path_factory):
         embeddings=encoder.embed_codes([tokenizer.encode(d.document.code) for d in documents]),
         words=bm25.build(each.words for each in documents),
         fusion_weight=0.1,
+        rerank_weight=1.0,
         text_length=16,
         code_length=64,
     )

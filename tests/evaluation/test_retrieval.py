@@ -57,6 +57,16 @@ def test_rerank_by_equal_logits_changes_nothing():
     np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-cosines))
 
 
+def test_rerank_weight_trusts_a_good_head_and_no_noise():
+    rng = np.random.default_rng(0)
+    cosines, targets = rng.uniform(-0.1, 0.1, (200, 32)), np.arange(200) % 32
+    best = retrieval.top(cosines, 32)
+    right = (best == targets[:, None]).astype(float)
+    logits = np.stack([np.zeros_like(right), 8.0 * right], axis=-1)
+    assert retrieval.rerank_weight(cosines, best, logits, 0.07, targets) > 0
+    assert retrieval.rerank_weight(cosines, best, -logits, 0.07, targets) == 0
+
+
 def test_fuse_by_hand():
     cosines = np.array([[0.0, 1.0]])  # scaled from -1: 0.5, 1
     bm25 = np.array([[8.0, 2.0]])  # scaled from 0: 1, 0.25

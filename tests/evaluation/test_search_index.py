@@ -33,6 +33,7 @@ def index(encoder, tokenize):
         embeddings=encoder.embed_codes(codes),
         words=bm25.build(FUNCTIONS.values()),
         fusion_weight=0.3,
+        rerank_weight=0.5,
         text_length=32,
         code_length=64,
     )
