@@ -116,16 +116,20 @@ def restore_latest(
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest checkpoint that can be read, placed as `abstract` says, and its `meta`.
 
-    One that cannot be read is reported in a line and moved to `damaged/`.
+    One that cannot be read is reported in a line, and moved to `damaged/` once an older one has been
+    read: that it is the checkpoint, and not the machine, which is at fault.
 
     Returns:
       (state, meta), or None if there is no checkpoint.
 
     Raises:
       ValueError: the state is another one than the checkpoint's; names what differs.
-      OSError: there are checkpoints, but none can be read.
+      OSError: there are checkpoints, but none can be read; they stay where they are.
+      MemoryError, PermissionError, jax.errors.JaxRuntimeError: reading failed for want of memory or
+        permission.
     """
     steps = saved_steps(directory.checkpoints)
+    unreadable = []
     for step in reversed(steps):
         path = (directory.checkpoints / str(step)).resolve()
         try:
@@ -136,16 +140,20 @@ def restore_latest(
         except _Mismatch as e:
             raise ValueError(str(e)) from None
         except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
+            if _is_no_damage(e):
+                raise
             say(f"checkpoint {step} cannot be read ({_first_line(e)}); trying the one before it")
-            if jax.process_index() == 0:
-                _move_away(path, directory.damaged / str(step))
+            unreadable.append(path)
             continue
+        if jax.process_index() == 0:
+            for damaged in unreadable:
+                _move_away(damaged, directory.damaged / damaged.name)
         rest = trees["training"]
         return TrainState(params=trees["params"], **rest), meta
     if steps:
         raise OSError(
-            f"none of the checkpoints {steps} of {directory.root} can be read; they are now in "
-            f"{directory.damaged}. Start again to begin from step 0"
+            f"none of the checkpoints {steps} of {directory.root} can be read; nothing was changed. "
+            f"Start again if that may pass; to begin from step 0, move {directory.checkpoints} away"
         )
     return None
 
@@ -396,6 +404,18 @@ def _first_line(error: Exception) -> str:
     """Of a long line both ends: what was tried, and what the system said."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= 240 else f"{line[:100]} … {line[-120:]}"
+
+
+def _is_no_damage(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that the checkpoint may well be good."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError | PermissionError) or any(
+            code in text for code in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _move_away(path: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from codet5p_jax.models import CodeT5p, abstract_params
 from codet5p_jax.models.params import ParamSpec, flatten, ones
 from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training import checkpoints
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     Checkpoints,
@@ -113,8 +114,34 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(run,
 def test_when_none_can_be_read_it_does_not_silently_start_again(run):
     for step in (2, 4):
         truncate(run.checkpoints / str(step))
-    with pytest.raises(OSError, match=r"none of the checkpoints \[2, 4\]"):
+    with pytest.raises(OSError, match=r"none of the checkpoints \[2, 4\] .* nothing was changed"):
         restore_latest(run, abstract(), print)
+    assert saved_steps(run.checkpoints) == [2, 4]
+    assert not run.damaged.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        PermissionError(13, "Permission denied"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_want_of_memory_or_permission_is_not_damage(run, monkeypatch, error, wrapped):
+    def load(*args):
+        if wrapped:
+            raise ValueError("could not be read") from error
+        raise error
+
+    monkeypatch.setattr(checkpoints, "_load", load)
+    said = []
+    with pytest.raises(ValueError if wrapped else type(error)):
+        restore_latest(run, abstract(), said.append)
+    assert said == []
+    assert saved_steps(run.checkpoints) == [2, 4]
+    assert not run.damaged.exists()
 
 
 def test_another_state_is_an_error_and_not_damage(run):
