@@ -38,6 +38,11 @@ QUIET = {
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 COMPUTING = ("train", "search")
 
+# What the input may cause: RuntimeError is JAX's and the data workers', ArithmeticError includes
+# the end of a run whose losses are not finite.
+REPORTED = (ValueError, OSError, LookupError, ImportError, ArithmeticError, TypeError, RuntimeError)
+OBSCURE = (LookupError, ArithmeticError, TypeError, RuntimeError)  # without the type's name
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `codet5p` and returns its exit code; mistakes in the input are one line on stderr."""
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, LookupError, ImportError) as error:
+    except REPORTED as error:
         if debug:
             traceback.print_exc()
         else:
@@ -77,7 +82,7 @@ def one_line(error: BaseException) -> str:
     "KeyError: 'x'"
     """
     text = " ".join(str(error).split())
-    bare = isinstance(error, LookupError) or not text
+    bare = isinstance(error, OBSCURE) or not text
     return f"{type(error).__name__}: {text}" if bare else text
 
 

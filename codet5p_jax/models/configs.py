@@ -1,9 +1,12 @@
 """Shapes and switches of the network: the only place that says what differs between families."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
+
+DTYPES = ("float32", "bfloat16", "float16")  # of activations
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class StackConfig:
       rotary_dim, rotary_base, rotary_interleaved: rotated features per head (None: all), frequency
         base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
+
+    Raises:
+      ValueError: a size is not positive, or num_kv_heads does not divide num_heads.
     """
 
     num_layers: int
@@ -52,6 +58,15 @@ class StackConfig:
     rotary_interleaved: bool = False
     scale_attention: bool = False
 
+    def __post_init__(self) -> None:
+        sizes = ("num_layers", "d_model", "num_heads", "head_dim", "d_ff", "num_kv_heads")
+        more = ("relative_buckets", "relative_max_distance", "rotary_dim")
+        _check_sizes(self, (*sizes, *more))
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(
+                f"num_kv_heads has to divide num_heads={self.num_heads}, found {self.num_kv_heads}"
+            )
+
     def reads_encoder(self, layer: int) -> bool:
         """Whether `layer` has cross-attention."""
         if isinstance(self.cross_attention, str):
@@ -72,10 +87,14 @@ class ModelConfig:
       matching_head: whether the model has the two-way text-code matching head.
       pooling: what `embed` pools: the first token (the paper's [CLS]) or the mean of real tokens.
       dropout: rate, applied only where a key is passed.
-      dtype: of activations and matrix products; parameters, softmax and losses stay fp32.
+      dtype: of activations and matrix products, or its name, one of `DTYPES`; parameters, softmax
+        and losses stay fp32.
       remat: "none" keeps every activation, "dots" keeps matrix products, "full" recomputes a block.
       scan_layers: run a stack as one scanned body (quick to compile) or unrolled.
       loss_chunk: target positions whose logits exist at one time in `token_losses`.
+
+    Raises:
+      ValueError: a size is not positive, dropout is no rate below one, or dtype is another.
     """
 
     vocab_size: int
@@ -90,6 +109,28 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
     loss_chunk: int = 128
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, ("vocab_size", "embed_dim", "loss_chunk"))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout has to be at least 0 and below 1, found {self.dropout}")
+        if _dtype_name(self.dtype) not in DTYPES:
+            raise ValueError(f"dtype has to be one of {', '.join(DTYPES)}, found {self.dtype!r}")
+
+
+def _check_sizes(config: Any, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} has to be 1 or more, found {value}")
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    """Its name, or None where it is no dtype; None itself would be NumPy's float64."""
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return None
 
 
 def t5(

@@ -71,6 +71,10 @@ def test_wrong_usage(capsys):
         (ValueError("two\n  lines"), 1, "two lines"),
         (FileNotFoundError(2, "No such file", "x.json"), 1, "No such file: 'x.json'"),
         (KeyError("x"), 1, "KeyError: 'x'"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+        (FloatingPointError("not finite"), 1, "not finite"),
+        (TypeError("no dtype"), 1, "TypeError: no dtype"),
+        (RuntimeError("out of memory"), 1, "RuntimeError: out of memory"),
         (ConfigError("bad"), 3, "bad"),
     ],
 )
@@ -106,6 +110,7 @@ def test_gin_flags_as_t5x_spells_them(command):
 
 
 PATHS = ("--gin.MODEL_DIR='m'", "--gin.CACHE_DIR='c'")
+STAGE1 = ("--gin_file=runs/stage1_220m.gin", *PATHS)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +127,9 @@ PATHS = ("--gin.MODEL_DIR='m'", "--gin.CACHE_DIR='c'")
             ["--gin_file=runs/stage1_220m.gin", "--gin.PEAK_LEARNING_RATE='2e-4'", *PATHS],
             "schedules.Linear.peak (%PEAK_LEARNING_RATE) must be float, not '2e-4'",
         ),
+        ([*STAGE1, "--gin.DROPOUT=1.5"], "dropout has to be at least 0 and below 1, found 1.5"),
+        ([*STAGE1, "--gin.COMPUTE_DTYPE='bfloat17'"], "dtype has to be one of float32, bfloat16"),
+        ([*STAGE1, "--gin.configs.t5.num_heads=0"], "num_heads has to be 1 or more, found 0"),
     ],
 )
 def test_training_stops_at_a_wrong_configuration(capsys, flags: list[str], text: str):

@@ -1,0 +1,50 @@
+"""What a configuration of the network may not be."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from codet5p_jax.models.configs import ModelConfig, StackConfig, t5
+
+SIZES = {"num_layers": 2, "d_model": 8, "num_heads": 4, "head_dim": 2, "d_ff": 16}
+STACK = StackConfig(**SIZES)
+MODEL = ModelConfig(vocab_size=10, encoder=STACK, decoder=STACK)
+
+
+@pytest.mark.parametrize("name", [*SIZES, "num_kv_heads", "relative_buckets", "rotary_dim"])
+def test_sizes_of_a_stack_are_positive(name):
+    with pytest.raises(ValueError, match=f"{name} has to be 1 or more, found 0"):
+        dataclasses.replace(STACK, **{name: 0})
+
+
+def test_query_heads_share_key_value_heads_evenly():
+    assert dataclasses.replace(STACK, num_kv_heads=2).num_kv_heads == 2
+    with pytest.raises(ValueError, match="num_kv_heads has to divide num_heads=4, found 3"):
+        dataclasses.replace(STACK, num_kv_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("vocab_size", 0), ("embed_dim", -1), ("loss_chunk", 0)),
+        *(("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan"))),
+        *(("dtype", "bfloat17"), ("dtype", "int32"), ("dtype", jnp.int8), ("dtype", None)),
+    ],
+)
+def test_a_wrong_setting_of_the_model_is_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name} has to be"):
+        dataclasses.replace(MODEL, **{name: value})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("float16"), jnp.float32])
+def test_a_dtype_is_given_by_name_or_as_itself(dtype):
+    assert dataclasses.replace(MODEL, dtype=dtype).dtype is dtype
+
+
+def test_t5_is_checked_as_well():
+    with pytest.raises(ValueError, match="num_layers has to be 1 or more, found 0"):
+        t5(
+            vocab_size=10, d_model=8, num_heads=4, head_dim=2, d_ff=16,
+            num_encoder_layers=0, num_decoder_layers=2,
+        )  # fmt: skip
