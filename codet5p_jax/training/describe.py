@@ -15,8 +15,13 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec
 from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.optimizers import AdamW, Optimizer
-from codet5p_jax.training.phases import Phase, select_objectives, total_steps
-from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.phases import (
+    Phase,
+    check_loss_weights,
+    select_objectives,
+    total_steps,
+)
+from codet5p_jax.training.schedules import Constant, Schedule
 from codet5p_jax.training.state import new_state, param_of
 
 
@@ -31,19 +36,27 @@ def describe(
     num_devices: int | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    schedule: Schedule | None = None,
+    loss_weights: Mapping[str, float] | None = None,
 ) -> str:
     """A report on a run; needs neither its data nor its devices.
 
     Args:
       model, objectives, phases, optimizer, mesh, accumulate, ema_decay: as `train` takes them.
+      schedule, loss_weights: likewise; only checked.
       rows: of each phase, the rows of each objective in a batch (`data.position.divide_rows` of the
         mixture's rates).
       num_devices: of the machine that is meant; None: those of this one.
 
     Raises:
-      ValueError: parameters or rows do not divide over the mesh.
+      ValueError: parameters or rows do not divide over the mesh, or a setting is one that training
+        refuses.
     """
-    num_devices = num_devices or jax.device_count()
+    if num_devices is None:
+        num_devices = jax.device_count()
+    if num_devices < 1:
+        raise ValueError(f"num_devices has to be 1 or more, found {num_devices}")
+    check_settings(accumulate, ema_decay)
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
     network = CodeT5p(model)
     lines = [*_parameter_table(network.specs, sizes), ""]
@@ -51,6 +64,9 @@ def describe(
         f"mesh: {' x '.join(f'{a} {n}' for a, n in sizes.items())} = {num_devices} devices"
     )
     used = select_objectives(objectives, list(dict.fromkeys(n for r in rows for n in r)))
+    check_loss_weights(loss_weights or {}, used)
+    if schedule is not None:
+        schedule.make(total_steps(phases))
     lines += _state_memory(network, used, optimizer, sizes, ema_decay is not None)
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
@@ -58,6 +74,18 @@ def describe(
     lines.append("")
     lines.append(f"{total_steps(phases):,} steps in all")
     return "\n".join(lines)
+
+
+def check_settings(accumulate: int, ema_decay: float | None) -> None:
+    """Numbers of a run that have a range.
+
+    Raises:
+      ValueError: one is outside.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate has to be 1 or more micro-batches, found {accumulate}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay has to be at least 0 and below 1, found {ema_decay}")
 
 
 def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:

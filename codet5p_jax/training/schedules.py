@@ -5,6 +5,7 @@ already learns (`peak / warmup_steps`), step `warmup_steps - 1` is at `peak`, an
 reach `final` at step `total_steps`, one past the last.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -47,6 +48,7 @@ class Linear:
 
     def make(self, total_steps: int) -> LearningRate:
         """The learning rate as a function of the step."""
+        _check_peak(self.peak)
         decay = total_steps - self.warmup_steps
         end = self.final / self.peak
         return _with_warmup(
@@ -67,6 +69,7 @@ class Cosine:
 
     def make(self, total_steps: int) -> LearningRate:
         """The learning rate as a function of the step."""
+        _check_peak(self.peak)
         decay = total_steps - self.warmup_steps
         end = self.final / self.peak
 
@@ -99,11 +102,15 @@ class InverseSquareRoot:
         )
 
 
+def _check_peak(peak: float) -> None:
+    if not 0 < peak < math.inf:
+        raise ValueError(f"peak learning rate must be positive and finite, found {peak}")
+
+
 def _with_warmup(
     peak: float, warmup_steps: int, total_steps: int, shape: Callable[[jax.Array], jax.Array]
 ) -> LearningRate:
-    if peak <= 0:
-        raise ValueError(f"peak learning rate must be positive, found {peak}")
+    _check_peak(peak)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warm-up takes {warmup_steps} of {total_steps} steps; it must be shorter than the "

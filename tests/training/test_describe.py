@@ -6,6 +6,7 @@ from codet5p_jax.objectives import DecoderCLM, SpanDenoising
 from codet5p_jax.sharding import MeshConfig
 from codet5p_jax.training.describe import activation_bytes, describe
 from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.schedules import Linear
 
 BASE = t5(
     vocab_size=32100, d_model=768, num_heads=12, head_dim=64, d_ff=3072,
@@ -42,6 +43,22 @@ def test_what_does_not_divide_is_an_error():
         report(rows=[{"span_denoising": 2047}, {"span_denoising": 2048}])
     with pytest.raises(ValueError, match=r"12 does not divide .*\(8 ways\)"):
         report(mesh=MeshConfig(tensor=8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"accumulate": 0}, "accumulate has to be 1 or more"),
+        ({"num_devices": 0}, "num_devices has to be 1 or more"),
+        ({"ema_decay": 2.0}, "ema_decay has to be"),
+        ({"loss_weights": {"span_denoisin": 1.0}}, "did you mean 'span_denoising'"),
+        ({"schedule": Linear(0.0)}, "peak learning rate"),
+        ({"schedule": Linear(1e-4, 200_000)}, "warm-up takes 200000 of 110000"),
+    ],
+)
+def test_settings_that_training_refuses_are_errors(changes, text):
+    with pytest.raises(ValueError, match=text):
+        report(**changes)
 
 
 def test_activations_are_what_the_backward_pass_reads():

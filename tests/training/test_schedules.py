@@ -46,6 +46,8 @@ def test_a_run_shorter_than_its_warm_up_is_an_error_unless_the_decay_has_no_end(
     assert values(InverseSquareRoot(0.1, 10), 5)[-1] == pytest.approx(0.05)
 
 
-def test_a_peak_of_zero_is_an_error():
+@pytest.mark.parametrize("kind", [Constant, Linear, Cosine, InverseSquareRoot])
+@pytest.mark.parametrize("peak", [0.0, -1.0, math.nan])
+def test_a_peak_that_is_not_positive_is_an_error(kind, peak):
     with pytest.raises(ValueError, match="must be positive"):
-        Constant(0.0).make(10)
+        kind(peak, 1).make(10)
