@@ -116,8 +116,8 @@ def restore_latest(
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest checkpoint that can be read, placed as `abstract` says, and its `meta`.
 
-    One that cannot be read is reported in a line, and moved to `damaged/` once an older one has been
-    read: that it is the checkpoint, and not the machine, which is at fault.
+    One that cannot be read is reported in a line, and moved to `damaged/` once an older one has
+    been read: then it is the checkpoint that is at fault, and not the machine.
 
     Returns:
       (state, meta), or None if there is no checkpoint.
@@ -152,8 +152,8 @@ def restore_latest(
         return TrainState(params=trees["params"], **rest), meta
     if steps:
         raise OSError(
-            f"none of the checkpoints {steps} of {directory.root} can be read; nothing was changed. "
-            f"Start again if that may pass; to begin from step 0, move {directory.checkpoints} away"
+            f"none of the checkpoints {steps} of {directory.root} can be read; nothing was "
+            f"changed. Start again if that may pass; to begin from step 0, move {directory.checkpoints} away"
         )
     return None
 

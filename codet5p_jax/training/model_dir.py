@@ -9,15 +9,18 @@ MODEL_DIR/
   metrics.jsonl           one record per line
   tensorboard/            if asked for
   damaged/<step>/         checkpoints that could not be read, moved out of the way
+  lock                    empty; locked by the process that trains
 """
 
 import dataclasses
 import difflib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,11 @@ class ModelDir:
         """Checkpoints that could not be read."""
         return self.root / "damaged"
 
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that trains."""
+        return self.root / "lock"
+
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """A ModelConfig as plain JSON values; `dtype` as its name.
@@ -117,6 +125,32 @@ def load_config(model_dir: Path) -> ModelConfig:
     return config_from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
+@contextmanager
+def locked(directory: ModelDir) -> Iterator[None]:
+    """Keeps other processes from training in the directory, which is made if missing.
+
+    The kernel lets go of the lock when the process ends, however it ends. On a file system without
+    locks there is none.
+
+    Raises:
+      OSError: another process trains in it, or it cannot be written.
+    """
+    with _writing(directory):
+        directory.root.mkdir(parents=True, exist_ok=True)
+        file = directory.lock.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"another process is training in MODEL_DIR {directory.root}; wait until it has "
+                "ended, or set MODEL_DIR to another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
 def claim(
     directory: ModelDir,
     config: ModelConfig,
@@ -147,18 +181,13 @@ def claim(
                     f"{'; '.join(differing[:5])}. Set MODEL_DIR to a new folder, and "
                     "INITIAL_CHECKPOINT_PATH to this one to start from its weights"
                 )
-    try:
+    with _writing(directory):
         directory.root.mkdir(parents=True, exist_ok=True)
         write_atomically(directory.config, json.dumps(config_to_json(config), indent=2) + "\n")
         write_atomically(directory.run, json.dumps(run, indent=2) + "\n")
         write_atomically(directory.operative_config, operative_config)
         if tokenizer is not None and not directory.tokenizer.exists():
             _copy(tokenizer, directory.tokenizer)
-    except OSError as e:
-        raise OSError(
-            f"cannot write to MODEL_DIR {directory.root}: {e.strerror or e}; set MODEL_DIR to a "
-            "folder that is writable and has room"
-        ) from e
 
 
 def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> None:
@@ -204,6 +233,17 @@ def differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
             found += differences(theirs.get(name), mine.get(name), inner)
         return found
     return [] if theirs == mine else [f"{path}: {theirs!r}, now {mine!r}"]
+
+
+@contextmanager
+def _writing(directory: ModelDir) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise OSError(
+            f"cannot write to MODEL_DIR {directory.root}: {e.strerror or e}; set MODEL_DIR to a "
+            "folder that is writable and has room"
+        ) from e
 
 
 def _check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:

@@ -33,7 +33,13 @@ from codet5p_jax.training.checkpoints import (
 )
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
-from codet5p_jax.training.model_dir import ModelDir, claim, config_to_json, require_space
+from codet5p_jax.training.model_dir import (
+    ModelDir,
+    claim,
+    config_to_json,
+    locked,
+    require_space,
+)
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
     Phase,
@@ -194,6 +200,7 @@ def train(
         plan = plan_init(init_from, network.specs) if init_from and not saved else None
         size = state_bytes(abstract)
         if main:
+            stack.enter_context(locked(directory))
             claim(
                 directory,
                 model,

@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -11,6 +14,7 @@ from codet5p_jax.training.model_dir import (
     config_from_json,
     config_to_json,
     load_config,
+    locked,
     require_space,
     write_atomically,
 )
@@ -58,6 +62,42 @@ def test_a_directory_that_cannot_be_made_says_which_setting(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to MODEL_DIR"):
         claim(ModelDir(tmp_path / "file" / "model"), tiny_config(), RUN, "", None)
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_trains_in_a_directory_at_a_time(tmp_path):
+    directory = ModelDir(tmp_path / "deep" / "model")
+    with (
+        locked(directory),
+        pytest.raises(OSError, match="another process is training in MODEL_DIR"),
+    ):
+        locked(directory).__enter__()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory.lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(OSError, match="set MODEL_DIR to another folder"):
+            locked(directory).__enter__()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with locked(directory):
+            pass  # whoever was killed holds no lock
+
+
+def test_a_directory_that_cannot_be_locked_says_which_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to MODEL_DIR"):
+        locked(ModelDir(tmp_path / "file" / "model")).__enter__()
 
 
 def test_too_little_space_is_found_before_it_is_needed(tmp_path, monkeypatch):
