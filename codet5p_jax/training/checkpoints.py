@@ -153,7 +153,8 @@ def restore_latest(
     if steps:
         raise OSError(
             f"none of the checkpoints {steps} of {directory.root} can be read; nothing was "
-            f"changed. Start again if that may pass; to begin from step 0, move {directory.checkpoints} away"
+            "changed. Start again if the cause may pass; to begin from step 0, move "
+            f"{directory.checkpoints} away"
         )
     return None
 

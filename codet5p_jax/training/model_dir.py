@@ -157,6 +157,7 @@ def claim(
     run: Mapping[str, Any],
     operative_config: str,
     tokenizer: Path | None,
+    run_defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes the directory this run's, or checks that it already is.
 
@@ -166,6 +167,7 @@ def claim(
       run: JSON values compared with `run.json`.
       operative_config: written as it is.
       tokenizer: folder or file copied to `tokenizer/` unless that exists.
+      run_defaults: what an older `run.json` means by leaving a value out.
 
     Raises:
       ValueError: the directory belongs to another run; names what differs.
@@ -174,6 +176,8 @@ def claim(
     for path, mine in ((directory.config, config_to_json(config)), (directory.run, dict(run))):
         if path.exists():
             theirs = json.loads(path.read_text(encoding="utf-8"))
+            if path == directory.run:
+                theirs = _completed(theirs, run_defaults or {})
             differing = differences(theirs, mine)
             if differing:
                 raise ValueError(
@@ -244,6 +248,14 @@ def _writing(directory: ModelDir) -> Iterator[None]:
             f"cannot write to MODEL_DIR {directory.root}: {e.strerror or e}; set MODEL_DIR to a "
             "folder that is writable and has room"
         ) from e
+
+
+def _completed(values: Any, defaults: Any) -> Any:
+    """`values`, with what they lack, at any depth, from `defaults`."""
+    if not (isinstance(values, Mapping) and isinstance(defaults, Mapping)):
+        return values
+    inner = {name: _completed(values[name], defaults.get(name)) for name in values}
+    return {**defaults, **inner}
 
 
 def _check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:

@@ -1,6 +1,8 @@
 """Phases of a run: which batch belongs to a step is arithmetic."""
 
+import dataclasses
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,5 +108,36 @@ def run_identity(
     return {
         "seed": seed,
         "phases": {str(i): dict(p) for i, p in enumerate(listed)},
-        "objectives": {o.name: repr(o) for o in objectives},
+        "objectives": {
+            o.name: {
+                "class": type(o).__name__,
+                **{name: _plain(getattr(o, name)) for name in _fields(o)},
+            }
+            for o in objectives
+        },
     }
+
+
+def identity_defaults(objectives: Sequence[Objective]) -> dict[str, Any]:
+    """What stands, in a `run_identity` of an older version, for the fields that it lacks.
+
+    A field that is added with a default does then not make a run another one.
+    """
+    return {
+        "objectives": {
+            o.name: {
+                name: _plain(field.default)
+                for name, field in _fields(o).items()
+                if field.default is not dataclasses.MISSING
+            }
+            for o in objectives
+        }
+    }
+
+
+def _fields(objective: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(objective)}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=repr))

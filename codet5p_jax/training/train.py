@@ -45,6 +45,7 @@ from codet5p_jax.training.phases import (
     Phase,
     check_loss_weights,
     check_rows,
+    identity_defaults,
     locate,
     run_identity,
     select_objectives,
@@ -207,6 +208,7 @@ def train(
                 run_identity(seed, phases, used),
                 operative_config,
                 mixture.tokenizer,
+                identity_defaults(used),
             )
             require_space(directory, size, max(checkpoints.keep_last + 1 - len(saved), 1))
         progress.say(f"{count(network.specs):,} parameters; state of {size / 1e9:.2f} GB")

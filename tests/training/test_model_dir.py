@@ -58,6 +58,26 @@ def test_a_claimed_directory_can_be_claimed_again_but_not_by_another_run(tmp_pat
     assert directory.operative_config.read_text() == "a = 2\n"
 
 
+def test_a_field_that_is_new_and_at_its_default_does_not_make_another_run(tmp_path):
+    directory = ModelDir(tmp_path / "model")
+    older = {**RUN, "objectives": {"a": {"class": "A", "length": 8}}}
+    claim(directory, tiny_config(), older, "", None)
+    defaults = {"objectives": {"a": {"length": 9, "new": 0.0}}}
+
+    def again(**fields):
+        newer = {**RUN, "objectives": {"a": {"class": "A", **fields}}}
+        claim(directory, tiny_config(), newer, "", None, defaults)
+
+    for fields, message in (
+        ({"length": 8, "new": 0.5}, r"objectives.a.new: 0.0, now 0.5\."),
+        ({"length": 9, "new": 0.0}, r"objectives.a.length: 8, now 9\."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again(**fields)
+    again(length=8, new=0.0)
+    assert json.loads(directory.run.read_text())["objectives"]["a"]["new"] == 0.0
+
+
 def test_a_directory_that_cannot_be_made_says_which_setting(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to MODEL_DIR"):

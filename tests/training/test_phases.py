@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import pytest
 
 from codet5p_jax.objectives import SpanDenoising, TextCodePairs
@@ -8,6 +11,7 @@ from codet5p_jax.training.phases import (
     check_loss_weights,
     check_rows,
     data_seed,
+    identity_defaults,
     locate,
     run_identity,
     select_objectives,
@@ -53,7 +57,19 @@ def test_the_last_phase_may_be_made_longer_and_nothing_else():
     other = run_identity(0, [Phase("a", 4, 8), PHASES[1]], [SpanDenoising(inputs_length=64)])
     found = differences(mine, other)
     assert "phases.0.steps: 3, now 4" in found
-    assert any(f.startswith("objectives.span_denoising") for f in found)
+    assert "objectives.span_denoising.inputs_length: 512, now 64" in found
+
+
+def test_an_identity_is_json_that_names_every_field_of_the_objectives():
+    objectives = [SpanDenoising(inputs_length=64)]
+    mine = run_identity(0, PHASES, objectives)
+    assert json.loads(json.dumps(mine)) == mine
+    stored = mine["objectives"]["span_denoising"]
+    fields = {f.name for f in dataclasses.fields(SpanDenoising)}
+    assert stored.keys() == {"class", *fields}
+    assert (stored["class"], stored["inputs_length"]) == ("SpanDenoising", 64)
+    defaults = identity_defaults(objectives)["objectives"]["span_denoising"]
+    assert defaults == {f.name: f.default for f in dataclasses.fields(SpanDenoising)}
 
 
 @pytest.mark.parametrize("settings", [("a", 0, 1), ("a", 1, 0)])
