@@ -183,7 +183,7 @@ class TextCodePairs:
         """
         self._check(model)
         keys = _Keys.split(key, train)
-        seen = _thin(batch, self.token_dropout, jax.random.fold_in(key, 1)) if train else batch
+        seen = _thin(batch, self.token_dropout, keys.thin) if train else batch
         texts, live = _encode(model, seen, keys.text, keys.code)
         temperature = contrastive.clamp(model.temperature, self.temperature_bounds)
 
@@ -258,6 +258,7 @@ class TextCodePairs:
 class _Keys(NamedTuple):
     """Keys by use; those of dropout are None in evaluation."""
 
+    thin: jax.Array
     draw_text: jax.Array
     draw_code: jax.Array
     text: jax.Array | None
@@ -267,8 +268,8 @@ class _Keys(NamedTuple):
 
     @classmethod
     def split(cls, key: jax.Array, train: bool) -> "_Keys":
-        draw_text, draw_code, *dropout = jax.random.split(key, 6)
-        return cls(draw_text, draw_code, *(dropout if train else [None] * 4))
+        draw_text, draw_code, thin, *dropout = jax.random.split(key, 7)
+        return cls(thin, draw_text, draw_code, *(dropout if train else [None] * 4))
 
 
 def _encode(

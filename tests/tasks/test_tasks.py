@@ -75,10 +75,14 @@ def test_stage1_rows_come_out_as_in_the_paper():
 
 
 def test_stage2_objectives_have_equal_rows():
-    for name, tasks in (("codet5p_stage2", 18), ("stdlib_stage2", 3)):
-        assert len(rates(name)) == tasks
-        for objective in STAGE2_OBJECTIVES:
-            assert share(rates(name), f"_{objective}") == pytest.approx(1 / 3)
+    assert len(rates("codet5p_stage2")) == 18
+    for objective in STAGE2_OBJECTIVES:
+        assert share(rates("codet5p_stage2"), f"_{objective}") == pytest.approx(1 / 3)
+
+
+def test_the_quickstart_compares_four_pairs_for_each_one_to_write():
+    for objective, rows in zip(STAGE2_OBJECTIVES, (4, 1, 1), strict=True):
+        assert share(rates("stdlib_stage2"), f"_{objective}") == pytest.approx(rows / 6)
 
 
 # Preprocessors
