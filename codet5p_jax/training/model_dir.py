@@ -2,7 +2,7 @@
 
 MODEL_DIR/
   config.json             the ModelConfig
-  run.json                what decides the course of the run: seed, phases, objectives
+  run.json                what decides the course of the run: seed, tokenizer, phases, objectives
   tokenizer/              tokenizer.json and the roles of its special tokens
   checkpoints/<step>/     weights, optimizer and data position
   operative_config.gin    the configuration of the latest start

@@ -100,13 +100,17 @@ def check_rows(rows: Mapping[str, int], mesh: Mesh, accumulate: int) -> None:
 
 
 def run_identity(
-    seed: int, phases: Sequence[Phase], objectives: Sequence[Objective]
+    seed: int, phases: Sequence[Phase], objectives: Sequence[Objective], tokenizer: str
 ) -> dict[str, Any]:
-    """What decides the course of a run, as JSON. The last phase may be made longer later on."""
+    """What decides the course of a run, as JSON. The last phase may be made longer later on.
+
+    `tokenizer` is the digest of the tokenizer that the ids of the data come from.
+    """
     listed = [vars(p) for p in phases]
     listed[-1] = {k: v for k, v in listed[-1].items() if k != "steps"}
     return {
         "seed": seed,
+        "tokenizer": tokenizer,
         "phases": {str(i): dict(p) for i, p in enumerate(listed)},
         "objectives": {
             o.name: {

@@ -205,7 +205,7 @@ def train(
             claim(
                 directory,
                 model,
-                run_identity(seed, phases, used),
+                run_identity(seed, phases, used, mixture.tokenizer.name),
                 operative_config,
                 mixture.tokenizer,
                 identity_defaults(used),

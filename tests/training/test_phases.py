@@ -51,18 +51,21 @@ def test_rows_divide_over_devices_and_micro_batches():
 
 
 def test_the_last_phase_may_be_made_longer_and_nothing_else():
-    mine = run_identity(0, PHASES, OBJECTIVES)
-    longer = run_identity(0, [PHASES[0], Phase("b", 20, 8)], OBJECTIVES)
+    mine = run_identity(0, PHASES, OBJECTIVES, "digest")
+    longer = run_identity(0, [PHASES[0], Phase("b", 20, 8)], OBJECTIVES, "digest")
     assert differences(mine, longer) == []
-    other = run_identity(0, [Phase("a", 4, 8), PHASES[1]], [SpanDenoising(inputs_length=64)])
+    other = run_identity(
+        0, [Phase("a", 4, 8), PHASES[1]], [SpanDenoising(inputs_length=64)], "other"
+    )
     found = differences(mine, other)
     assert "phases.0.steps: 3, now 4" in found
+    assert "tokenizer: 'digest', now 'other'" in found
     assert "objectives.span_denoising.inputs_length: 512, now 64" in found
 
 
 def test_an_identity_is_json_that_names_every_field_of_the_objectives():
     objectives = [SpanDenoising(inputs_length=64)]
-    mine = run_identity(0, PHASES, objectives)
+    mine = run_identity(0, PHASES, objectives, "digest")
     assert json.loads(json.dumps(mine)) == mine
     stored = mine["objectives"]["span_denoising"]
     fields = {f.name for f in dataclasses.fields(SpanDenoising)}
