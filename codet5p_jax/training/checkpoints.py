@@ -233,14 +233,18 @@ def plan_init(source: InitFrom, specs: Params) -> dict[str, str]:
 def load_init(
     source: InitFrom, plan: Mapping[str, str], specs: Params, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Weights by path of this model, read straight onto the mesh. `plan` is from `plan_init`."""
+    """Weights by path of this model, read straight onto the mesh. `plan` is from `plan_init`.
+
+    They are the moving average where that run kept one: what it was evaluated with.
+    """
     shardings = dict(flatten(_shardings(specs, mesh)))
     mine: dict[str, ParamSpec] = dict(flatten(specs))
     wanted = {
         theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
         for name, theirs in plan.items()
     }
-    loaded = dict(flatten(_load_params(_checkpoint_path(Path(source.path)), wanted)))
+    path = _checkpoint_path(Path(source.path))
+    loaded = dict(flatten(_load_params(path, wanted, average=True)))
     return {name: loaded[theirs] for name, theirs in plan.items()}
 
 

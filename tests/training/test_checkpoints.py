@@ -188,6 +188,17 @@ def test_weights_are_taken_by_name(run, state):
     np.testing.assert_array_equal(array, at(state, 2).params["w"])
 
 
+def test_the_average_is_taken_where_there_is_one(tmp_path, state):
+    directory = ModelDir(tmp_path)
+    saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
+    averaged = dataclasses.replace(at(state, 4), ema=at(state, 5).params)
+    saver.save(averaged, 4, {"step": 4})
+    saver.close()
+    source = InitFrom(str(tmp_path), unused=("b",))
+    loaded = load_init(source, {"w": "w"}, MODEL.specs, make_mesh(MESH))
+    np.testing.assert_array_equal(loaded["w"], averaged.ema["w"])
+
+
 def spec(*shape):
     return ParamSpec(shape, ("norm",) * len(shape), ones)
 
