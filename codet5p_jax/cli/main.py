@@ -24,7 +24,8 @@ COMMANDS = {
     "search": "find functions by meaning with a trained model",
 }
 EXIT_CODES = (
-    """exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted"""
+    "exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted, "
+    "143 terminated"
 )
 
 QUIET = {

@@ -7,11 +7,10 @@ An interrupted preparation goes on where it stopped, and what is there already i
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 
-from codet5p_jax.cli import data_options
+from codet5p_jax.cli import child, data_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,12 +98,11 @@ def ensure_prepared(
             if not prepare:
                 raise
             print(f"{error}: preparing it", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "codet5p_jax.cli.main", "prepare", mixture]
             flags = [f"--cache_dir={cache_dir}", *data_options.forward(args)]
             if lengths:
                 listed = ",".join(f"{name}={length}" for name, length in lengths.items())
                 flags.append(f"--task_feature_lengths={listed}")
-            code = subprocess.run([*command, *flags], check=False).returncode
+            code = child.codet5p("prepare", mixture, *flags)
             if code:
                 raise ChildProcessError(
                     f"preparing {mixture} in {cache_dir} ended with exit code {code}"

@@ -11,7 +11,6 @@ import os
 import platform
 import resource
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from codet5p_jax.cli import child
 
 if TYPE_CHECKING:
     from codet5p_jax.data.tokenizer import Tokenizer
@@ -95,13 +96,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 class DoneParts:
-    """Which parts of a run are done, what they found and what they took; kept in a file."""
+    """Which parts of a run are done, what they found and what they took; kept in a file.
+
+    What an interrupted part took counts as well, unless it was killed before it could say.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self._path = path
-        self._state: dict[str, Any] = {"identity": identity, "parts": {}}
+        self._state: dict[str, Any] = {"identity": identity, "parts": {}, "begun": {}}
         if path.exists():
-            self._state = json.loads(path.read_text(encoding="utf-8"))
+            self._state |= json.loads(path.read_text(encoding="utf-8"))
         if self._state["identity"] != identity:
             raise ValueError(
                 f"{path.parent} holds a quickstart with {self._state['identity']}, asked for is "
@@ -110,24 +114,42 @@ class DoneParts:
 
     def do(self, name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Runs a part unless it is done, and returns what it found."""
-        parts = self._state["parts"]
+        parts, begun = self._state["parts"], self._state["begun"]
         if name in parts:
             print("      done before", flush=True)
-        else:
-            start = time.monotonic()
+            return parts[name]["found"]
+        entry = begun.setdefault(name, {"seconds": 0.0, "partial": False})
+        earlier = dict(entry)
+        entry["partial"] = True  # unless this try lives to say what it took
+        _write_json(self._path, self._state)
+        start = time.monotonic()
+        try:
             found = part()
-            seconds = time.monotonic() - start
-            parts[name] = {"seconds": seconds, "peak_memory_gb": _peak_memory(), "found": found}
+        except BaseException:
+            seconds = earlier["seconds"] + time.monotonic() - start
+            begun[name] = {**earlier, "seconds": seconds}
             _write_json(self._path, self._state)
-            print(f"      {seconds:.1f} s", flush=True)
-        return parts[name]["found"]
+            raise
+        seconds = earlier["seconds"] + time.monotonic() - start
+        parts[name] = {
+            **{"seconds": seconds, "partial": earlier["partial"]},
+            **{"peak_memory_gb": _peak_memory(), "found": found},
+        }
+        del begun[name]
+        _write_json(self._path, self._state)
+        print(f"      {seconds:.1f} s", flush=True)
+        return found
 
     def costs(self) -> dict[str, Any]:
-        """`seconds` by part and in total, and `peak_memory_gb` of the largest process."""
+        """`seconds` by part and in total, and `peak_memory_gb` of the largest process.
+
+        `seconds_partial` lists the parts that were killed once and took longer than is known.
+        """
         parts = self._state["parts"]
         seconds = {name: round(part["seconds"], 2) for name, part in parts.items()}
         return {
             "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+            "seconds_partial": [name for name, part in parts.items() if part.get("partial")],
             "peak_memory_gb": max(part["peak_memory_gb"] for part in parts.values()),
         }
 
@@ -401,8 +423,7 @@ class Quickstart:
 
     def _codet5p(self, *arguments: str) -> None:
         """Runs `codet5p ARGUMENTS` in a process of its own, on this terminal."""
-        command = [sys.executable, "-m", "codet5p_jax.cli.main", *arguments]
-        code = subprocess.run(command, check=False).returncode
+        code = child.codet5p(*arguments)
         if code:
             raise ChildProcessError(
                 f"`codet5p {shlex.join(arguments)}` ended with exit code {code}; its message is "
@@ -487,7 +508,8 @@ def _print_end(directory: Path, summary: dict[str, Any]) -> None:
     for name in ("mrr_chance", "mrr", "mrr_reranked", "mrr_bm25", "mrr_fused"):
         print(f"  {name:<16} {retrieval[name]:8.3f}")
     minutes = summary["seconds"]["total"] / 60
-    print(f"\n{minutes:.1f} minutes, {summary['peak_memory_gb']:.1f} GB of memory.")
+    least = "At least " if summary["seconds_partial"] else ""  # killed once, time unknown
+    print(f"\n{least}{minutes:.1f} minutes, {summary['peak_memory_gb']:.1f} GB of memory.")
     if summary["smoke"]:
         print("This was --smoke: a few steps, so the figures mean nothing.")
     print(f"Report: {directory / 'report.html'}; figures: {directory / 'summary.json'}")

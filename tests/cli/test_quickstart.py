@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from codet5p_jax.cli import quickstart
+from codet5p_jax.cli import child, quickstart
 from codet5p_jax.cli.main import main
 from codet5p_jax.cli.quickstart import FULL, SMOKE, DoneParts, Quickstart
 
@@ -30,6 +30,30 @@ def test_parts_are_done_once_and_survive_a_failure(tmp_path):
     costs = again.costs()
     assert costs["seconds"].keys() == {"one", "two", "total"}
     assert costs["peak_memory_gb"] > 0.01
+
+
+def test_an_interrupted_part_counts_from_its_beginning(tmp_path, monkeypatch):
+    clock = iter([0.0, 30.0, 100.0, 105.0, 200.0, 201.0])
+    monkeypatch.setattr(quickstart.time, "monotonic", lambda: next(clock))
+    path = tmp_path / "parts.json"
+
+    def interrupted():
+        raise child.Terminated
+
+    with pytest.raises(SystemExit):
+        DoneParts(path, {}).do("one", interrupted)
+    DoneParts(path, {}).do("one", dict)
+    costs = DoneParts(path, {}).costs()
+    assert costs["seconds"] == {"one": 35.0, "total": 35.0}
+    assert costs["seconds_partial"] == []
+
+    during = []
+    DoneParts(path, {}).do("two", lambda: during.append(path.read_text()) or {})
+    path.write_text(during[0])  # as a kill leaves it
+    monkeypatch.undo()
+    done = DoneParts(path, {})
+    done.do("two", dict)
+    assert done.costs()["seconds_partial"] == ["two"]
 
 
 def test_another_run_in_the_folder_is_an_error(tmp_path):

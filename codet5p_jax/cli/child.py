@@ -1,0 +1,66 @@
+"""Runs `codet5p` in a process of its own, which does not outlive this one."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+def codet5p(*arguments: str) -> int:
+    """Runs `codet5p ARGUMENTS` on this terminal and returns its exit code.
+
+    SIGTERM is passed on: the command is waited for, since training saves before it ends. Then this
+    process ends as well, with `Terminated`.
+    """
+    return run([sys.executable, "-m", "codet5p_jax.cli.main", *arguments])
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived; the exit code is a shell's for that."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+def run(command: Sequence[str]) -> int:
+    """Runs a command as `codet5p` does."""
+    with _terminations() as pending, subprocess.Popen(command) as process:
+        pending.child = process
+        if pending.asked:  # before there was a process to tell
+            process.terminate()
+        try:
+            code = process.wait()
+        except BaseException:  # Ctrl-C
+            process.kill()
+            raise
+    if pending.asked:
+        raise Terminated
+    return code
+
+
+class _Pending:
+    """Whether SIGTERM arrived, and the process to tell."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
+        if self.child is not None:
+            self.child.terminate()
+
+
+@contextmanager
+def _terminations() -> Iterator[_Pending]:
+    pending = _Pending()
+    if threading.current_thread() is not threading.main_thread():
+        yield pending  # only the main thread may handle signals
+        return
+    previous = signal.signal(signal.SIGTERM, pending)
+    try:
+        yield pending
+    finally:
+        signal.signal(signal.SIGTERM, previous)
