@@ -51,6 +51,15 @@ class CheckpointPolicy:
         if any(n is not None and n < 1 for n in (self.every, self.keep_last, self.keep_every)):
             raise ValueError(f"expected numbers of 1 or more, found {self}")
 
+    def most(self, steps: int) -> int:
+        """How many checkpoints a run of `steps` has on disk at most, one being written included.
+
+        >>> CheckpointPolicy(every=10, keep_last=2, keep_every=50).most(200)  # 50, 100, 150, 200
+        7
+        """
+        for_good = steps // math.lcm(self.every, self.keep_every) if self.keep_every else 0
+        return self.keep_last + 1 + for_good
+
 
 class Checkpoints:
     """Writes the checkpoints of one run; every process takes part. Close it to be sure of them."""

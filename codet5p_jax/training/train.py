@@ -210,7 +210,7 @@ def train(
                 mixture.tokenizer,
                 identity_defaults(used),
             )
-            require_space(directory, size, max(checkpoints.keep_last + 1 - len(saved), 1))
+            require_space(directory, size, max(checkpoints.most(total) - len(saved), 1))
         progress.say(f"{count(network.specs):,} parameters; state of {size / 1e9:.2f} GB")
         laps.end("setup")
 

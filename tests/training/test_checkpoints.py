@@ -262,6 +262,12 @@ def test_another_optimizer_is_an_error(run):
         restore_latest(run, abstract(rule=rule), print)
 
 
+def test_how_many_checkpoints_there_are_at_most():
+    assert CheckpointPolicy(every=10, keep_last=2).most(200) == 3
+    assert CheckpointPolicy(every=10, keep_last=2, keep_every=50).most(200) == 7
+    assert CheckpointPolicy(every=10, keep_last=1, keep_every=5).most(20) == 4, "5 is not saved"
+
+
 @pytest.mark.parametrize("field", ["every", "keep_last", "keep_every"])
 def test_a_policy_has_positive_numbers(field):
     with pytest.raises(ValueError, match="1 or more"):
