@@ -2,11 +2,15 @@
 
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import seqio
 
+from codet5p_jax.cli import main
+from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.data.seqio_tasks import cached_examples, fingerprint_of, objective_of
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.tasks import settings
@@ -34,6 +38,8 @@ def registry(monkeypatch):
     """Tasks that the page registers are forgotten afterwards."""
     for kind in (seqio.TaskRegistry, seqio.MixtureRegistry):
         monkeypatch.setattr(kind, "_REGISTRY", dict(kind._REGISTRY))
+    yield
+    sys.modules.pop("my_tasks", None)
 
 
 def test_page_in_fifteen_lines(folder, registry, tokenizer_folder):
@@ -62,6 +68,17 @@ def test_page_in_fifteen_lines(folder, registry, tokenizer_folder):
     assert fingerprint_of(mixture.tasks[0]) == before
     (folder / "train.jsonl").write_text('{"question": "a", "solution": "b"}\n')
     assert fingerprint_of(mixture.tasks[0])["source"] != before["source"]
+
+
+def test_command_of_the_page(folder, registry, tokenizer_folder, tmp_path, monkeypatch):
+    (command,) = re.findall(r"^    codet5p ((?:.*\\\n)*.*)", PAGE.read_text("utf-8"), re.MULTILINE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_tasks.py").write_text(BLOCKS[0])
+    command = command.replace("\\\n", "")  # shlex does not join lines
+    words = shlex.split(command.replace("FOLDER_OF_THE_TOKENIZER", str(tokenizer_folder)))
+    assert main.main(words) == 0
+    objectives = [task.objective for task in open_mixture("CACHE", "my_mixture", "train").tasks]
+    assert sorted(objectives) == ["code_to_text", "text_code_pairs", "text_to_code"]
 
 
 def test_other_preprocessing_of_the_page(folder, registry, tokenizer_folder):
