@@ -7,6 +7,7 @@ it is checked first; every mistake is a `ConfigError` of one line, before any da
 import argparse
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def load(
         statements = gin_static.read(files, bindings, search_paths)
     unused = check(statements, root)
     _parse(statements, files, bindings, search_paths)
-    arguments = _build(root)
+    arguments = _build(root, statements)
     macros = {
         name: binding.value
         for name, binding in statements.macros.items()
@@ -246,11 +247,30 @@ def _parse(
         raise ConfigError(_without_context(error)) from error
 
 
-def _build(root: Callable[..., Any]) -> dict[str, Any]:
+def _build(root: Callable[..., Any], statements: Statements) -> dict[str, Any]:
     try:
         return gin.get_bindings(root)
     except Exception as error:  # constructors raise what they like about their arguments
-        raise ConfigError(_without_context(error)) from error
+        settings = _macros_meant(str(error), statements)
+        raise ConfigError(_without_context(error) + settings) from error
+
+
+def _macros_meant(message: str, statements: Statements) -> str:
+    """` (steps: %TRAIN_STEPS)` for the arguments that an error of gin's is about."""
+    message, _, context = message.partition("\n  In call to configurable ")
+    call = re.match(r"'([^']+)'[^\n]*?(?: in scope '([^']*)')?(?:\n|$)", context)
+    if not call:
+        return ""
+    name, scope = call[1].rpartition(".")[2], call[2] or ""
+    macros = {
+        binding.arg: f"{binding.arg}: %{binding.value.name}"
+        for binding in sorted(statements.bindings.values(), key=lambda b: len(b.scope))
+        if isinstance(binding.value, Macro)
+        and getattr(binding.target, "__name__", "") == name
+        and f"{scope}/".startswith(f"{binding.scope}/" if binding.scope else "")
+        and re.search(rf"\b{binding.arg}\b", message)
+    }
+    return f" ({', '.join(macros.values())})" if macros else ""
 
 
 def _without_context(error: Exception) -> str:

@@ -153,12 +153,15 @@ def _read_text(
     def where(line: int) -> str:
         return f"{label}:{line}" if path else label
 
-    delegate = _Delegate(symbols)
+    def here() -> str:
+        token = parser.current_token
+        return where(token.start[0] if token else 1)
+
+    delegate = _Delegate(symbols, here)
+    parser = config_parser.ConfigParser(text, delegate)
     try:
-        parser = config_parser.ConfigParser(text, delegate)
         for statement in parser:
             place = where(statement.location.line_num)
-            delegate.where = place
             if isinstance(statement, config_parser.ImportStatement):
                 _import(statement, symbols, out, place)
             elif isinstance(statement, config_parser.IncludeStatement):
@@ -178,13 +181,13 @@ def _read_text(
 class _Delegate(config_parser.ParserDelegate):
     """Makes this module's references out of gin's `@` and `%`."""
 
-    def __init__(self, symbols: dict[str, Any]):
+    def __init__(self, symbols: dict[str, Any], where: Callable[[], str]):
         self.symbols = symbols
-        self.where = ""
+        self.where = where
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
         scope, _, name = scoped_configurable_name.rpartition("/")
-        return Reference(resolve(name, self.symbols, self.where), name, scope, evaluate)
+        return Reference(resolve(name, self.symbols, self.where()), name, scope, evaluate)
 
     def macro(self, macro_name: str) -> Macro:
         return Macro(macro_name)
@@ -205,6 +208,10 @@ def resolve(name: str, symbols: Mapping[str, Any], where: str) -> Callable[..., 
             hint = nearest(attribute, (n for n in own if not n.startswith("_")))
             raise ConfigError(f"{where}: {name!r}: no {attribute!r} in it{hint}")
         value = getattr(value, attribute)
+    if inspect.ismodule(value):
+        same = name.rpartition(".")[2]  # train.train
+        hint = f"; did you mean {name}.{same}?" if hasattr(value, same) else ""
+        raise ConfigError(f"{where}: {name!r} is a module, not a function or a class in it{hint}")
     if not callable(value):
         raise ConfigError(f"{where}: {name!r} is neither a function nor a class")
     return value

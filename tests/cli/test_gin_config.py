@@ -161,6 +161,8 @@ def test_unused_bindings_of_files_are_listed(library, tmp_path: Path):
     [
         ("lib.root.sizes=1", ["no parameter 'sizes'", "did you mean size?"]),
         ("lib.rot.size=1", ["no 'rot'", "did you mean root?"]),
+        ("lib.root.rate=@lib.Nothing", ["command line: 'lib.Nothing': no 'Nothing' in it"]),
+        ("lib.size=1", ["'lib' is a module, not a function or a class in it"]),
         ("root.size=1", ["did you mean lib.root?"]),
         ("lip.root.size=1", ["did you mean lib?"]),
         ("RATES=1.0", ["RATES is defined, but nothing refers to it", "did you mean RATE?"]),
@@ -221,6 +223,7 @@ def test_mistakes_in_files_name_the_line(library, tmp_path: Path):
     assert with_line("lib.root.size = 'a'").startswith("run.gin:12: lib.root.size must be int")
     assert with_line("lib.root.siez = 1").startswith("run.gin:12: lib.root has no parameter")
     assert with_line("lib.root.size = = 1").startswith("run.gin:12: ")
+    assert with_line("lib.root.rate = @lib.None_()").startswith("run.gin:12: 'lib.None_': no 'No")
     assert with_line("import missing_module").startswith("run.gin:12: import missing_module: No mo")
     assert with_line("include 'none.gin'").startswith("run.gin:12: no gin file 'none.gin'")
     assert with_line("include 'run.gin'") == f"run.gin includes itself, through {Path('run.gin')}"
