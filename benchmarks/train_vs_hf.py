@@ -158,11 +158,15 @@ def main() -> int:
     sides = ["jax", *args.peers]
     results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     print(f"matrix products: {matmul_flops() / 1e9:.0f} GFLOP a step; {os.cpu_count()} CPUs")
+    # What `codet5p train` sets; for both sides.
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     for _ in range(args.rounds):
         for side in sides:
             command = [sys.executable, __file__, f"--side={side}", f"--steps={args.steps}",
                        f"--dropout={args.dropout}"]  # fmt: skip
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(
+                command, check=True, capture_output=True, text=True, env=environment
+            ).stdout
             results[side].append(json.loads(output.splitlines()[-1]))
             print(f"  {side:8s} {results[side][-1]}", flush=True)
     median = {
