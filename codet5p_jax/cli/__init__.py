@@ -1,1 +1,1 @@
-"""."""
+"""The command `codet5p`: one module per command, and the only place that imports gin."""

@@ -18,6 +18,7 @@ from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
     Phase,
     check_loss_weights,
+    check_settings,
     select_objectives,
     total_steps,
 )
@@ -74,18 +75,6 @@ def describe(
     lines.append("")
     lines.append(f"{total_steps(phases):,} steps in all")
     return "\n".join(lines)
-
-
-def check_settings(accumulate: int, ema_decay: float | None) -> None:
-    """Numbers of a run that have a range.
-
-    Raises:
-      ValueError: one is outside.
-    """
-    if accumulate < 1:
-        raise ValueError(f"accumulate has to be 1 or more micro-batches, found {accumulate}")
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay has to be at least 0 and below 1, found {ema_decay}")
 
 
 def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:

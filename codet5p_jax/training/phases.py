@@ -145,3 +145,15 @@ def _fields(objective: Any) -> dict[str, dataclasses.Field[Any]]:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
+
+
+def check_settings(accumulate: int, ema_decay: float | None) -> None:
+    """Numbers of a run that have a range.
+
+    Raises:
+      ValueError: one is outside.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate has to be 1 or more micro-batches, found {accumulate}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay has to be at least 0 and below 1, found {ema_decay}")

@@ -45,6 +45,7 @@ from codet5p_jax.training.phases import (
     Phase,
     check_loss_weights,
     check_rows,
+    check_settings,
     identity_defaults,
     locate,
     run_identity,
@@ -148,6 +149,7 @@ def train(
         anything expensive happens; a checkpoint that cannot be written.
       FloatingPointError: `max_nonfinite` was reached.
     """
+    check_settings(accumulate, ema_decay)
     with ExitStack() as stack:
         main = jax.process_index() == 0
         progress = progress or default_progress(main)

@@ -198,6 +198,8 @@ def test_stage_2_starts_from_the_weights_of_stage_1_on_any_mesh(workplace, whole
     [
         ({"model": tiny_config(d_ff=48)}, r"config.json differs in encoder.d_ff: 32, now 48"),
         ({"seed": 1}, r"run.json differs in seed: 0, now 1"),
+        ({"accumulate": 0}, r"accumulate has to be 1 or more micro-batches, found 0"),
+        ({"ema_decay": 2.0}, r"ema_decay has to be at least 0 and below 1, found 2.0"),
         ({"loss_weights": {"span": 1.0}}, r"no loss 'span'"),
         ({"objectives": objectives()[:1]}, r"need the objectives \['decoder_clm'\]"),
         ({"model": tiny_config(vocab_size=50)}, r"has 64 ids, the embedding 50 rows"),
