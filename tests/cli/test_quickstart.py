@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from codet5p_jax.cli import child, quickstart
@@ -104,7 +105,9 @@ def test_a_failing_command_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_smoke(tmp_path, capsys):
+def test_smoke(tmp_path, capsys, monkeypatch):
+    assert jax.device_count() > 1  # of this process; its children get one, as at a user's
+    monkeypatch.delenv("XLA_FLAGS")
     assert main(["quickstart", "--smoke", "--output_dir", str(tmp_path)]) == 0
     assert "Next: codet5p search" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
