@@ -4,6 +4,8 @@ All of them clip by the global norm first and treat a stack of layers as that ma
 (`parameter_roles.py`). Their state advances only with steps that are applied.
 """
 
+import difflib
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from codet5p_jax.models.params import Params, ParamSpec, is_spec
+from codet5p_jax.models.params import Params, ParamSpec, flatten, is_spec, path_name
 from codet5p_jax.training.parameter_roles import (
     decays,
     is_hidden_matrix,
@@ -158,6 +160,50 @@ class Muon:
             optax.add_decayed_weights(self.weight_decay, _map(decays, specs)),
             optax.scale_by_learning_rate(schedule),
         )
+
+
+@dataclass(frozen=True)
+class WithRates:
+    """An optimizer with a learning rate of its own for some parameters.
+
+    >>> WithRates(AdamW(), rates=(("embedding", 4.0), ("encoder/.*", 0.5)))
+
+    Attributes:
+      optimizer: what makes the updates.
+      rates: (regular expression, factor) pairs. The updates of a parameter are multiplied by the
+        factor of the first expression that matches its whole path (`encoder/layers/self_attn/q`);
+        those of the others stay as they are.
+    """
+
+    optimizer: Optimizer
+    rates: tuple[tuple[str, float], ...]
+
+    def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
+        """The update rule for parameters declared by `specs`.
+
+        Raises:
+          ValueError: an expression matches no parameter, or is none.
+        """
+        names = [name for name, _ in flatten(specs)]
+        for pattern, _ in self.rates:
+            try:
+                found = any(re.fullmatch(pattern, name) for name in names)
+            except re.error as error:
+                raise ValueError(f"rates: {pattern!r} is no regular expression: {error}") from error
+            if not found:
+                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+                raise ValueError(
+                    f"rates: {pattern!r} matches no parameter; the nearest is {near[0]}"
+                )
+
+        def factor(path: tuple[Any, ...], spec: ParamSpec) -> float:
+            del spec
+            name = path_name(path)
+            return next((f for pattern, f in self.rates if re.fullmatch(pattern, name)), 1.0)
+
+        factors = jax.tree_util.tree_map_with_path(factor, specs, is_leaf=is_spec)
+        scaled = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
+        return optax.chain(self.optimizer.make(schedule, specs), scaled)
 
 
 def _clip(max_norm: float | None) -> optax.GradientTransformation:

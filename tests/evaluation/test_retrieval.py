@@ -67,6 +67,19 @@ def test_rerank_weight_trusts_a_good_head_and_no_noise():
     assert retrieval.rerank_weight(cosines, best, -logits, 0.07, targets) == 0
 
 
+def test_rerank_weight_asks_for_more_than_luck():
+    """Two queries gained and one lost of thirty: MRR rises, by less than its standard error."""
+    cosines = np.tile([0.1, 0.0], (30, 1))
+    targets = np.array([1, 1, 0] + [0] * 27)
+    best = retrieval.top(cosines, 2)
+    logits = np.zeros((30, 2, 2))
+    logits[:3, 1, 1] = 8.0  # the head prefers the second candidate, thrice
+    weight = retrieval.rerank_weight(cosines, best, logits, 0.07, targets)
+    better = retrieval.rerank(cosines, best, logits, 0.07, 1.0)
+    assert retrieval.mean_reciprocal_rank(better, targets) > (28 + 1.0) / 30
+    assert weight == 0
+
+
 def test_fuse_by_hand():
     cosines = np.array([[0.0, 1.0]])  # scaled from -1: 0.5, 1
     bm25 = np.array([[8.0, 2.0]])  # scaled from 0: 1, 0.25

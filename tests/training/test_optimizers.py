@@ -8,7 +8,7 @@ import pytest
 
 from codet5p_jax.models import CodeT5p
 from codet5p_jax.models.params import ParamSpec, flatten, normal
-from codet5p_jax.training.optimizers import Adafactor, AdamW, Muon, RmsScaledAdamW
+from codet5p_jax.training.optimizers import Adafactor, AdamW, Muon, RmsScaledAdamW, WithRates
 from codet5p_jax.training.parameter_roles import decays, is_hidden_matrix, matrix_axes
 from codet5p_jax.training.schedules import Linear
 from tests.training.synthetic import tiny_config
@@ -164,6 +164,25 @@ def test_muon_orthogonalises_each_layer_and_leaves_the_rest_to_adam():
         u, _, vt = np.linalg.svd(np.asarray(gradients[0]["q"][layer]).reshape(4, 6))
         rotated = u.T @ update @ vt[:4].T
         np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-5)
+
+
+def test_rates_multiply_the_updates_of_what_they_match_and_the_first_match_holds():
+    params, gradient = draw(SPECS, 0), draw(SPECS, 1)
+    rates = (("embedding", 4.0), ("[qo]", 0.5), ("o", 3.0))
+    plain = run(AdamW(), SPECS, params, [gradient])
+    scaled = run(WithRates(AdamW(), rates), SPECS, params, [gradient])
+    for name, factor in {"embedding": 4.0, "q": 0.5, "o": 0.5, "scale": 1.0, "table": 1.0}.items():
+        step = plain[name] - params[name]
+        np.testing.assert_allclose(scaled[name], params[name] + factor * step, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("embeding", "'embeding' matches no parameter.*embedding"), ("(", "no regular expression")],
+)
+def test_a_rate_for_nothing_is_an_error(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        WithRates(AdamW(), ((pattern, 2.0),)).make(SCHEDULE, SPECS)
 
 
 def test_the_global_norm_is_clipped_over_all_parameters():
