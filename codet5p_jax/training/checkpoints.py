@@ -7,13 +7,11 @@ added last: it tells a truncated copy without reading it.
 """
 
 import contextlib
-import difflib
 import json
 import logging
 import math
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -178,7 +176,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class InitFrom:
-    """Where a run takes its first weights from. The optimizer and the step count start afresh.
+    """Where a run takes its first weights from, see `init_from.py`.
 
     Attributes:
       path: a model directory (its newest checkpoint) or one checkpoint folder in it.
@@ -186,7 +184,7 @@ class InitFrom:
         checkpoint, to get the names of this model.
       new: patterns (`re.fullmatch`) of parameters of this model that the checkpoint may lack; they
         are initialised. Stage 2 from stage 1: `("projection/.*", "log_temperature",
-        "matching_head/.*")`.
+        "matching_head/.*")`. Rows of tokens that were added need no pattern.
       unused: patterns of (renamed) parameters of the checkpoint that may be left behind.
     """
 
@@ -194,67 +192,6 @@ class InitFrom:
     rename: tuple[tuple[str, str], ...] = ()
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-
-
-def plan_init(source: InitFrom, specs: Params) -> dict[str, str]:
-    """Which parameter of the checkpoint each parameter of this model takes; reads no weights.
-
-    Returns:
-      path here -> path in the checkpoint; without the parameters that are new.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint.
-      ValueError: names that match nothing (with the nearest ones), or shapes that differ. Rows are
-        never filled up: a larger vocabulary needs the checkpoint to be converted first.
-    """
-    stored = _stored_params(_checkpoint_path(Path(source.path)))
-    renamed: dict[str, str] = {}
-    for name in stored:
-        target = name
-        for pattern, replacement in source.rename:
-            target = re.sub(pattern, replacement, target)
-        if target in renamed:
-            raise ValueError(
-                f"init_from: {renamed[target]} and {name} are both renamed to {target}; make the "
-                "rename rules more specific"
-            )
-        renamed[target] = name
-    mine: dict[str, ParamSpec] = dict(flatten(specs))
-    problems = []
-    for name, spec in mine.items():
-        if name in renamed and stored[renamed[name]] != spec.shape:
-            problems.append(f"{name}: shape {stored[renamed[name]]} there, {spec.shape} here")
-        elif name not in renamed and not _matches(name, source.new):
-            problems.append(f"{name}: not in the checkpoint{_nearest(name, renamed)}")
-    for name in renamed:
-        if name not in mine and not _matches(name, source.unused):
-            problems.append(f"{name}: not in this model{_nearest(name, mine)}")
-    if problems:
-        raise ValueError(
-            f"init_from {source.path}: the weights do not fit this model:\n  "
-            + "\n  ".join(problems)
-            + "\nRename them (InitFrom.rename), or list them in InitFrom.new (to be initialised) "
-            "or InitFrom.unused (to be left behind)"
-        )
-    return {name: renamed[name] for name in mine if name in renamed}
-
-
-def load_init(
-    source: InitFrom, plan: Mapping[str, str], specs: Params, mesh: Mesh
-) -> dict[str, jax.Array]:
-    """Weights by path of this model, read straight onto the mesh. `plan` is from `plan_init`.
-
-    They are the moving average where that run kept one: what it was evaluated with.
-    """
-    shardings = dict(flatten(_shardings(specs, mesh)))
-    mine: dict[str, ParamSpec] = dict(flatten(specs))
-    wanted = {
-        theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
-        for name, theirs in plan.items()
-    }
-    path = _checkpoint_path(Path(source.path))
-    loaded = dict(flatten(_load_params(path, wanted, average=True)))
-    return {name: loaded[theirs] for name, theirs in plan.items()}
 
 
 def load_params(
@@ -278,14 +215,51 @@ def load_params(
     config = load_config(directory.root)
     specs = CodeT5p(config).specs
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    path = _checkpoint_path(directory.root, step)
+    path = checkpoint_path(directory.root, step)
     wanted = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         specs,
         _shardings(specs, mesh),
         is_leaf=lambda x: isinstance(x, ParamSpec),
     )
-    return _load_params(path, dict(flatten(wanted)), average=True), config, directory.tokenizer
+    return read_params(path, dict(flatten(wanted))), config, directory.tokenizer
+
+
+def checkpoint_path(path: Path, step: int | None = None) -> Path:
+    """The folder of one checkpoint, given a model directory or such a folder."""
+    if path.name.isdigit() and _is_checkpoint(path):
+        return path.resolve()
+    folder = ModelDir(path).checkpoints
+    steps = saved_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        raise FileNotFoundError(
+            f"no checkpoint{'' if step is None else f' of step {step}'} in {path}: expected "
+            f"{folder}/<step>, found steps {steps}"
+        )
+    return (folder / str(steps[-1] if step is None else step)).resolve()
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a checkpoint by path."""
+    arrays = _load(path, {"meta": None})["meta"]["arrays"]
+    params = {name: shape for name, shape in arrays.items() if name.startswith("params/")}
+    return {name.removeprefix("params/"): tuple(shape) for name, shape in params.items()}
+
+
+def read_params(
+    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, pad: bool = False
+) -> Params:
+    """The nested dict of the parameters at the paths `wanted` of a checkpoint.
+
+    They are the moving average where the run kept one. With `pad`, arrays that are smaller on disk
+    end in zeros.
+    """
+    tree = _nested(wanted)
+    arrays = _load(path, {"meta": None})["meta"]["arrays"]
+    if any(name.startswith("training/ema/") for name in arrays):
+        found = _load(path, {"training": {"ema": tree}}, partial=True, pad=pad)
+        return found["training"]["ema"]
+    return _load(path, {"params": tree}, partial=True, pad=pad)["params"]
 
 
 class _Mismatch(ValueError):
@@ -301,19 +275,20 @@ def _shardings(specs: Params, mesh: Mesh) -> Params:
     return param_shardings(logical_axes(specs), specs, mesh)
 
 
-def _context(*, partial: bool = False) -> ocp.Context:
+def _context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
     context = ocp.Context()
     # A folder that cannot be made is then an error at once, not threads that wait for it.
     context.asynchronous.create_directories_asynchronously = False
     context.pytree.loading.partial_load = partial
+    context.array.loading.enable_padding_and_truncation = pad
     registry = ocp.handlers.local_registry(include_global_registry=True)
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context.checkpointables.registry = registry
     return context
 
 
-def _load(path: Path, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
-    with _context(partial=partial):
+def _load(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
+    with _context(**options):
         return ocp.load_checkpointables(str(path), dict(wanted))
 
 
@@ -340,20 +315,6 @@ def _check_structure(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, A
         )
 
 
-def _checkpoint_path(path: Path, step: int | None = None) -> Path:
-    """The folder of one checkpoint, given a model directory or such a folder."""
-    if path.name.isdigit() and _is_checkpoint(path):
-        return path.resolve()
-    folder = ModelDir(path).checkpoints
-    steps = saved_steps(folder)
-    if not steps or (step is not None and step not in steps):
-        raise FileNotFoundError(
-            f"no checkpoint{'' if step is None else f' of step {step}'} in {path}: expected "
-            f"{folder}/<step>, found steps {steps}"
-        )
-    return (folder / str(steps[-1] if step is None else step)).resolve()
-
-
 def _sizes(path: Path) -> dict[str, int]:
     files = (p for p in path.rglob("*") if p.is_file() and p.name != _SIZES)
     return {str(p.relative_to(path)): p.stat().st_size for p in files}
@@ -377,23 +338,6 @@ def _is_checkpoint(path: Path) -> bool:
     return bool(ocp.is_orbax_checkpoint(str(path.resolve())))
 
 
-def _stored_params(path: Path) -> dict[str, tuple[int, ...]]:
-    arrays = _load(path, {"meta": None})["meta"]["arrays"]
-    params = {name: shape for name, shape in arrays.items() if name.startswith("params/")}
-    return {name.removeprefix("params/"): tuple(shape) for name, shape in params.items()}
-
-
-def _load_params(
-    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, average: bool = False
-) -> Params:
-    """The nested dict of the parameters at the paths `wanted`, from weights or their average."""
-    tree = _nested(wanted)
-    arrays = _load(path, {"meta": None})["meta"]["arrays"]
-    if average and any(name.startswith("training/ema/") for name in arrays):
-        return _load(path, {"training": {"ema": tree}}, partial=True)["training"]["ema"]
-    return _load(path, {"params": tree}, partial=True)["params"]
-
-
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for path, value in flat.items():
@@ -403,15 +347,6 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = value
     return out
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def _nearest(name: str, names: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" (nearest: {near[0]})" if near else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -194,6 +194,36 @@ def claim(
             _copy(tokenizer, directory.tokenizer)
 
 
+def check_tokenizer(source: ModelDir, tokenizer: Path) -> None:
+    """Checks that ids mean to the weights of `source` what they mean in the data.
+
+    Of two byte-level tokenizers one may have `[ENC]`, `[TDEC]` and `[CDEC]` besides: they are
+    appended, and change no other id. A folder without a tokenizer is not judged.
+
+    Args:
+      source: where the weights are from.
+      tokenizer: folder of the data's tokenizer in a token cache, named after its digest.
+
+    Raises:
+      ValueError: they differ; names both folders.
+    """
+    if not source.tokenizer.is_dir() or _digest(source) == tokenizer.name:
+        return
+    from codet5p_jax.data.tokenizer import Tokenizer  # most runs need no tokenizer
+
+    try:
+        theirs, mine = Tokenizer.load(source.tokenizer), Tokenizer.load(tokenizer)
+        same = theirs.with_prefixes().fingerprint == mine.with_prefixes().fingerprint
+    except (OSError, ValueError, KeyError):  # of another kind: only the digest tells
+        same = False
+    if not same:
+        raise ValueError(
+            f"the tokenizer of the weights, {source.tokenizer}, is not that of the data, "
+            f"{tokenizer}: their ids mean other text. Prepare the data with --tokenizer="
+            f"{source.tokenizer}, or set INITIAL_CHECKPOINT_PATH to a run on this tokenizer"
+        )
+
+
 def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> None:
     """Fails if the disk has no room for `number` checkpoints.
 
@@ -256,6 +286,13 @@ def _completed(values: Any, defaults: Any) -> Any:
         return values
     inner = {name: _completed(values[name], defaults.get(name)) for name in values}
     return {**defaults, **inner}
+
+
+def _digest(directory: ModelDir) -> str | None:
+    """Of the tokenizer a run was trained with."""
+    if not directory.run.is_file():
+        return None
+    return json.loads(directory.run.read_text(encoding="utf-8")).get("tokenizer")
 
 
 def _check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:

@@ -25,14 +25,13 @@ from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     Checkpoints,
     InitFrom,
-    load_init,
-    plan_init,
     restore_latest,
     saved_steps,
     state_bytes,
 )
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
+from codet5p_jax.training.init_from import load_init, plan_init
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
@@ -200,7 +199,9 @@ def train(
             )
         directory = ModelDir(Path(model_dir))
         saved = saved_steps(directory.checkpoints)
-        plan = plan_init(init_from, network.specs) if init_from and not saved else None
+        plan = None
+        if init_from and not saved:
+            plan = plan_init(init_from, network.specs, mixture.tokenizer)
         size = state_bytes(abstract)
         if main:
             stack.enter_context(locked(directory))
@@ -253,15 +254,17 @@ def train(
             progress.say(f"resuming {directory.root} from step {meta['step']}")
         else:
             meta = {"step": 0, "totals": {}}
-            loaded = None
-            if init_from and plan is not None:
-                loaded = load_init(init_from, plan, network.specs, device_mesh)
-                progress.say(
-                    f"{len(loaded)} arrays from {init_from.path}, the other "
-                    f"{len(jax.tree.leaves(abstract.params)) - len(loaded)} are new"
-                )
+            if plan is not None:
+                progress.say(f"starting from other weights: {plan}")
             state = init_state(
-                network, used, update_rule, device_mesh, seed=seed, loaded=loaded, ema=keeps_average
+                network,
+                used,
+                update_rule,
+                device_mesh,
+                seed=seed,
+                # Not kept in a variable: it would hold a second copy of the weights to the end.
+                loaded=plan and load_init(plan, network.specs, device_mesh, seed=seed),
+                ema=keeps_average,
             )
         start = meta["step"]
         batches = train_batches(loaders, phases, start, total)

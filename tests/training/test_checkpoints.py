@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 
 from codet5p_jax.models import CodeT5p, abstract_params
-from codet5p_jax.models.params import ParamSpec, flatten, ones
+from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import checkpoints
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     Checkpoints,
-    InitFrom,
-    load_init,
     load_params,
-    plan_init,
     restore_latest,
     saved_steps,
 )
@@ -173,63 +170,6 @@ def test_a_save_that_fails_says_where(run, state):
     run.checkpoints.write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"saving a checkpoint to .*checkpoints failed"):
         saver.save(state, 8, {})
-
-
-def test_weights_are_taken_by_name(run, state):
-    specs = {"kernel": MODEL.specs["w"], "b": MODEL.specs["b"]}
-    source = InitFrom(str(run.root), rename=(("^w$", "kernel"),))
-    plan = plan_init(source, specs)
-    assert plan == {"kernel": "w", "b": "b"}
-    loaded = load_init(source, plan, specs, make_mesh(MESH))
-    np.testing.assert_array_equal(loaded["kernel"], at(state, 4).params["w"])
-    assert loaded["kernel"].sharding.spec[0] == "fsdp"
-    older = InitFrom(str(run.checkpoints / "2"), unused=("b",))
-    [array] = load_init(older, {"w": "w"}, MODEL.specs, make_mesh(MESH)).values()
-    np.testing.assert_array_equal(array, at(state, 2).params["w"])
-
-
-def test_the_average_is_taken_where_there_is_one(tmp_path, state):
-    directory = ModelDir(tmp_path)
-    saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
-    averaged = dataclasses.replace(at(state, 4), ema=at(state, 5).params)
-    saver.save(averaged, 4, {"step": 4})
-    saver.close()
-    source = InitFrom(str(tmp_path), unused=("b",))
-    loaded = load_init(source, {"w": "w"}, MODEL.specs, make_mesh(MESH))
-    np.testing.assert_array_equal(loaded["w"], averaged.ema["w"])
-
-
-def spec(*shape):
-    return ParamSpec(shape, ("norm",) * len(shape), ones)
-
-
-def test_names_that_do_not_match_are_errors_with_the_nearest(run):
-    source = InitFrom(str(run.root))
-    specs = {"weight": spec(4, 8), "b": spec(8), "bb": spec(3)}
-    with pytest.raises(ValueError, match="do not fit") as error:
-        plan_init(source, specs)
-    text = str(error.value)
-    assert "bb: not in the checkpoint (nearest: b)" in text
-    assert "weight: not in the checkpoint" in text
-    assert "w: not in this model" in text
-    allowed = InitFrom(str(run.root), new=("weight", "b+"), unused=("w",))
-    assert plan_init(allowed, specs) == {"b": "b"}
-
-
-def test_a_larger_vocabulary_is_not_filled_up(run):
-    specs = {"w": spec(5, 8), "b": spec(8)}
-    with pytest.raises(ValueError, match=r"w: shape \(4, 8\) there, \(5, 8\) here"):
-        plan_init(InitFrom(str(run.root), new=("w",)), specs)
-
-
-def test_two_names_must_not_become_one(run):
-    with pytest.raises(ValueError, match=r"(w and b|b and w) are both renamed to x"):
-        plan_init(InitFrom(str(run.root), rename=((".*", "x"),)), MODEL.specs)
-
-
-def test_no_checkpoint_to_start_from(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        plan_init(InitFrom(str(tmp_path)), MODEL.specs)
 
 
 @pytest.mark.parametrize("ema", [False, True])

@@ -1,0 +1,161 @@
+"""Starting from the weights of another run; the optimizer and the step count start afresh."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from codet5p_jax.models.params import Params, ParamSpec, flatten, init_params, logical_axes
+from codet5p_jax.sharding import param_shardings
+from codet5p_jax.training.checkpoints import (
+    InitFrom,
+    checkpoint_path,
+    read_params,
+    stored_shapes,
+)
+from codet5p_jax.training.model_dir import ModelDir, check_tokenizer
+from codet5p_jax.training.state import compiler_options
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """Which parameters of a model come from a checkpoint.
+
+    Attributes:
+      path: folder of the checkpoint.
+      sources: path here -> path in the checkpoint.
+      rows: path here -> (rows there, rows here), of those with fewer tokens there.
+      fresh: paths of the parameters that are initialised.
+    """
+
+    path: Path
+    sources: dict[str, str]
+    rows: dict[str, tuple[int, int]]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """What is taken and what is fresh, in one line."""
+        fresh = [f"rows {a:,} to {b - 1:,} of {name}" for name, (a, b) in self.rows.items()]
+        fresh += self.fresh
+        more = f" and {len(fresh) - 12} more" if len(fresh) > 12 else ""
+        listed = ", ".join(fresh[:12]) or "nothing"
+        return f"{len(self.sources)} arrays from {self.path}; fresh: {listed}{more}"
+
+
+def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) -> InitPlan:
+    """Which parameter of the checkpoint each parameter of this model takes; reads no weights.
+
+    A checkpoint may have fewer rows per token than this model: the first ones are taken.
+
+    Args:
+      source: the checkpoint, and how its names become those of this model.
+      specs: of this model.
+      tokenizer: folder of the tokenizer that the ids of the data come from; None: not compared
+        with the checkpoint's.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: names that match nothing (with the nearest ones), shapes or tokenizers that
+        differ.
+    """
+    path = checkpoint_path(Path(source.path))
+    stored = stored_shapes(path)
+    renamed: dict[str, str] = {}
+    for name in stored:
+        target = name
+        for pattern, replacement in source.rename:
+            target = re.sub(pattern, replacement, target)
+        if target in renamed:
+            raise ValueError(
+                f"init_from: {renamed[target]} and {name} are both renamed to {target}; make the "
+                "rename rules more specific"
+            )
+        renamed[target] = name
+    mine: dict[str, ParamSpec] = dict(flatten(specs))
+    problems = []
+    rows: dict[str, tuple[int, int]] = {}
+    for name, spec in mine.items():
+        if name not in renamed:
+            if not _matches(name, source.new):
+                problems.append(f"{name}: not in the checkpoint{_nearest(name, renamed)}")
+        elif stored[renamed[name]] != spec.shape:
+            found = _fewer_rows(stored[renamed[name]], spec)
+            if found is None:
+                problems.append(f"{name}: shape {stored[renamed[name]]} there, {spec.shape} here")
+            else:
+                rows[name] = found
+    for name in renamed:
+        if name not in mine and not _matches(name, source.unused):
+            problems.append(f"{name}: not in this model{_nearest(name, mine)}")
+    if problems:
+        raise ValueError(
+            f"init_from {source.path}: the weights do not fit this model:\n  "
+            + "\n  ".join(problems)
+            + "\nRename them (InitFrom.rename), or list them in InitFrom.new (to be initialised) "
+            "or InitFrom.unused (to be left behind)"
+        )
+    if tokenizer is not None:
+        check_tokenizer(ModelDir(path.parents[1]), tokenizer)
+    sources = {name: renamed[name] for name in mine if name in renamed}
+    return InitPlan(path, sources, rows, tuple(name for name in mine if name not in renamed))
+
+
+def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[str, jax.Array]:
+    """Weights by path of this model, read straight onto the mesh.
+
+    They are the moving average where that run kept one: what it was evaluated with. Rows that the
+    checkpoint lacks are those that `init_state` draws from `seed`.
+    """
+    shardings = dict(flatten(param_shardings(logical_axes(specs), specs, mesh)))
+    mine: dict[str, ParamSpec] = dict(flatten(specs))
+    wanted = {
+        theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
+        for name, theirs in plan.sources.items()
+    }
+    stored = dict(flatten(read_params(plan.path, wanted, pad=bool(plan.rows))))
+    loaded = {name: stored.pop(theirs) for name, theirs in plan.sources.items()}
+    if not plan.rows:
+        return loaded
+
+    def with_fresh_rows(padded: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        fresh = init_params({name: mine[name] for name in padded}, key)  # keys come from paths
+        out = {}
+        for name, array in padded.items():
+            axis = mine[name].axes.index("vocab")
+            row = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
+            out[name] = jnp.where(row < plan.rows[name][0], array, fresh[name])
+        return out
+
+    fill = jax.jit(
+        with_fresh_rows,
+        donate_argnums=0,
+        out_shardings={name: shardings[name] for name in plan.rows},
+        compiler_options=compiler_options(mesh),
+    )
+    with jax.set_mesh(mesh):
+        return loaded | fill({name: loaded[name] for name in plan.rows}, jax.random.key(seed))
+
+
+def _fewer_rows(stored: tuple[int, ...], spec: ParamSpec) -> tuple[int, int] | None:
+    """(rows there, rows here) where a stored shape is the same but for fewer rows per token."""
+    if "vocab" not in spec.axes or len(stored) != len(spec.shape):
+        return None
+    axis = spec.axes.index("vocab")
+    same = stored[:axis] + stored[axis + 1 :] == spec.shape[:axis] + spec.shape[axis + 1 :]
+    fewer = stored[axis] < spec.shape[axis]
+    return (stored[axis], spec.shape[axis]) if same and fewer else None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (nearest: {near[0]})" if near else ""

@@ -1,0 +1,212 @@
+"""Starting from other weights: by name, with rows for tokens that were added, on one tokenizer."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from codet5p_jax.data.roles import codet5_roles
+from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
+from codet5p_jax.models import CodeT5p, init_params
+from codet5p_jax.models.params import ParamSpec, flatten, normal, ones
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.checkpoints import CheckpointPolicy, Checkpoints, InitFrom
+from codet5p_jax.training.init_from import load_init, plan_init
+from codet5p_jax.training.model_dir import ModelDir, check_tokenizer
+from codet5p_jax.training.state import TrainState
+from tests.training.synthetic import tiny_config
+
+MESH = MeshConfig(replica=2, fsdp=2, tensor=2)
+HEADS = ("projection/.*", "log_temperature", "matching_head/.*")
+SPECS = {
+    "w": ParamSpec((4, 8), ("embed", "joint"), ones),
+    "b": ParamSpec((8,), ("joint",), ones),
+}
+
+
+def save(directory, params, step, average=None):
+    zero = jnp.zeros((), jnp.int32)
+    saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
+    saver.save(TrainState(zero, params, (), {}, average, zero, zero), step, {"step": step})
+    saver.close()
+
+
+def filled(value):
+    return {name: jnp.full(spec.shape, float(value)) for name, spec in SPECS.items()}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A model directory with checkpoints of steps 2 and 4, filled with these numbers."""
+    directory = ModelDir(tmp_path / "model")
+    for step in (2, 4):
+        save(directory, filled(step), step)
+    return directory
+
+
+def load(source, specs, mesh=MESH, seed=0):
+    return load_init(plan_init(source, specs), specs, make_mesh(mesh), seed=seed)
+
+
+def test_weights_are_taken_by_name(run):
+    specs = {"kernel": SPECS["w"], "b": SPECS["b"]}
+    source = InitFrom(str(run.root), rename=(("^w$", "kernel"),))
+    plan = plan_init(source, specs)
+    assert plan.sources == {"kernel": "w", "b": "b"}
+    assert str(plan) == f"2 arrays from {run.checkpoints / '4'}; fresh: nothing"
+    loaded = load(source, specs)
+    np.testing.assert_array_equal(loaded["kernel"], filled(4)["w"])
+    assert loaded["kernel"].sharding.spec[0] == "fsdp"
+    older = InitFrom(str(run.checkpoints / "2"), unused=("b",))
+    [array] = load(older, {"w": SPECS["w"]}).values()
+    np.testing.assert_array_equal(array, filled(2)["w"])
+
+
+def test_the_average_is_taken_where_there_is_one(tmp_path):
+    save(ModelDir(tmp_path), filled(4), 4, average=filled(5))
+    loaded = load(InitFrom(str(tmp_path)), SPECS)
+    np.testing.assert_array_equal(loaded["w"], filled(5)["w"])
+
+
+def spec(*shape):
+    return ParamSpec(shape, ("norm",) * len(shape), ones)
+
+
+def test_names_that_do_not_match_are_errors_with_the_nearest(run):
+    source = InitFrom(str(run.root))
+    specs = {"weight": spec(4, 8), "b": spec(8), "bb": spec(3)}
+    with pytest.raises(ValueError, match="do not fit") as error:
+        plan_init(source, specs)
+    text = str(error.value)
+    assert "bb: not in the checkpoint (nearest: b)" in text
+    assert "weight: not in the checkpoint" in text
+    assert "w: not in this model" in text
+    allowed = InitFrom(str(run.root), new=("weight", "b+"), unused=("w",))
+    plan = plan_init(allowed, specs)
+    assert (plan.sources, plan.fresh) == ({"b": "b"}, ("bb", "weight"))
+    assert str(plan).endswith("fresh: bb, weight")
+
+
+def test_two_names_must_not_become_one(run):
+    with pytest.raises(ValueError, match=r"(w and b|b and w) are both renamed to x"):
+        plan_init(InitFrom(str(run.root), rename=((".*", "x"),)), SPECS)
+
+
+def test_no_checkpoint_to_start_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        plan_init(InitFrom(str(tmp_path)), SPECS)
+
+
+def drawn(config, seed):
+    return init_params(CodeT5p(config).specs, jax.random.key(seed))
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize(
+    # 60 rows there divide over 2 and 4 devices, not over 8; 64 here do.
+    "mesh",
+    [MeshConfig(), MESH, MeshConfig(fsdp=1, tensor=8)],
+    ids=["fsdp", "all", "tensor"],
+)
+def test_stage_2_takes_a_smaller_vocabulary_and_draws_the_rest(tmp_path, mesh, average):
+    stage1 = tiny_config(vocab_size=60, tie_embeddings=False, num_heads=8)
+    stage2 = dataclasses.replace(stage1, vocab_size=64, embed_dim=8, matching_head=True)
+    specs = CodeT5p(stage2).specs
+    old, new = dict(flatten(drawn(stage1, 0))), dict(flatten(drawn(stage2, 5)))
+    other = jax.tree.map(jnp.zeros_like, drawn(stage1, 0))
+    trees = (other, drawn(stage1, 0)) if average else (drawn(stage1, 0), None)
+    save(ModelDir(tmp_path), trees[0], 7, average=trees[1])
+
+    plan = plan_init(InitFrom(str(tmp_path), new=HEADS), specs)
+    loaded = load_init(plan, specs, make_mesh(mesh), seed=5)
+    assert loaded.keys() == old.keys()
+    for name, array in loaded.items():
+        if name in ("embedding", "lm_head"):
+            np.testing.assert_array_equal(array[:60], old[name])
+            np.testing.assert_allclose(array[60:], new[name][60:], rtol=1e-6)
+            assert array.sharding.spec == P("tensor", "fsdp")
+        else:
+            np.testing.assert_array_equal(array, old[name])
+    assert str(plan) == (
+        f"{len(old)} arrays from {tmp_path / 'checkpoints' / '7'}; fresh: rows 60 to 63 of "
+        "embedding, rows 60 to 63 of lm_head, log_temperature, matching_head/bias, "
+        "matching_head/kernel, projection/bias, projection/kernel"
+    )
+
+
+def test_any_other_shape_is_an_error_with_both(tmp_path):
+    save(ModelDir(tmp_path), drawn(tiny_config(), 0), 7)
+    for changes, message in (
+        ({"vocab_size": 63}, r"embedding: shape \(64, 16\) there, \(63, 16\) here"),
+        ({"d_model": 32}, r"embedding: shape \(64, 16\) there, \(64, 32\) here"),
+        ({"vocab_size": 65, "d_model": 32}, r"embedding: shape \(64, 16\) there, \(65, 32\) here"),
+        ({"d_ff": 48}, r"encoder/.*/wi: shape \(.*32\) there, \(.*48\) here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan_init(InitFrom(str(tmp_path)), CodeT5p(tiny_config(**changes)).specs)
+    specs = {"w": ParamSpec((5, 8), ("embed", "joint"), normal(1.0)), "b": SPECS["b"]}
+    save(ModelDir(tmp_path / "other"), filled(0), 1)
+    with pytest.raises(ValueError, match=r"w: shape \(4, 8\) there, \(5, 8\) here"):
+        plan_init(InitFrom(str(tmp_path / "other"), new=("w",)), specs)
+
+
+TEXTS = ["def add(a, b):\n    return a + b\n", "for number in numbers: total += number\n"] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """Folders `without` the prefixes, `with` them appended, and of `another` vocabulary."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    trained = train_tokenizer(TEXTS, 400, root / "trained", num_sentinels=10)
+    spec = json.loads((root / "trained" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = spec["model"]["vocab"]
+    for token in ("[ENC]", "[TDEC]", "[CDEC]"):
+        del vocab[token]
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] in vocab]
+    without = Tokenizer(spec, codet5_roles(10))
+    assert without.vocab_size == trained.vocab_size - 3
+    without.save(root / "without")
+    without.with_prefixes().save(root / "with")
+    train_tokenizer(TEXTS[::2], 400, root / "another", num_sentinels=10)
+    return root
+
+
+def test_appended_prefixes_change_no_other_id(tmp_path, tokenizers):
+    source = ModelDir(tmp_path)
+    check_tokenizer(source, tokenizers / "with")  # nothing to compare with
+    for mine in ("without", "with"):
+        source.tokenizer.symlink_to(tokenizers / mine)
+        check_tokenizer(source, tokenizers / "without")
+        check_tokenizer(source, tokenizers / "with")
+        check_tokenizer(source, tokenizers / "trained")
+        with pytest.raises(ValueError, match="is not that of the data") as error:
+            check_tokenizer(source, tokenizers / "another")
+        assert str(source.tokenizer) in str(error.value)
+        assert str(tokenizers / "another") in str(error.value)
+        source.tokenizer.unlink()
+
+
+def test_other_kinds_of_tokenizers_are_told_by_their_digest(tmp_path):
+    source, mine = ModelDir(tmp_path / "run"), tmp_path / "digest"
+    for folder in (source.tokenizer, mine):
+        folder.mkdir(parents=True)
+        (folder / "sentencepiece.model").write_text("some")
+    source.run.write_text(json.dumps({"tokenizer": "digest"}))
+    check_tokenizer(source, mine)
+    source.run.write_text(json.dumps({"tokenizer": "other"}))
+    with pytest.raises(ValueError, match="is not that of the data"):
+        check_tokenizer(source, mine)
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path, tokenizers):
+    directory = ModelDir(tmp_path)
+    save(directory, filled(1), 1)
+    directory.tokenizer.symlink_to(tokenizers / "without")
+    for path in (tmp_path, directory.checkpoints / "1"):
+        plan_init(InitFrom(str(path)), SPECS, tokenizers / "with")
+        with pytest.raises(ValueError, match="is not that of the data"):
+            plan_init(InitFrom(str(path)), SPECS, tokenizers / "another")
