@@ -163,7 +163,7 @@ def claim(
 
     Args:
       directory: made if missing.
-      config: compared with `config.json`.
+      config: compared with what `config.json` means to this version.
       run: JSON values compared with `run.json`.
       operative_config: written as it is.
       tokenizer: folder or file copied to `tokenizer/` unless that exists.
@@ -176,7 +176,9 @@ def claim(
     for path, mine in ((directory.config, config_to_json(config)), (directory.run, dict(run))):
         if path.exists():
             theirs = json.loads(path.read_text(encoding="utf-8"))
-            if path == directory.run:
+            if path == directory.config:  # fields that are new since then get their defaults
+                theirs = config_to_json(config_from_json(theirs))
+            else:
                 theirs = _completed(theirs, run_defaults or {})
             differing = differences(theirs, mine)
             if differing:

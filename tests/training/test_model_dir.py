@@ -78,6 +78,19 @@ def test_a_field_that_is_new_and_at_its_default_does_not_make_another_run(tmp_pa
     assert json.loads(directory.run.read_text())["objectives"]["a"]["new"] == 0.0
 
 
+def test_a_configuration_without_newer_fields_is_read_with_their_defaults(tmp_path):
+    directory = ModelDir(tmp_path / "model")
+    claim(directory, tiny_config(), RUN, "", None)
+    whole = json.loads(directory.config.read_text())
+    older = json.loads(directory.config.read_text())
+    del older["loss_chunk"], older["encoder"]["rotary_base"]
+    directory.config.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"config.json differs in loss_chunk: 128, now 64\."):
+        claim(directory, tiny_config(loss_chunk=64), RUN, "", None)
+    claim(directory, tiny_config(), RUN, "", None)
+    assert json.loads(directory.config.read_text()) == whole
+
+
 def test_a_directory_that_cannot_be_made_says_which_setting(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to MODEL_DIR"):
