@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 DTYPES = ("float32", "bfloat16", "float16")  # of activations
 
@@ -105,7 +106,7 @@ class ModelConfig:
     matching_head: bool = False
     pooling: Literal["first", "mean"] = "first"
     dropout: float = 0.1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
     loss_chunk: int = 128
@@ -125,8 +126,8 @@ def _check_sizes(config: Any, names: Sequence[str]) -> None:
             raise ValueError(f"{name} has to be 1 or more, found {value}")
 
 
-def _dtype_name(dtype: Any) -> str | None:
-    """Its name, or None where it is no dtype; None itself would be NumPy's float64."""
+def _dtype_name(dtype: DTypeLike) -> str | None:
+    """Its name, or None where it is no dtype."""
     try:
         return jnp.dtype(dtype).name
     except TypeError:
@@ -151,7 +152,7 @@ def t5(
     matching_head: bool = False,
     pooling: Literal["first", "mean"] = "first",
     dropout: float = 0.1,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: Literal["none", "dots", "full"] = "none",
     scan_layers: bool = True,
     loss_chunk: int = 128,

@@ -29,7 +29,7 @@ def test_query_heads_share_key_value_heads_evenly():
     [
         *(("vocab_size", 0), ("embed_dim", -1), ("loss_chunk", 0)),
         *(("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan"))),
-        *(("dtype", "bfloat17"), ("dtype", "int32"), ("dtype", jnp.int8), ("dtype", None)),
+        *(("dtype", "bfloat17"), ("dtype", "int32"), ("dtype", jnp.int8), ("dtype", float)),
     ],
 )
 def test_a_wrong_setting_of_the_model_is_named(name, value):
