@@ -49,6 +49,7 @@ def summary():
         "corpus": {"python": "cpython 3.11.7", "modules": 666, "functions": 15640},
         "model": {"parameters": 2181507},
         "seconds": {"read": 9.0, "stage1": 150.0, "total": 159.0},
+        "seconds_partial": [],
         "peak_memory_gb": 2.5,
         "machine": {"cpus": 2},
     }
@@ -64,6 +65,17 @@ def test_the_page_shows_every_figure(summary):
     assert "smoke test" not in html
     smoke = quickstart_report.make_report({**summary, "smoke": True}, stages, {}, {})
     assert "smoke test" in render(smoke)
+
+
+def test_times_that_are_not_wholly_known_are_lower_bounds(summary):
+    whole = render(quickstart_report.make_report(summary, {}, {}, {}))
+    assert "t least" not in whole
+    killed = {**summary, "seconds_partial": ["stage1"]}
+    html = render(quickstart_report.make_report(killed, {}, {}, {}))
+    assert html.count("at least 2.6 min") == 2, "in the first lines and on a tile"
+    assert "stage1, at least" in html
+    assert "read, at least" not in html
+    assert "At least: the part was killed once" in html
 
 
 def test_charts_have_train_first_and_leave_out_gaps():
