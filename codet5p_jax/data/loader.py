@@ -4,7 +4,13 @@ A batch is a pure function of (mixture, objectives, batch_size, seed, step): it 
 the number of hosts or workers, and there is no state to save but the step. Imports no TensorFlow.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +22,7 @@ from codet5p_jax.data.tokens import SpecialTokens
 Batch = dict[str, dict[str, np.ndarray]]  # objective -> array name -> [rows, ...]
 
 _PREFETCHED = 2  # batches ready ahead of the step, for each worker
+_ENDINGS = (signal.SIGTERM, signal.SIGINT)  # may come to a whole process group
 
 
 class DataError(ValueError):
@@ -104,7 +111,8 @@ class Loader:
         """The batches of `start_step`, `start_step + 1`, … without end, made ahead of their use.
 
         With `num_workers`, worker w makes every num_workers-th batch, and a script needs the usual
-        `if __name__ == "__main__":`. Closing the iterator ends the workers.
+        `if __name__ == "__main__":`. Closing the iterator ends the workers, and so does the end of
+        this process; SIGTERM and SIGINT do not, so that it can make its last save.
         """
         # Grain brings JAX and Orbax along; reading a cache (`inspect`, `search`) needs neither.
         import grain
@@ -117,9 +125,13 @@ class Loader:
             if not flags.FLAGS.is_parsed():  # Grain 0.2.18 asks absl, which we do not use
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._num_workers, _PREFETCHED)
-            batches = batches.mp_prefetch(options)
+            batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
         iterator = iter(batches)
         try:
+            if self._num_workers:
+                with _endings_blocked():  # workers start here, and inherit it
+                    first = next(iterator)
+                yield first
             yield from iterator
         finally:
             iterator.close()
@@ -212,6 +224,33 @@ class Loader:
         while counts(batches * rows, rates)[number] > size:
             batches -= 1
         return batches
+
+
+@contextmanager
+def _endings_blocked() -> Iterator[None]:
+    """In this thread, and in the processes and threads that it starts."""
+    resource_tracker.ensure_running()  # else it starts with the first process, and unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(index: int, number: int) -> None:
+    """What a worker process does first, once it has imported everything."""
+    del index, number
+    for ending in _ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Grain ends its workers, unless the process that started them is killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _rows(mixture: CachedMixture, batch_size: int) -> dict[str, int]:

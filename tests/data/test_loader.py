@@ -1,5 +1,6 @@
 """Batches are a pure function of seed and step, on any number of hosts and workers."""
 
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -171,6 +172,76 @@ def test_workers_make_the_same_batches_in_order(mixture):
     for step, batch in zip(range(3, 8), batches, strict=False):
         assert_equal(batch, loader.batch_at(step))
     batches.close()
+
+
+WORKERS = """
+import os
+import signal
+import sys
+
+from codet5p_jax.data.cache import open_mixture
+from codet5p_jax.data.loader import Loader
+from tests.data.tiny import TinyObjective
+
+
+class Signalling(TinyObjective):
+    def features(self, example, rng, special):
+        if os.getpid() != reader:
+            os.killpg(0, signal.SIGTERM)
+        return super().features(example, rng, special)
+
+
+reader, arrived = os.getpid(), []
+signal.signal(signal.SIGTERM, lambda *_: arrived.append(1))
+mixture = open_mixture(sys.argv[1], "mix", "train")
+loader = Loader(mixture, {"tiny": OBJECTIVE()}, 4, 0, num_workers=2)
+batches = loader.iterate(0)
+for _ in range(6):
+    next(batches)
+"""
+
+
+def with_workers(cache_dir, objective, then):
+    """A process group that reads six batches with two workers and goes on with `then`.
+
+    It has ended, with all its workers, when its output has.
+    """
+    make_mixture(cache_dir, {"a": ("tiny", 1.0, 8)})
+    return subprocess.run(
+        [sys.executable, "-c", WORKERS.replace("OBJECTIVE", objective) + then, str(cache_dir)],
+        start_new_session=True, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_workers_outlive_a_signal_to_the_process_group(tmp_path):
+    done = with_workers(tmp_path, "Signalling", "batches.close()\nassert arrived\n")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_workers_ignore_signals_from_their_start(tmp_path):
+    then = """
+from multiprocessing import active_children
+from pathlib import Path
+
+for worker in active_children():
+    status = dict(
+        line.split(":\\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        bit = 1 << (number - 1)
+        print(bool(int(status["SigBlk"], 16) & bit), bool(int(status["SigIgn"], 16) & bit))
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+batches.close()
+"""
+    done = with_workers(tmp_path, "TinyObjective", then)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Blocked: inherited from the reader, for as long as they import; ignored: ever after.
+    assert done.stdout == 4 * "True True\n"
+
+
+def test_workers_end_with_a_reader_that_is_killed(tmp_path):
+    done = with_workers(tmp_path, "TinyObjective", "os.kill(reader, signal.SIGKILL)\n")
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_materialised_epochs_are_read_in_turn(tmp_path):

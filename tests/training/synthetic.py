@@ -1,8 +1,9 @@
 """A tiny cache of made-up examples, a tiny model, and `train` on them; also run as a script.
 
-    python -m tests.training.synthetic CACHE_DIR MODEL_DIR KILL_AT_STEP KILL_IN_SAVE TERMINATE_AT
+    python -m tests.training.synthetic CACHE_DIR MODEL_DIR KILL_AT_STEP KILL_IN_SAVE TERMINATE_AT \\
+        WORKERS
 
-Zeros interrupt nothing.
+Zeros interrupt nothing. With workers, SIGTERM goes to the whole process group.
 """
 
 import os
@@ -97,15 +98,15 @@ def run(cache_dir: str | Path, model_dir: str | Path, **changes: Any) -> TrainRe
 
 
 class Interrupting(PlainProgress):
-    """Sends this process a signal once the metrics of a step have come in."""
+    """Sends this process, or its group, a signal once the metrics of a step have come in."""
 
-    def __init__(self, step: int, number: int):
+    def __init__(self, step: int, number: int, group: bool = False):
         super().__init__()
-        self._at, self._signal = step, number
+        self._at, self._signal, self._group = step, number, group
 
     def advance(self, step, values):
         if step == self._at:
-            os.kill(os.getpid(), self._signal)
+            (os.killpg if self._group else os.kill)(os.getpid(), self._signal)
 
 
 def kill_during_save(number: int) -> None:
@@ -120,12 +121,14 @@ def kill_during_save(number: int) -> None:
     Checkpoints.save = save_and_die
 
 
-def main(cache_dir: str, model_dir: str, kill_at: int, save: int, terminate_at: int) -> None:
-    changes: dict[str, Any] = {}
+def main(
+    cache_dir: str, model_dir: str, kill_at: int, save: int, terminate_at: int, workers: int
+) -> None:
+    changes: dict[str, Any] = {"num_workers": workers}
     if kill_at:
         changes["progress"] = Interrupting(kill_at, signal.SIGKILL)
     if terminate_at:
-        changes["progress"] = Interrupting(terminate_at, signal.SIGTERM)
+        changes["progress"] = Interrupting(terminate_at, signal.SIGTERM, group=workers > 0)
     if save:
         kill_during_save(save)
     result = run(cache_dir, model_dir, **changes)

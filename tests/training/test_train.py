@@ -37,8 +37,8 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def start(workplace, name, *, kill_at=0, save=0, terminate_at=0):
-    """One process of a run on one device; programs are compiled once for all processes."""
+def start(workplace, name, *, kill_at=0, save=0, terminate_at=0, workers=0):
+    """A process group with a run on one device; programs are compiled once for all processes."""
     env = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
@@ -47,10 +47,11 @@ def start(workplace, name, *, kill_at=0, save=0, terminate_at=0):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, "-m", "tests.training.synthetic", str(workplace / "cache")]
-    numbers = [str(n) for n in (kill_at, save, terminate_at)]
+    numbers = [str(n) for n in (kill_at, save, terminate_at, workers)]
     return subprocess.run(
         [*command, str(workplace / name), *numbers],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=env, start_new_session=True, capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
 
 
@@ -130,15 +131,17 @@ def test_killed_at_several_moments_it_ends_in_the_same_bits(workplace, whole):
     assert_same_run(directory, whole[0])
 
 
-def test_sigterm_saves_and_exits_with_0(workplace, whole):
-    done = start(workplace, "terminated", terminate_at=5)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_exits_with_0(workplace, whole, workers):
+    name = f"terminated{workers}"
+    done = start(workplace, name, terminate_at=5, workers=workers)
     assert done.returncode == 0, done.stderr
     assert "stopped by SIGTERM" in done.stdout
     assert "interrupted" in done.stdout
-    newest = saved_steps(ModelDir(workplace / "terminated").checkpoints)[-1]
+    newest = saved_steps(ModelDir(workplace / name).checkpoints)[-1]
     assert 5 <= newest < 12
-    assert start(workplace, "terminated").returncode == 0
-    assert_same_run(workplace / "terminated", whole[0])
+    assert start(workplace, name, workers=workers).returncode == 0
+    assert_same_run(workplace / name, whole[0])
 
 
 def test_a_truncated_newest_checkpoint_costs_the_steps_since_the_one_before(workplace, whole):
