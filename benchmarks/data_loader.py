@@ -19,7 +19,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Grain imports JAX; an accelerat
 
 import numpy as np
 
-from codet5p_jax.data.cache import CachedMixture, CacheWriter, open_mixture, write_mixture
+from codet5p_jax.data.cache import CachedMixture, open_mixture
+from codet5p_jax.data.cache_writer import CacheWriter, write_mixture
 from codet5p_jax.data.loader import Batch, Loader
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.objectives import OBJECTIVES

@@ -26,7 +26,8 @@ from rich.progress import (
 from rich.text import Text
 
 from codet5p_jax.data import cache, fingerprint, seqio_tasks
-from codet5p_jax.data.cache import CacheError, CacheWriter, Manifest
+from codet5p_jax.data.cache import CacheError, Manifest
+from codet5p_jax.data.cache_writer import CacheWriter, share_examples, write_mixture
 from codet5p_jax.data.seqio_tasks import seqio  # imported quietly there
 
 _SHOW_EVERY = 0.2  # seconds between updates of the progress bar
@@ -199,7 +200,7 @@ def _reuse(
             held = cache.read_manifest(cache_dir, holder, split)
             if held is not None and held.examples_in is None and held.fingerprint == parts:
                 cache.open_task(cache_dir, holder, split)
-                return "shared", cache.share_examples(cache_dir, held, task)
+                return "shared", share_examples(cache_dir, held, task)
     return "written", None
 
 
@@ -208,7 +209,7 @@ def _write_mixture(
 ) -> None:
     vocabulary = seqio_tasks.vocabulary_of(tasks[0])
     rate_of = provider.get_rate if isinstance(provider, seqio.Mixture) else lambda _: 1
-    cache.write_mixture(
+    write_mixture(
         cache_dir,
         provider.name,
         [(t.name, seqio_tasks.objective_of(t), float(rate_of(t))) for t in tasks],

@@ -20,13 +20,12 @@ from hypothesis.extra import numpy as hnp
 from codet5p_jax.data import fingerprint
 from codet5p_jax.data.cache import (
     CacheError,
-    CacheWriter,
     Layout,
     open_mixture,
     open_task,
     read_manifest,
-    share_examples,
 )
+from codet5p_jax.data.cache_writer import CacheWriter, share_examples
 from tests.data.tiny import SPECIAL, make_mixture, write_task
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=5)
@@ -204,7 +203,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_complete(tmp_path):
 import sys, time
 sys.path.insert(0, ".")
 import numpy as np
-from codet5p_jax.data.cache import CacheWriter
+from codet5p_jax.data.cache_writer import CacheWriter
 with CacheWriter({str(tmp_path)!r}, "t", "train", {{}}, shard_bytes=1000) as writer:
     for i in range(10**9):
         writer.write({{"tokens": np.arange(100, dtype=np.int32)}})

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codet5p_jax.data.cache import CachedMixture, CacheWriter, open_mixture, write_mixture
+from codet5p_jax.data.cache import CachedMixture, open_mixture
+from codet5p_jax.data.cache_writer import CacheWriter, write_mixture
 from codet5p_jax.data.tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(pad=0, bos=1, eos=2, unk=3, sentinels=(99, 98), decoder_start=0)

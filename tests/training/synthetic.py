@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from codet5p_jax.data.cache import CacheWriter, write_mixture
+from codet5p_jax.data.cache_writer import CacheWriter, write_mixture
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.models import ModelConfig, t5
 from codet5p_jax.objectives import DecoderCLM, SpanDenoising, TextCodePairs
