@@ -210,6 +210,7 @@ def load_params(
 
     Raises:
       FileNotFoundError: no model directory, or no checkpoint in it.
+      OSError: the checkpoint is damaged, see `checkpoint_path`.
     """
     directory = ModelDir(Path(model_dir))
     config = load_config(directory.root)
@@ -226,9 +227,15 @@ def load_params(
 
 
 def checkpoint_path(path: Path, step: int | None = None) -> Path:
-    """The folder of one checkpoint, given a model directory or such a folder."""
+    """The folder of one checkpoint, given a model directory or such a folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError: one of its files is missing or truncated. No older checkpoint is taken instead: only
+        a run that goes on makes up for what lies between.
+    """
     if path.name.isdigit() and _is_checkpoint(path):
-        return path.resolve()
+        return _complete(path.resolve())
     folder = ModelDir(path).checkpoints
     steps = saved_steps(folder)
     if not steps or (step is not None and step not in steps):
@@ -236,12 +243,16 @@ def checkpoint_path(path: Path, step: int | None = None) -> Path:
             f"no checkpoint{'' if step is None else f' of step {step}'} in {path}: expected "
             f"{folder}/<step>, found steps {steps}"
         )
-    return (folder / str(steps[-1] if step is None else step)).resolve()
+    return _complete((folder / str(steps[-1] if step is None else step)).resolve())
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of a checkpoint by path."""
-    arrays = _load(path, {"meta": None})["meta"]["arrays"]
+    """Shapes of the parameters of a checkpoint by path.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    arrays = _read(path, {"meta": None})["meta"]["arrays"]
     params = {name: shape for name, shape in arrays.items() if name.startswith("params/")}
     return {name.removeprefix("params/"): tuple(shape) for name, shape in params.items()}
 
@@ -253,13 +264,16 @@ def read_params(
 
     They are the moving average where the run kept one. With `pad`, arrays that are smaller on disk
     end in zeros.
+
+    Raises:
+      OSError: the checkpoint cannot be read.
     """
     tree = _nested(wanted)
-    arrays = _load(path, {"meta": None})["meta"]["arrays"]
+    arrays = _read(path, {"meta": None})["meta"]["arrays"]
     if any(name.startswith("training/ema/") for name in arrays):
-        found = _load(path, {"training": {"ema": tree}}, partial=True, pad=pad)
+        found = _read(path, {"training": {"ema": tree}}, partial=True, pad=pad)
         return found["training"]["ema"]
-    return _load(path, {"params": tree}, partial=True, pad=pad)["params"]
+    return _read(path, {"params": tree}, partial=True, pad=pad)["params"]
 
 
 class _Mismatch(ValueError):
@@ -290,6 +304,38 @@ def _context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
 def _load(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
     with _context(**options):
         return ocp.load_checkpointables(str(path), dict(wanted))
+
+
+def _read(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
+    """As `_load`, with one line for an error of Orbax's."""
+    try:
+        return _load(path, wanted, **options)
+    except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
+        if _is_no_damage(e):
+            raise
+        raise _unreadable(path, e) from e
+
+
+def _complete(path: Path) -> Path:
+    """A checkpoint that has all its files, with all their bytes."""
+    try:
+        _check_sizes(path)
+    except (OSError, ValueError) as e:
+        if _is_no_damage(e):
+            raise
+        raise _unreadable(path, e) from None
+    return path
+
+
+def _unreadable(path: Path, error: BaseException) -> OSError:
+    while error.__cause__ is not None:  # Orbax wraps what went wrong into a list of its handlers
+        error = error.__cause__
+    others = [step for step in saved_steps(path.parent) if str(step) != path.name]
+    older = f", or move it away to take the newest of steps {others}" if others else ""
+    return OSError(
+        f"checkpoint {path} cannot be read ({_first_line(error)}); nothing was changed. Copy it "
+        f"again from where it was written{older}"
+    )
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:
@@ -349,7 +395,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """Of a long line both ends: what was tried, and what the system said."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= 240 else f"{line[:100]} … {line[-120:]}"

@@ -61,6 +61,7 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
 
     Raises:
       FileNotFoundError: there is no checkpoint.
+      OSError: it is damaged.
       ValueError: names that match nothing (with the nearest ones), shapes or tokenizers that
         differ.
     """

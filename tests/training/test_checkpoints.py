@@ -172,10 +172,9 @@ def test_a_save_that_fails_says_where(run, state):
         saver.save(state, 8, {})
 
 
-@pytest.mark.parametrize("ema", [False, True])
-def test_weights_for_inference(tmp_path, ema):
+def save_model(directory, *steps, ema=False):
+    """A model directory of `tiny_config`; returns (configuration, weights, their average)."""
     config = tiny_config()
-    directory = ModelDir(tmp_path / "model")
     directory.tokenizer.mkdir(parents=True)
     directory.config.write_text(json.dumps(config_to_json(config)))
     params = jax.tree.map(
@@ -184,9 +183,16 @@ def test_weights_for_inference(tmp_path, ema):
     average = jax.tree.map(lambda x: x + 1, params) if ema else None
     zero = jnp.zeros((), jnp.int32)
     saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
-    saver.save(TrainState(zero, params, (), {}, average, zero, zero), 7, {"step": 7})
+    for step in steps:
+        saver.save(TrainState(zero, params, (), {}, average, zero, zero), step, {"step": step})
     saver.close()
+    return config, params, average
 
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_weights_for_inference(tmp_path, ema):
+    directory = ModelDir(tmp_path / "model")
+    config, params, average = save_model(directory, 7, ema=ema)
     loaded, found, tokenizer = load_params(directory.root)
     assert found == config
     assert tokenizer == directory.tokenizer
@@ -194,6 +200,41 @@ def test_weights_for_inference(tmp_path, ema):
     assert {n for n, _ in flatten(loaded)} == {n for n, _ in flatten(CodeT5p(config).specs)}
     with pytest.raises(FileNotFoundError, match=r"of step 3 .* found steps \[7\]"):
         load_params(directory.root, step=3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sealed"), [(truncate, True), (lose_files, True), (garble, True), (garble, False)]
+)
+def test_weights_of_a_damaged_checkpoint_are_refused_in_a_line(tmp_path, damage, sealed):
+    directory = ModelDir(tmp_path)
+    save_model(directory, 5, 7)
+    damaged = directory.checkpoints / "7"
+    damage(damaged)
+    if not sealed:  # killed just before
+        (damaged / "sizes.json").unlink()
+    with pytest.raises(OSError, match="cannot be read") as error:
+        load_params(directory.root)
+    text = str(error.value)
+    assert text.startswith(f"checkpoint {damaged} cannot be read (")
+    assert text.endswith(
+        "Copy it again from where it was written, or move it away to take the newest of steps [5]"
+    )
+    assert "\n" not in text
+    assert "handler" not in text
+    assert len(text) < 600
+    assert saved_steps(directory.checkpoints) == [5, 7]
+    load_params(directory.root, step=5)
+
+
+def test_bytes_found_and_expected_are_named(tmp_path):
+    directory = ModelDir(tmp_path)
+    save_model(directory, 7)
+    file = next((directory.checkpoints / "7" / "params" / "d").iterdir())
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(OSError, match=rf"\(params/d/\w+ has 100 of {size:,} bytes\)") as error:
+        load_params(directory.root)
+    assert "move it away" not in str(error.value), "there is no other"
 
 
 def test_another_optimizer_is_an_error(run):

@@ -101,6 +101,16 @@ def test_no_checkpoint_to_start_from(tmp_path):
         plan_init(InitFrom(str(tmp_path)), SPECS)
 
 
+@pytest.mark.parametrize("folder", ["", "checkpoints/4"])
+def test_a_truncated_checkpoint_to_start_from(run, folder):
+    file = next((run.checkpoints / "4" / "params" / "d").iterdir())
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:100])
+    expected = rf"checkpoint .*/4 cannot be read \(params/d/\w+ has 100 of {size} bytes\).*\[2\]$"
+    with pytest.raises(OSError, match=expected):
+        plan_init(InitFrom(str(run.root / folder)), SPECS)
+
+
 def drawn(config, seed):
     return init_params(CodeT5p(config).specs, jax.random.key(seed))
 
