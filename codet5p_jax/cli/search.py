@@ -6,6 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codet5p_jax.cli.arguments import positive
+
 if TYPE_CHECKING:
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.encoder import PairEncoder
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("quickstart_run/stage2"),
         help="model directory with a search index (default: %(default)s)",
     )
-    parser.add_argument("--k", type=int, default=5, help="answers (default: %(default)s)")
+    parser.add_argument("--k", type=positive, default=5, help="answers (default: %(default)s)")
     parser.add_argument(
         "--mode",
         choices=("fused", "embedding", "bm25"),
@@ -37,14 +39,19 @@ def run(args: argparse.Namespace) -> int:
     """Prints the answers; returns the exit code."""
     from codet5p_jax.evaluation import search
 
-    if args.k < 1:
-        raise ValueError(f"--k must be 1 or more, not {args.k}")
     if not args.model_dir.is_dir():
         raise FileNotFoundError(
             f"no model directory at {args.model_dir}; pass --model_dir, or make one with "
             "`codet5p quickstart`"
         )
     index = search.load(args.model_dir)
+    if args.rerank and not index.rerank_weight:
+        print(
+            "the matching head of this model did not order functions better than the embedding on "
+            "validation modules; --rerank changes nothing",
+            file=sys.stderr,
+        )
+        args.rerank = False
     encoder, tokenizer = None, None
     if args.mode != "bm25" or args.rerank:
         encoder, tokenizer = _load_model(args.model_dir, index, args.rerank)

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from codet5p_jax.cli import data_options, gin_flags
+from codet5p_jax.cli.arguments import positive
 from codet5p_jax.cli.errors import ConfigError
 from codet5p_jax.cli.prepare import ensure_prepared
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num_devices",
-        type=int,
+        type=positive,
         help="devices that --dry_run reckons with (default: those of this machine)",
     )
     data_options.add_arguments(parser)
@@ -45,7 +46,10 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         from codet5p_jax.cli.dry_run import dry_run
 
-        print(dry_run(config, args))
+        try:
+            print(dry_run(config, args))
+        except ValueError as error:  # all that it looks at is the configuration
+            raise ConfigError(str(error)) from error
         return
     arguments = config.arguments
     ensure_prepared(

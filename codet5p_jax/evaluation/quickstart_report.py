@@ -94,7 +94,10 @@ def _figures(summary: Mapping[str, Any]) -> list[Figure]:
             f"{retrieval['mrr']:.3f}", "MRR by embedding", f"chance {retrieval['mrr_chance']:.4f}"
         ),
         Figure(
-            f"{retrieval['mrr_reranked']:.3f}", "MRR reranked", f"the first {retrieval['reranked']}"
+            f"{retrieval['mrr_reranked']:.3f}",
+            "MRR reranked",
+            f"the first {retrieval['reranked']}; weight of the matching head "
+            f"{retrieval['rerank_weight']:.2f}",
         ),
         Figure(f"{retrieval['mrr_bm25']:.3f}", "MRR of BM25", f"on the same {number} functions"),
         Figure(

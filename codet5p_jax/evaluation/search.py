@@ -83,12 +83,14 @@ def search(
       query: what the function should do, in words.
       k: answers at most.
       mode: "embedding", "bm25", or "fused".
-      rerank: let the matching head order the first 32 of that mode.
+      rerank: let the matching head order the first 32 of that mode: its log-odds, weighted, are
+        added to the cosines. An index whose `rerank_weight` is 0 keeps the order of the mode.
       encoder, tokenize: the model; needed unless the mode is "bm25" without reranking.
     """
     if not query.strip():
         raise ValueError("the query is empty; say in words what the function should do")
     lexical = index.words.scores(query)[None]
+    rerank = rerank and index.rerank_weight > 0
     if mode == "bm25" and not rerank:
         return _hits(index, lexical, k)
     if encoder is None or tokenize is None:
@@ -103,8 +105,15 @@ def search(
         best = retrieval.top(scores, RERANKED)
         codes = [tokenize(index.documents[column].code) for column in best[0]]
         pairs = np.stack([np.zeros(len(codes), np.int64), np.arange(len(codes))], axis=1)
-        logits = encoder.match([text], codes, pairs)[None]
-        scores = retrieval.rerank(cosines, best, logits, encoder.temperature, index.rerank_weight)
+        logits = encoder.match([text], codes, pairs).astype(np.float64)
+        log_odds = logits[:, 1] - logits[:, 0]
+        cosines[0, best] += encoder.temperature * index.rerank_weight * log_odds
+        if mode == "fused":
+            judged = retrieval.fuse(cosines, lexical, index.fusion_weight)
+        else:
+            judged = cosines
+        scores = np.full_like(judged, -np.inf)
+        scores[0, best] = judged[0, best]
         k = min(k, RERANKED)
     return _hits(index, scores, k)
 

@@ -94,13 +94,15 @@ def test_mistakes_are_one_line(model_dir, tmp_path, capsys):
     cases = [
         (["--model_dir", str(tmp_path / "nowhere")], "codet5p quickstart"),
         (["--model_dir", str(tmp_path)], "no search index"),
-        (["--model_dir", str(model_dir), "--k", "0"], "--k must be 1 or more"),
     ]
     for options, message in cases:
         assert main(["search", "x", *options]) == 1
         err = capsys.readouterr().err
         assert message in err
         assert len(err.splitlines()) == 1
+    with pytest.raises(SystemExit, match="2"):  # wrong usage
+        main(["search", "x", "--model_dir", str(model_dir), "--k", "0"])
+    assert "argument --k: expected an integer of 1 or more, got '0'" in capsys.readouterr().err
 
 
 def test_imports_nothing_heavy(model_dir):

@@ -107,5 +107,5 @@ def test_dry_run_needs_no_data(folder: Path):
     assert "configs.t5.d_model = 16" in done.stdout
     assert not (folder / "nowhere").exists()
     wrong = codet5p(folder, "train", "--dry_run", "--num_devices=3", *flags("nowhere"))
-    assert wrong.returncode == 1
+    assert wrong.returncode == 3
     assert "3 ways" in wrong.stderr

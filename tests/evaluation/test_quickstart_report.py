@@ -36,6 +36,7 @@ def summary():
             "mrr_bm25": 0.4312,
             "mrr_fused": 0.4712,
             "fusion_weight": 0.45,
+            "rerank_weight": 0.25,
             "reranked": 32,
             "systems": dict.fromkeys(quickstart_report.SYSTEMS, figures),
         },

@@ -68,6 +68,28 @@ def test_every_mode_ranks_all_functions(index, encoder, tokenize, mode, rerank):
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("mode", ["embedding", "fused", "bm25"])
+def test_a_matching_head_without_weight_changes_nothing(index, encoder, tokenize, mode):
+    untrusted = dataclasses.replace(index, rerank_weight=0.0)
+    ask = {"mode": mode, "encoder": encoder, "tokenize": tokenize}
+    reranked = search.search(untrusted, "open a file", rerank=True, **ask)
+    assert reranked == search.search(untrusted, "open a file", **ask)
+
+
+def test_reranking_a_fused_list_keeps_what_the_words_say(index, encoder, tokenize):
+    """All weight on the words: the matching head has no say; on the embedding: it decides."""
+    ask = {"mode": "fused", "rerank": True, "encoder": encoder, "tokenize": tokenize}
+
+    def names(weight):
+        one_sided = dataclasses.replace(index, fusion_weight=weight)
+        return [hit.document.name for hit in search.search(one_sided, "open a path", **ask)]
+
+    words = search.search(index, "open a path", mode="bm25")
+    by_head = search.search(index, "open a path", **{**ask, "mode": "embedding"})
+    assert names(0.0) == [hit.document.name for hit in words]
+    assert names(1.0) == [hit.document.name for hit in by_head]
+
+
 def test_fused_with_all_weight_on_one_side_is_that_side(index, encoder, tokenize):
     def names(index, mode):
         hits = search.search(index, "open a path", mode=mode, encoder=encoder, tokenize=tokenize)
