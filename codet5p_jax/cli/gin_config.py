@@ -8,7 +8,7 @@ import argparse
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +72,14 @@ def load(
     """
     files, bindings, search_paths = list(files), list(bindings), list(search_paths)
     statements = gin_static.read(files, bindings, search_paths)
+    idle = _idle_macros(statements, root)
     missing = _wanted_macros(statements).keys() - statements.macros.keys()
-    fillers = [f"{name}={value!r}" for name, value in (placeholders or {}).items()]
-    fillers = [text for text in fillers if text.partition("=")[0] in missing]
+    values = {**dict.fromkeys(idle), **(placeholders or {})}
+    fillers = [f"{name}={value!r}" for name, value in values.items() if name in missing]
     if fillers:
         bindings = [*fillers, *bindings]
         statements = gin_static.read(files, bindings, search_paths)
-    unused = check(statements, root)
+    unused = check(statements, root, idle)
     _parse(statements, files, bindings, search_paths)
     arguments = _build(root, statements)
     macros = {
@@ -89,15 +90,23 @@ def load(
     return Config(arguments, macros, _operative_text(root), unused)
 
 
-def check(statements: Statements, root: Callable[..., Any]) -> tuple[str, ...]:
+def check(
+    statements: Statements, root: Callable[..., Any], idle: Collection[str] = ()
+) -> tuple[str, ...]:
     """Checks macros, types and required values; returns the names of unused bindings of files.
+
+    Args:
+      statements: of all files and the command line.
+      root: the function that is configured.
+      idle: macros whose values do not matter.
 
     Raises:
       ConfigError: at the first mistake. A command-line binding without effect is one.
     """
     _check_macros(statements)
     for binding in statements.bindings.values():
-        _check_type(binding, statements.macros)
+        if not any(macro in idle for macro in _macros_in(binding.value, statements.macros)):
+            _check_type(binding, statements.macros)
     used = _reach(statements, root, "", frozenset(), set())
     unused = [b for key, b in statements.bindings.items() if key not in used]
     for binding in unused:
@@ -106,6 +115,31 @@ def check(statements: Statements, root: Callable[..., Any]) -> tuple[str, ...]:
                 f"command line: {binding.name} has no effect: nothing that this run builds uses it"
             )
     return tuple(binding.name for binding in unused)
+
+
+def _idle_macros(statements: Statements, root: Callable[..., Any]) -> set[str]:
+    """Macros that nothing defines and only bindings that this run has no use for refer to.
+
+    `train.init_from = None` leaves `InitFrom.path = %INITIAL_CHECKPOINT_PATH` of a file unused.
+    """
+    missing = _wanted_macros(statements).keys() - statements.macros.keys() - {REQUIRED}
+    if not missing:
+        return set()
+    used = _reach(statements, root, "", frozenset(), set())
+    values = [statements.bindings[key].value for key in used]
+    return missing.difference(*(_macros_in(value, statements.macros) for value in values))
+
+
+def _macros_in(value: Any, macros: Mapping[str, Binding]) -> set[str]:
+    """Macros that a value refers to, also through other macros."""
+    found: set[str] = set()
+    pending = [value]
+    while pending:
+        for ref in gin_static.references(pending.pop()):
+            if isinstance(ref, Macro) and ref.name not in found:
+                found.add(ref.name)
+                pending += [macros[ref.name].value] if ref.name in macros else []
+    return found
 
 
 def _wanted_macros(statements: Statements) -> dict[str, Binding]:
@@ -217,7 +251,8 @@ def _reach(
 def _expand(value: Any, macros: Mapping[str, Binding]) -> Iterable[Reference]:
     for ref in gin_static.references(value):
         if isinstance(ref, Macro):
-            yield from _expand(macros[ref.name].value, macros)
+            if ref.name in macros:
+                yield from _expand(macros[ref.name].value, macros)
         else:
             yield ref
 

@@ -159,6 +159,21 @@ def test_t5x_speaks_of_task_feature_lengths():
         load("runs/finetune_seq2seq.gin", bindings=("TASK_FEATURE_LENGTHS=64",))
 
 
+@pytest.mark.parametrize("file", ["finetune_seq2seq", "stage2_220m", "quickstart_stage2"])
+def test_a_run_from_nothing_needs_no_initial_checkpoint(file):
+    """As the head of finetune_seq2seq.gin says; a macro that a run does need is still missed."""
+    needed = ["MODEL_DIR='run'", "CACHE_DIR='cache'", "train.train.init_from=None"]
+    if file == "finetune_seq2seq":
+        needed.append("MIXTURE_OR_TASK_NAME='my_task'")
+    config = gin_config.load(train, [f"runs/{file}.gin"], needed)
+    assert config.arguments["init_from"] is None
+    assert "checkpoints.InitFrom.path" in config.unused
+    with pytest.raises(ConfigError, match="%INITIAL_CHECKPOINT_PATH, which nothing defines"):
+        gin_config.load(train, [f"runs/{file}.gin"], [b for b in needed if "init_from" not in b])
+    with pytest.raises(ConfigError, match="%CACHE_DIR, which nothing defines"):
+        gin_config.load(train, [f"runs/{file}.gin"], [b for b in needed if "CACHE" not in b])
+
+
 def test_example_of_the_documentation(tmp_path):
     """The gin file in docs/configuration.md does what the text says."""
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
