@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -186,12 +187,28 @@ class InitFrom:
         are initialised. Stage 2 from stage 1: `("projection/.*", "log_temperature",
         "matching_head/.*")`. Rows of tokens that were added need no pattern.
       unused: patterns of (renamed) parameters of the checkpoint that may be left behind.
+
+    Raises:
+      ValueError: a pattern is no regular expression, or a replacement does not fit it.
     """
 
     path: str
     rename: tuple[tuple[str, str], ...] = ()
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rules = [("rename", pattern, replacement) for pattern, replacement in self.rename]
+        rules += [("new", pattern, "") for pattern in self.new]
+        rules += [("unused", pattern, "") for pattern in self.unused]
+        for name, pattern, replacement in rules:
+            try:
+                re.sub(pattern, replacement, "")
+            except re.error as error:
+                raise ValueError(
+                    f"InitFrom.{name}: {pattern!r} with replacement {replacement!r} is no regular "
+                    f"expression that fits: {error}"
+                ) from error
 
 
 def load_params(

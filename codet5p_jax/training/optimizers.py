@@ -50,6 +50,9 @@ class AdamW:
     eps: float = 1e-8
     clip_norm: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
         """The update rule for parameters declared by `specs`."""
         return optax.chain(
@@ -81,6 +84,9 @@ class Adafactor:
     min_size_to_factor: int = 128
     clip_norm: float | None = None
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
         """The update rule for parameters declared by `specs`."""
         return optax.chain(
@@ -106,6 +112,9 @@ class RmsScaledAdamW:
     eps: float = 1e-6
     min_scale: float = 1e-3
     clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
         """The update rule for parameters declared by `specs`."""
@@ -134,6 +143,9 @@ class Muon:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
         """The update rule for parameters declared by `specs`."""
@@ -178,6 +190,17 @@ class WithRates:
     optimizer: Optimizer
     rates: tuple[tuple[str, float], ...]
 
+    def __post_init__(self) -> None:
+        if not self.rates:
+            raise ValueError(
+                "rates has to name at least one parameter; without, leave WithRates out"
+            )
+        for pattern, factor in self.rates:
+            if not 0 <= factor < float("inf"):
+                raise ValueError(
+                    f"rates: {pattern!r} has to have a factor of 0 or more, not {factor}"
+                )
+
     def make(self, schedule: LearningRate, specs: Params) -> optax.GradientTransformation:
         """The update rule for parameters declared by `specs`.
 
@@ -191,9 +214,10 @@ class WithRates:
             except re.error as error:
                 raise ValueError(f"rates: {pattern!r} is no regular expression: {error}") from error
             if not found:
-                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+                parts = {name[: i + 1] + ".*" for name in names for i in _slashes(name)}
+                near = difflib.get_close_matches(pattern, [*sorted(parts), *names], n=1, cutoff=0.0)
                 raise ValueError(
-                    f"rates: {pattern!r} matches no parameter; the nearest is {near[0]}"
+                    f"rates: {pattern!r} matches no parameter; the nearest is {near[0]!r}"
                 )
 
         def factor(path: tuple[Any, ...], spec: ParamSpec) -> float:
@@ -204,6 +228,25 @@ class WithRates:
         factors = jax.tree_util.tree_map_with_path(factor, specs, is_leaf=is_spec)
         scaled = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
         return optax.chain(self.optimizer.make(schedule, specs), scaled)
+
+
+def _slashes(name: str) -> list[int]:
+    return [i for i, character in enumerate(name) if character == "/"]
+
+
+def _check(optimizer: Any) -> None:
+    """Ranges of the fields that several optimizers share."""
+    ranges = {
+        **dict.fromkeys(("b1", "b2", "momentum"), (lambda x: 0 <= x < 1, "at least 0 and below 1")),
+        **dict.fromkeys(("weight_decay",), (lambda x: x >= 0, "0 or more")),
+        **dict.fromkeys(
+            ("eps", "rms", "decay", "clip_threshold", "min_scale"), (lambda x: x > 0, "above 0")
+        ),
+        "clip_norm": (lambda x: x is None or x > 0, "above 0, or None"),
+    }
+    for name, (fits, wanted) in ranges.items():
+        if hasattr(optimizer, name) and not fits(getattr(optimizer, name)):
+            raise ValueError(f"{name} has to be {wanted}, found {getattr(optimizer, name)}")
 
 
 def _clip(max_norm: float | None) -> optax.GradientTransformation:

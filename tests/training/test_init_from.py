@@ -91,6 +91,14 @@ def test_names_that_do_not_match_are_errors_with_the_nearest(run):
     assert str(plan).endswith("fresh: bb, weight")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"rename": (("(emb", "x"),)}, {"rename": (("emb", r"\2"),)}, {"new": ("(",)}]
+)
+def test_a_pattern_that_is_none_is_an_error_at_once(wrong):
+    with pytest.raises(ValueError, match=f"InitFrom.{next(iter(wrong))}.*no regular expression"):
+        InitFrom("anywhere", **wrong)
+
+
 def test_two_names_must_not_become_one(run):
     with pytest.raises(ValueError, match=r"(w and b|b and w) are both renamed to x"):
         plan_init(InitFrom(str(run.root), rename=((".*", "x"),)), SPECS)

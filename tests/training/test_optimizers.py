@@ -178,11 +178,31 @@ def test_rates_multiply_the_updates_of_what_they_match_and_the_first_match_holds
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("embeding", "'embeding' matches no parameter.*embedding"), ("(", "no regular expression")],
+    [
+        ("embeding", "'embeding' matches no parameter; the nearest is 'embedding'"),
+        ("stac/.*", r"'stac/\.\*' matches no parameter; the nearest is 'stack/\.\*'"),
+        ("(", "no regular expression"),
+    ],
 )
 def test_a_rate_for_nothing_is_an_error(pattern, message):
     with pytest.raises(ValueError, match=message):
-        WithRates(AdamW(), ((pattern, 2.0),)).make(SCHEDULE, SPECS)
+        WithRates(AdamW(), ((pattern, 2.0),)).make(SCHEDULE, {**SPECS, "stack": SPECS})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "wrong", "message"),
+    [
+        (AdamW, {"b1": 7.0}, "b1 has to be at least 0 and below 1, found 7.0"),
+        (Muon, {"momentum": 1.0}, "momentum has to be"),
+        (Adafactor, {"clip_norm": 0.0}, "clip_norm has to be above 0, or None"),
+        (RmsScaledAdamW, {"weight_decay": -1.0}, "weight_decay has to be 0 or more"),
+        (WithRates, {"optimizer": AdamW(), "rates": ()}, "at least one parameter"),
+        (WithRates, {"optimizer": AdamW(), "rates": (("q", -1.0),)}, "factor of 0 or more"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(optimizer, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer(**wrong)
 
 
 def test_the_global_norm_is_clipped_over_all_parameters():
