@@ -4,17 +4,19 @@ Both ways stream: at one time there is one parameter (all layers of one kernel),
 that a device wants.
 """
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from codet5p_jax.interop import hf_config, safetensors_files, tokenizer_files, torch_files
-from codet5p_jax.interop.hf_config import TokenIds
+from codet5p_jax.interop.hf_config import MODELING_FILE, TokenIds
 from codet5p_jax.interop.safetensors_files import (
     DTYPES,
     SafetensorsFolder,
@@ -33,6 +35,93 @@ FLOATS = {dtype.name: dtype for dtype in DTYPES.values()}
 
 LOG_TEMPERATURE = hf_config.LOG_TEMPERATURE
 Index = tuple[slice, ...]
+_BY_VOCABULARY = ("embedding", "lm_head")
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """The parameters of a network, read when asked for.
+
+    Attributes:
+      config: of the network.
+      shapes: of the parameters, by path.
+    """
+
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype in which a parameter is stored."""
+        ...
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """A parameter, or the slice of it at `index`, in `dtype` (None: as stored)."""
+        ...
+
+
+class ArrayWeights:
+    """Parameters in memory, for example `dict(flatten(params))`."""
+
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, Any]):
+        self.config = config
+        self._arrays = {path: np.asarray(array) for path, array in arrays.items()}
+        self.shapes = {path: array.shape for path, array in self._arrays.items()}
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._arrays[path].dtype
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        array = np.asarray(self._arrays[path][index or ()])
+        return array if dtype is None else array.astype(dtype)
+
+
+class ResizedVocabulary:
+    """Other weights with more or fewer rows of the embedding (and of an output projection of its
+    own). The last rows go; each new row is the mean of all there are.
+
+    Raises:
+      ValueError: `rows` is not positive.
+    """
+
+    def __init__(self, weights: Weights, rows: int):
+        if rows < 1:
+            raise ValueError(f"vocab_size has to be 1 or more, found {rows}")
+        self._weights, self._rows = weights, rows
+        self.config = dataclasses.replace(weights.config, vocab_size=rows)
+        self.shapes = {
+            path: (rows, *shape[1:]) if path in _BY_VOCABULARY else shape
+            for path, shape in weights.shapes.items()
+        }
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._weights.dtype(path)
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        if path not in _BY_VOCABULARY:
+            return self._weights.read(path, dtype, index)
+        array = self._weights.read(path, dtype)
+        new = self._rows - len(array)
+        if new > 0:
+            mean = array.mean(axis=0, dtype=np.float32).astype(array.dtype)
+            array = np.concatenate([array, np.broadcast_to(mean, (new, *mean.shape))])
+        return np.asarray(array[: self._rows][index or ()])
+
+
+def place(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A parameter on the mesh; each device is given its slice, and nothing else is read."""
+    return jax.make_array_from_callback(
+        weights.shapes[path], sharding, lambda index: weights.read(path, np.dtype(dtype), index)
+    )
 
 
 class ForeignWeights:
@@ -104,12 +193,6 @@ class ForeignWeights:
             view = entry.to_ours(self._source.read(name), shape)[index[1:]]
             out[i] = cast(view, dtype, name, self._source.where)
         return out
-
-    def place(self, path: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        """A parameter on the mesh; each device is given its slice, and nothing else is read."""
-        return jax.make_array_from_callback(
-            self.shapes[path], sharding, lambda index: self.read(path, np.dtype(dtype), index)
-        )
 
     def _names(self, path: str) -> list[str]:
         return self._entries[path].names(self.shapes[path])
@@ -183,9 +266,7 @@ def open_hugging_face(
 
 def export_hugging_face(
     folder: Path,
-    config: ModelConfig,
-    read: Callable[[str], np.ndarray],
-    dtypes: Mapping[str, np.dtype],
+    weights: Weights,
     *,
     arch: str | None = None,
     dtype: str | None = None,
@@ -197,9 +278,7 @@ def export_hugging_face(
 
     Args:
       folder: made; appears when it is complete.
-      config: of the network.
-      read: gives a parameter by its path.
-      dtypes: of the parameters by path.
+      weights: the network.
       arch: one of `ARCHITECTURES`; None: the one with every part of the network.
       dtype: name of the dtype of all tensors; None: each keeps its own.
       max_shard_bytes: of one file.
@@ -213,17 +292,18 @@ def export_hugging_face(
       ValueError: the network is no such architecture, or a value has none in `dtype`.
       FileExistsError: `folder` exists.
     """
+    config = weights.config
     arch = arch or hf_config.default_architecture(config)
     network = hf_config.exported(config, arch)
     tokens = tokens or tokenizer_files.token_ids(tokenizer) or TokenIds()
     temperature = None
-    if LOG_TEMPERATURE in dtypes and arch in hf_config.CONFIG_CLASSES:
-        temperature = float(read(LOG_TEMPERATURE))
+    if LOG_TEMPERATURE in weights.shapes and arch in hf_config.CONFIG_CLASSES:
+        temperature = float(weights.read(LOG_TEMPERATURE))
     chosen = FLOATS[dtype] if dtype else None
     table = hugging_face(network)
     shapes = {path: spec.shape for path, spec in flatten(CodeT5p(network).specs)}
     tensors = {
-        name: (chosen or dtypes[entry.ours], entry.their_shape(shapes[entry.ours]))
+        name: (chosen or weights.dtype(entry.ours), entry.their_shape(shapes[entry.ours]))
         for entry in table
         for name in entry.names(shapes[entry.ours])
     }
@@ -235,12 +315,15 @@ def export_hugging_face(
         if arch not in hf_config.ENCODERS:
             generation = hf_config.generation_config(tokens)
             _write_json(partial / "generation_config.json", generation)
+        if arch in hf_config.CONFIG_CLASSES:
+            shutil.copyfile(Path(__file__).with_name(MODELING_FILE), partial / MODELING_FILE)
         if tokenizer is not None:
             tokenizer_files.export_tokenizer(tokenizer, partial)
         with SafetensorsWriter(partial, tensors, max_shard_bytes) as writer:
             for entry in table:
-                _write_entry(writer, entry, shapes[entry.ours], read(entry.ours), tensors, folder)
-    left_out = dtypes.keys() - {entry.ours for entry in table}
+                array = weights.read(entry.ours)
+                _write_entry(writer, entry, array, tensors, folder)
+    left_out = weights.shapes.keys() - {entry.ours for entry in table}
     return sorted(left_out - ({LOG_TEMPERATURE} if temperature is not None else set()))
 
 
@@ -266,7 +349,8 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str, where: Path) -> np.ndarr
 
 def nonfinite(array: np.ndarray) -> int:
     """How many values are NaN or infinite."""
-    return int(array.size - np.count_nonzero(np.isfinite(array)))
+    layers = array if array.ndim > 2 else [array]  # by layer, for want of memory
+    return sum(int(x.size - np.count_nonzero(np.isfinite(x))) for x in layers)
 
 
 def _source(folder: Path, allow_pickle: bool) -> Source:
@@ -307,12 +391,11 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 def _write_entry(
     writer: SafetensorsWriter,
     entry: Entry,
-    shape: tuple[int, ...],
     array: np.ndarray,
     tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     where: Path,
 ) -> None:
-    names = entry.names(shape)
+    names = entry.names(array.shape)
     layers: Iterable[np.ndarray] = array if entry.layered else (array,)
     for name, layer in zip(names, layers, strict=True):
         theirs = entry.to_theirs(np.asarray(layer))

@@ -7,18 +7,21 @@ added last: it tells a truncated copy without reading it.
 """
 
 import contextlib
+import ctypes
 import difflib
+import gc
 import json
 import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh
 
@@ -30,6 +33,7 @@ from codet5p_jax.training.model_dir import ModelDir, load_config, write_atomical
 from codet5p_jax.training.state import TrainState
 
 _SIZES = "sizes.json"
+_BUFFER = 2**26  # bytes of small arrays that are written together
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
@@ -288,6 +292,93 @@ def load_params(
     return _load_params(path, dict(flatten(wanted)), average=True), config, directory.tokenizer
 
 
+class StoredWeights:
+    """The parameters of a checkpoint one at a time: the moving average where the run kept one.
+
+    Attributes:
+      config: of the network.
+      shapes: of the parameters, by path.
+      meta: what was saved with them.
+      tokenizer: folder of tokenizer files; it may be missing.
+
+    Raises:
+      FileNotFoundError: no model directory, or no checkpoint in it.
+    """
+
+    def __init__(self, model_dir: Path, step: int | None = None):
+        directory = ModelDir(model_dir)
+        self.config, self.tokenizer = load_config(model_dir), directory.tokenizer
+        self._path = _checkpoint_path(model_dir, step)
+        self.shapes = _stored_params(self._path)
+        self.meta = _load(self._path, {"meta": None})["meta"]
+        dtypes = self.meta.get("dtypes", {})  # training keeps those of the declaration
+        self._dtypes = {
+            path: np.dtype(dtypes.get(path, spec.dtype))
+            for path, spec in flatten(CodeT5p(self.config).specs)
+        }
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype in which a parameter is stored."""
+        return self._dtypes[path]
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: tuple[slice, ...] | None = None
+    ) -> np.ndarray:
+        """A parameter, or the slice of it at `index`, in `dtype` (None: as stored)."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = jax.ShapeDtypeStruct(
+            self.shapes[path], dtype or self.dtype(path), sharding=sharding
+        )
+        loaded = dict(flatten(_load_params(self._path, {path: wanted}, average=True)))
+        return np.asarray(np.asarray(loaded[path])[index or ()])
+
+
+def write_weights(
+    path: Path, arrays: Iterable[tuple[str, np.ndarray]], meta: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint that has parameters only, one after the other.
+
+    Args:
+      path: the folder of the checkpoint, named after its step; its parent exists.
+      arrays: (path, value) of every parameter; written and dropped as soon as they are larger
+        than 64 MB together.
+      meta: JSON to keep with them.
+    """
+    shapes, dtypes = {}, {}
+    staging = path.with_name(f"{path.name}.params")
+    pending: dict[str, np.ndarray] = {}
+
+    def flush() -> None:
+        with _context():
+            ocp.partial.save(str(staging.resolve()), nested(pending))
+        pending.clear()
+        release_memory()
+
+    for name, array in arrays:
+        shapes[f"params/{name}"], dtypes[name] = list(array.shape), array.dtype.name
+        pending[name] = array
+        del array
+        if sum(x.nbytes for x in pending.values()) > _BUFFER:
+            flush()
+    if pending:
+        flush()
+    meta = {**meta, "arrays": shapes, "dtypes": dtypes}
+    with _context():
+        ocp.partial.finalize(str(staging.resolve()))
+        ocp.save_checkpointables(str(path.resolve()), {"meta": meta})
+    # Orbax writes only a tree of its own piece by piece; a checkpoint is a folder of its trees.
+    (staging / "state").rename(path / "params")
+    shutil.rmtree(staging)
+    _seal(path)
+
+
+def release_memory() -> None:
+    """Gives freed memory back to the system: large buffers are kept for reuse otherwise."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 class _Mismatch(ValueError):
     pass
 
@@ -387,14 +478,15 @@ def _load_params(
     path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, average: bool = False
 ) -> Params:
     """The nested dict of the parameters at the paths `wanted`, from weights or their average."""
-    tree = _nested(wanted)
+    tree = nested(wanted)
     arrays = _load(path, {"meta": None})["meta"]["arrays"]
     if average and any(name.startswith("training/ema/") for name in arrays):
         return _load(path, {"training": {"ema": tree}}, partial=True)["training"]["ema"]
     return _load(path, {"params": tree}, partial=True)["params"]
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat dict of `a/b/c` as nested dicts."""
     out: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")

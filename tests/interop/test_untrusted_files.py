@@ -13,7 +13,12 @@ from codet5p_jax.interop.safetensors_files import (
     new_folder,
     parse_size,
 )
-from codet5p_jax.interop.weights import export_hugging_face, nonfinite, open_hugging_face
+from codet5p_jax.interop.weights import (
+    ArrayWeights,
+    export_hugging_face,
+    nonfinite,
+    open_hugging_face,
+)
 from codet5p_jax.models import CodeT5p, t5
 from codet5p_jax.models.params import flatten
 
@@ -36,18 +41,14 @@ def params(config=CONFIG):
 @pytest.fixture
 def folder(tmp_path):
     values = params()
-    dtypes = {path: array.dtype for path, array in values.items()}
-    export_hugging_face(tmp_path / "model", CONFIG, values.__getitem__, dtypes)
+    export_hugging_face(tmp_path / "model", ArrayWeights(CONFIG, values))
     return tmp_path / "model"
 
 
 @pytest.fixture
 def sharded(tmp_path):
     values = params()
-    dtypes = {path: array.dtype for path, array in values.items()}
-    export_hugging_face(
-        tmp_path / "shards", CONFIG, values.__getitem__, dtypes, max_shard_bytes=600
-    )
+    export_hugging_face(tmp_path / "shards", ArrayWeights(CONFIG, values), max_shard_bytes=600)
     return tmp_path / "shards"
 
 
@@ -237,11 +238,10 @@ def test_ties_may_be_stored_under_any_name_but_are_one_tensor(folder):
 def test_a_value_too_large_for_the_dtype_is_an_error(folder, tmp_path):
     values = params()
     values["encoder/final_norm/scale"][0] = 1e6
-    dtypes = {path: array.dtype for path, array in values.items()}
     with pytest.raises(ValueError, match=r"1 values of encoder.final_layer_norm.weight .*float16"):
-        export_hugging_face(tmp_path / "half", CONFIG, values.__getitem__, dtypes, dtype="float16")
+        export_hugging_face(tmp_path / "half", ArrayWeights(CONFIG, values), dtype="float16")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    export_hugging_face(tmp_path / "half", CONFIG, values.__getitem__, dtypes, dtype="bfloat16")
+    export_hugging_face(tmp_path / "half", ArrayWeights(CONFIG, values), dtype="bfloat16")
 
 
 def test_nan_and_inf_are_counted():
@@ -249,16 +249,14 @@ def test_nan_and_inf_are_counted():
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):
-    values = params()
+    class Failing(ArrayWeights):
+        def read(self, path, dtype=None, index=None):
+            if path == "decoder/final_norm/scale":
+                raise OSError("the disk is gone")
+            return super().read(path, dtype, index)
 
-    def read(path):
-        if path == "decoder/final_norm/scale":
-            raise OSError("the disk is gone")
-        return values[path]
-
-    dtypes = {path: array.dtype for path, array in values.items()}
     with pytest.raises(OSError, match="the disk is gone"):
-        export_hugging_face(tmp_path / "model", CONFIG, read, dtypes)
+        export_hugging_face(tmp_path / "model", Failing(CONFIG, params()))
     assert not list(tmp_path.iterdir())
 
 
