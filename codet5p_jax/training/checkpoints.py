@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh
 
+from codet5p_jax.interop.weights import ForeignWeights, open_hugging_face, place
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, path_name
@@ -185,7 +186,8 @@ class InitFrom:
     """Where a run takes its first weights from. The optimizer and the step count start afresh.
 
     Attributes:
-      path: a model directory (its newest checkpoint) or one checkpoint folder in it.
+      path: a model directory (its newest checkpoint), one checkpoint folder in it, or `hf:` and a
+        Hugging Face folder.
       rename: (pattern, replacement) pairs for `re.sub`, applied in order to the names of the
         checkpoint, to get the names of this model.
       new: patterns (`re.fullmatch`) of parameters of this model that the checkpoint may lack; they
@@ -211,7 +213,8 @@ def plan_init(source: InitFrom, specs: Params) -> dict[str, str]:
       ValueError: names that match nothing (with the nearest ones), or shapes that differ. Rows are
         never filled up: a larger vocabulary needs the checkpoint to be converted first.
     """
-    stored = _stored_params(_checkpoint_path(Path(source.path)))
+    foreign = _foreign(source)
+    stored = foreign.shapes if foreign else _stored_params(_checkpoint_path(Path(source.path)))
     renamed: dict[str, str] = {}
     for name in stored:
         target = name
@@ -252,6 +255,12 @@ def load_init(
     """
     shardings = dict(flatten(_shardings(specs, mesh)))
     mine: dict[str, ParamSpec] = dict(flatten(specs))
+    foreign = _foreign(source)
+    if foreign:
+        return {
+            name: place(foreign, theirs, mine[name].dtype, shardings[name])
+            for name, theirs in plan.items()
+        }
     wanted = {
         theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
         for name, theirs in plan.items()
@@ -259,6 +268,11 @@ def load_init(
     path = _checkpoint_path(Path(source.path))
     loaded = dict(flatten(_load_params(path, wanted, average=True)))
     return {name: loaded[theirs] for name, theirs in plan.items()}
+
+
+def _foreign(source: InitFrom) -> ForeignWeights | None:
+    prefix, colon, folder = source.path.partition(":")
+    return open_hugging_face(Path(folder)) if colon and prefix == "hf" else None
 
 
 def load_params(

@@ -24,6 +24,7 @@ from codet5p_jax.interop.weights import (
     open_hugging_face,
 )
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import flatten
 from codet5p_jax.training.checkpoints import StoredWeights, nested, release_memory, write_weights
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
@@ -132,6 +133,21 @@ def export_weights(
     if left_out:
         say(f"left out, since the architecture has no place for them: {', '.join(left_out)}")
     say(f"{_summary(weights)} from {model_dir} to {folder}")
+
+
+def check_exportable(config: ModelConfig) -> None:
+    """Fails before anything is trained where `export_weights` would fail after it.
+
+    Raises:
+      ValueError: no architecture of theirs is this network, or there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "export_to works in a run of one process; leave it out, and use `codet5p convert "
+            "export` when the run has ended"
+        )
+    arch = hf_config.default_architecture(config)
+    hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
 
 
 @dataclass(frozen=True)
