@@ -1,5 +1,7 @@
 """Weights in and out: a Hugging Face folder becomes a model directory, and the reverse.
 
+A T5X checkpoint can be imported as well.
+
   codet5p convert import --from FOLDER --to MODEL_DIR
   codet5p convert export --from MODEL_DIR --to FOLDER --dtype=float16
   codet5p convert verify FOLDER MODEL_DIR

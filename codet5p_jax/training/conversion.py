@@ -15,6 +15,7 @@ import numpy as np
 from codet5p_jax.interop import hf_config, tokenizer_files, torch_outputs
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import new_folder
+from codet5p_jax.interop.t5x import is_t5x, open_t5x
 from codet5p_jax.interop.weights import (
     FLOATS,
     ResizedVocabulary,
@@ -43,10 +44,11 @@ def import_weights(
     allow_pickle: bool = False,
     say: Say = print,
 ) -> None:
-    """Makes a model directory of a Hugging Face folder. Neither torch nor code of the folder runs.
+    """Makes a model directory of a Hugging Face folder or a T5X checkpoint. Neither torch nor code
+    of the folder runs.
 
     Args:
-      source: the folder.
+      source: the folder; of T5X, `checkpoint_<step>`.
       model_dir: made; appears when it is complete.
       arch: one of `hf_config.ARCHITECTURES`; None: what `config.json` says.
       dtype: of the parameters; None: each keeps its own.
@@ -60,8 +62,12 @@ def import_weights(
       FileExistsError: there is something at `model_dir`.
     """
     source, model_dir = Path(source), Path(model_dir)
-    weights: Weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
-    values = hf_config.load_config(source)
+    if is_t5x(source):
+        weights: Weights = open_t5x(source)
+        values = {}
+    else:
+        weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
+        values = hf_config.load_config(source)
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
     chosen = FLOATS[dtype] if dtype else None
 
