@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"sharding"},
     "objectives": {"models", "data", "sharding"},
     "decoding": {"models", "data", "sharding"},
-    "training": {"objectives", "decoding", "models", "data", "sharding"},
+    "training": {"interop", "objectives", "decoding", "models", "data", "sharding"},
     "evaluation": {"objectives", "decoding", "models", "data", "sharding"},
     "interop": {"models"},
     "tasks": {"data", "objectives"},
@@ -30,6 +30,11 @@ ALLOWED = {
 }
 HEAVY = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch", "transformers"}
 SEQIO_SEAM = {"data/vocab.py", "data/seqio_tasks.py", "data/prepare.py"}  # of codet5p_jax
+# Of codet5p_jax; they import torch and transformers inside functions.
+TORCH_SEAM = {
+    *("interop/torch_files.py", "interop/torch_outputs.py"),
+    "interop/modeling_codet5p.py",  # this one at its top: it is for exported folders
+}
 HEAVY_ALLOWED = {  # package -> what its modules may import of HEAVY and gin
     "tasks": HEAVY,
     "cli": {"gin", "seqio"},
@@ -73,6 +78,8 @@ def test_heavy_libraries_stay_behind_their_seams(path: Path):
     allowed = HEAVY_ALLOWED.get(part_of(path), set())
     if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in SEQIO_SEAM:
         allowed = HEAVY
+    if path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in TORCH_SEAM:
+        allowed = {"torch", "transformers"}
     wrong = {n.split(".")[0] for n in imported_names(path)} & (HEAVY | {"gin"}) - allowed
     assert not wrong, f"{path} imports {sorted(wrong)}"
 
@@ -92,7 +99,8 @@ def test_what_trains_loads_nothing_heavy():
     names = [
         ".".join(["codet5p_jax", *p.relative_to(PACKAGE).with_suffix("").parts])
         for p in paths
-        if str(p.relative_to(PACKAGE)) not in SEQIO_SEAM and p.name != "__init__.py"
+        if str(p.relative_to(PACKAGE)) not in SEQIO_SEAM
+        and p.name not in ("__init__.py", "modeling_codet5p.py")
     ]
     assert names
     out = run(

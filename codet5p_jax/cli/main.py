@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "pretrain or fine-tune what gin files describe",
     "prepare": "tokenise a mixture into the cache that training reads",
     "inspect-data": "print examples of a mixture as the model sees them",
+    "convert": "weights from and to Hugging Face folders",
     "search": "find functions by meaning with a trained model",
 }
 EXIT_CODES = (

@@ -1,1 +1,5 @@
-"""The place of converters to and from Hugging Face; there are none yet."""
+"""Weights in and out: Hugging Face folders and T5X checkpoints, exact both ways.
+
+`tables` says which of their tensors is which of our parameters; `hf_config` does the same for
+configurations; `safetensors_files` reads and writes files; `weights` joins them.
+"""

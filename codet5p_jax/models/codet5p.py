@@ -49,8 +49,9 @@ class CodeT5p(nnx.Module):
             )
         self.embedding = declare((V, D), ("vocab", "embed"), normal(1.0))
         self.encoder = Stack(config.encoder, config)
-        self.decoder = Stack(config.decoder, config)
-        if not config.tie_embeddings:
+        if config.decoder.num_layers:
+            self.decoder = Stack(config.decoder, config)
+        if config.decoder.num_layers and not config.tie_embeddings:
             self.lm_head = declare((V, D), ("vocab", "embed"), normal(D**-0.5))
         if config.embed_dim is not None:
             self.projection = Dense(D, config.embed_dim)

@@ -16,6 +16,7 @@ class StackConfig:
 
     Attributes:
       num_layers, d_model, num_heads, head_dim, d_ff: sizes; heads × head_dim need not be d_model.
+        A decoder of 0 layers is none: the model is an encoder.
       num_kv_heads: key-value heads, a divisor of num_heads (grouped queries); None: num_heads.
       causal: whether a position sees only itself and earlier ones.
       cross_attention: which layers read the encoder: "all", "none" or layer indices.
@@ -60,7 +61,9 @@ class StackConfig:
     scale_attention: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("num_layers", "d_model", "num_heads", "head_dim", "d_ff", "num_kv_heads")
+        if self.num_layers < 0:
+            raise ValueError(f"num_layers has to be 0 or more, found {self.num_layers}")
+        sizes = ("d_model", "num_heads", "head_dim", "d_ff", "num_kv_heads")
         more = ("relative_buckets", "relative_max_distance", "rotary_dim")
         _check_sizes(self, (*sizes, *more))
         if self.num_heads % (self.num_kv_heads or self.num_heads):
@@ -81,7 +84,7 @@ class ModelConfig:
 
     Attributes:
       vocab_size: rows of the embedding.
-      encoder, decoder: the towers.
+      encoder, decoder: the towers; a decoder with num_layers = 0 is left out.
       tie_embeddings: the output projection is the embedding; decoder states are then multiplied by
         d_model^-0.5 before it (T5 v1.0).
       embed_dim: width E of the contrastive projection; None: the model has none.
@@ -113,6 +116,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self, ("vocab_size", "embed_dim", "loss_chunk"))
+        if self.encoder.num_layers < 1:
+            raise ValueError("encoder.num_layers has to be 1 or more, found 0")
+        if self.matching_head and not self.decoder.num_layers:
+            raise ValueError("matching_head reads the decoder, which has num_layers = 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout has to be at least 0 and below 1, found {self.dropout}")
         if _dtype_name(self.dtype) not in DTYPES:

@@ -76,7 +76,7 @@ class Checkpoints:
         self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.resolve()),
-            context=_context(),
+            context=context(),
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )
         self._pending: tuple[int, Any] | None = None
@@ -108,7 +108,7 @@ class Checkpoints:
             with _explained(self._directory):
                 response.result()
                 if jax.process_index() == 0:
-                    _seal(self._directory / str(step))
+                    seal(self._directory / str(step))
 
     def close(self) -> None:
         """Waits and lets go."""
@@ -180,7 +180,8 @@ class InitFrom:
     """Where a run takes its first weights from, see `init_from.py`.
 
     Attributes:
-      path: a model directory (its newest checkpoint) or one checkpoint folder in it.
+      path: a model directory (its newest checkpoint), one checkpoint folder in it, or `hf:` and a
+        Hugging Face folder.
       rename: (pattern, replacement) pairs for `re.sub`, applied in order to the names of the
         checkpoint, to get the names of this model.
       new: patterns (`re.fullmatch`) of parameters of this model that the checkpoint may lack; they
@@ -269,7 +270,7 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
       OSError: it cannot be read.
     """
-    arrays = _read(path, {"meta": None})["meta"]["arrays"]
+    arrays = read(path, {"meta": None})["meta"]["arrays"]
     params = {name: shape for name, shape in arrays.items() if name.startswith("params/")}
     return {name.removeprefix("params/"): tuple(shape) for name, shape in params.items()}
 
@@ -285,12 +286,12 @@ def read_params(
     Raises:
       OSError: the checkpoint cannot be read.
     """
-    tree = _nested(wanted)
-    arrays = _read(path, {"meta": None})["meta"]["arrays"]
+    tree = nested(wanted)
+    arrays = read(path, {"meta": None})["meta"]["arrays"]
     if any(name.startswith("training/ema/") for name in arrays):
-        found = _read(path, {"training": {"ema": tree}}, partial=True, pad=pad)
+        found = read(path, {"training": {"ema": tree}}, partial=True, pad=pad)
         return found["training"]["ema"]
-    return _read(path, {"params": tree}, partial=True, pad=pad)["params"]
+    return read(path, {"params": tree}, partial=True, pad=pad)["params"]
 
 
 class _Mismatch(ValueError):
@@ -306,7 +307,8 @@ def _shardings(specs: Params, mesh: Mesh) -> Params:
     return param_shardings(logical_axes(specs), specs, mesh)
 
 
-def _context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
+def context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
+    """Settings of Orbax under which checkpoints are read and written."""
     context = ocp.Context()
     # A folder that cannot be made is then an error at once, not threads that wait for it.
     context.asynchronous.create_directories_asynchronously = False
@@ -319,11 +321,11 @@ def _context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
 
 
 def _load(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
-    with _context(**options):
+    with context(**options):
         return ocp.load_checkpointables(str(path), dict(wanted))
 
 
-def _read(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
+def read(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
     """As `_load`, with one line for an error of Orbax's."""
     try:
         return _load(path, wanted, **options)
@@ -383,7 +385,8 @@ def _sizes(path: Path) -> dict[str, int]:
     return {str(p.relative_to(path)): p.stat().st_size for p in files}
 
 
-def _seal(path: Path) -> None:
+def seal(path: Path) -> None:
+    """Notes the sizes of a checkpoint's files, the last thing that is written."""
     write_atomically(path / _SIZES, json.dumps(_sizes(path), indent=1) + "\n")
 
 
@@ -401,7 +404,8 @@ def _is_checkpoint(path: Path) -> bool:
     return bool(ocp.is_orbax_checkpoint(str(path.resolve())))
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat dict of `a/b/c` as nested dicts."""
     out: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")

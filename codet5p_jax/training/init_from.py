@@ -11,6 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from codet5p_jax.interop.weights import (
+    ForeignWeights,
+    ResizedVocabulary,
+    Weights,
+    open_hugging_face,
+    place,
+)
 from codet5p_jax.models.params import Params, ParamSpec, flatten, init_params, logical_axes
 from codet5p_jax.sharding import param_shardings
 from codet5p_jax.training.checkpoints import (
@@ -29,12 +36,14 @@ class InitPlan:
 
     Attributes:
       path: folder of the checkpoint.
+      foreign: where it is a Hugging Face folder, its tensors as our parameters.
       sources: path here -> path in the checkpoint.
       rows: path here -> (rows there, rows here), of those with fewer tokens there.
       fresh: paths of the parameters that are initialised.
     """
 
     path: Path
+    foreign: ForeignWeights | None
     sources: dict[str, str]
     rows: dict[str, tuple[int, int]]
     fresh: tuple[str, ...]
@@ -57,7 +66,7 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
       source: the checkpoint, and how its names become those of this model.
       specs: of this model.
       tokenizer: folder of the tokenizer that the ids of the data come from; None: not compared
-        with the checkpoint's.
+        with the checkpoint's. That of a Hugging Face folder is not compared.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -65,8 +74,9 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
       ValueError: names that match nothing (with the nearest ones), shapes or tokenizers that
         differ.
     """
-    path = checkpoint_path(Path(source.path))
-    stored = stored_shapes(path)
+    foreign = _foreign(source)
+    path = foreign.where if foreign else checkpoint_path(Path(source.path))
+    stored = foreign.shapes if foreign else stored_shapes(path)
     renamed: dict[str, str] = {}
     for name in stored:
         target = name
@@ -101,10 +111,12 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
             + "\nRename them (InitFrom.rename), or list them in InitFrom.new (to be initialised) "
             "or InitFrom.unused (to be left behind)"
         )
-    if tokenizer is not None:
+    if tokenizer is not None and not foreign:
         check_tokenizer(ModelDir(path.parents[1]), tokenizer)
     sources = {name: renamed[name] for name in mine if name in renamed}
-    return InitPlan(path, sources, rows, tuple(name for name in mine if name not in renamed))
+    return InitPlan(
+        path, foreign, sources, rows, tuple(name for name in mine if name not in renamed)
+    )
 
 
 def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[str, jax.Array]:
@@ -115,12 +127,16 @@ def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[s
     """
     shardings = dict(flatten(param_shardings(logical_axes(specs), specs, mesh)))
     mine: dict[str, ParamSpec] = dict(flatten(specs))
-    wanted = {
-        theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
-        for name, theirs in plan.sources.items()
-    }
-    stored = dict(flatten(read_params(plan.path, wanted, pad=bool(plan.rows))))
-    loaded = {name: stored.pop(theirs) for name, theirs in plan.sources.items()}
+    if plan.foreign is not None:
+        weights: Weights = plan.foreign
+        for _, rows in plan.rows.values():
+            weights = ResizedVocabulary(plan.foreign, rows)
+        loaded = {
+            name: place(weights, theirs, mine[name].dtype, shardings[name])
+            for name, theirs in plan.sources.items()
+        }
+    else:
+        loaded = _read_stored(plan, mine, shardings)
     if not plan.rows:
         return loaded
 
@@ -141,6 +157,22 @@ def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[s
     )
     with jax.set_mesh(mesh):
         return loaded | fill({name: loaded[name] for name in plan.rows}, jax.random.key(seed))
+
+
+def _foreign(source: InitFrom) -> ForeignWeights | None:
+    prefix, colon, folder = source.path.partition(":")
+    return open_hugging_face(Path(folder)) if colon and prefix == "hf" else None
+
+
+def _read_stored(
+    plan: InitPlan, mine: Mapping[str, ParamSpec], shardings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    wanted = {
+        theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
+        for name, theirs in plan.sources.items()
+    }
+    stored = dict(flatten(read_params(plan.path, wanted, pad=bool(plan.rows))))
+    return {name: stored.pop(theirs) for name, theirs in plan.sources.items()}
 
 
 def _fewer_rows(stored: tuple[int, ...], spec: ParamSpec) -> tuple[int, int] | None:

@@ -29,6 +29,7 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
     state_bytes,
 )
+from codet5p_jax.training.conversion import check_exportable, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.init_from import load_init, plan_init
@@ -112,6 +113,7 @@ def train(
     evaluation: Evaluation = Evaluation(),  # noqa: B008
     logging: Logging = Logging(),
     num_workers: int = 0,
+    export_to: str | Path | None = None,
     operative_config: str = "",
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -140,6 +142,7 @@ def train(
       evaluation: how often, on how much.
       logging: how often, where to.
       num_workers: processes that make batches; 0: a thread.
+      export_to: a Hugging Face folder that the finished run is written to, unless it exists.
       operative_config: text kept beside the checkpoints.
       progress: what to show; None: a live line in a terminal, plain lines otherwise.
 
@@ -149,6 +152,8 @@ def train(
       FloatingPointError: `max_nonfinite` was reached.
     """
     check_settings(accumulate, ema_decay)
+    if export_to is not None:
+        check_exportable(model)
     with ExitStack() as stack:
         main = jax.process_index() == 0
         progress = progress or default_progress(main)
@@ -344,6 +349,11 @@ def train(
         saver.wait()
         if step < total:
             progress.say(f"stopped by SIGTERM; step {step} is saved, start again to resume")
+        elif export_to is not None:
+            if Path(export_to).exists():
+                progress.say(f"{export_to} exists and is left as it is")
+            else:
+                export_weights(model_dir, export_to, say=progress.say)
         return _result(step, step < total, directory, evaluation.split)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
+from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig, StackConfig, t5
 
 SIZES = {"num_layers": 2, "d_model": 8, "num_heads": 4, "head_dim": 2, "d_ff": 16}
@@ -12,10 +13,22 @@ STACK = StackConfig(**SIZES)
 MODEL = ModelConfig(vocab_size=10, encoder=STACK, decoder=STACK)
 
 
-@pytest.mark.parametrize("name", [*SIZES, "num_kv_heads", "relative_buckets", "rotary_dim"])
+@pytest.mark.parametrize(
+    "name", [*list(SIZES)[1:], "num_kv_heads", "relative_buckets", "rotary_dim"]
+)
 def test_sizes_of_a_stack_are_positive(name):
     with pytest.raises(ValueError, match=f"{name} has to be 1 or more, found 0"):
         dataclasses.replace(STACK, **{name: 0})
+
+
+def test_a_decoder_of_no_layers_is_none():
+    none = dataclasses.replace(STACK, num_layers=0)
+    model = CodeT5p(dataclasses.replace(MODEL, decoder=none, tie_embeddings=False))
+    assert model.specs.keys() == {"embedding", "encoder"}
+    with pytest.raises(ValueError, match="matching_head reads the decoder"):
+        dataclasses.replace(MODEL, decoder=none, matching_head=True)
+    with pytest.raises(ValueError, match="num_layers has to be 0 or more, found -1"):
+        dataclasses.replace(STACK, num_layers=-1)
 
 
 def test_query_heads_share_key_value_heads_evenly():

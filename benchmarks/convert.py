@@ -1,0 +1,92 @@
+"""Peak memory and time of converting a model of random weights, in processes of their own.
+
+    python benchmarks/convert.py --size=770m --folder=/tmp/convert
+
+The bound is 1.5 times the largest parameter (all layers of one kernel) plus 1 GB.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from codet5p_jax.interop.weights import export_hugging_face
+from codet5p_jax.models import CodeT5p, t5
+from codet5p_jax.models.params import flatten
+
+SIZES = {
+    "tiny": {"d_model": 64, "num_heads": 4, "head_dim": 16, "d_ff": 128, "layers": 2},
+    "220m": {"d_model": 768, "num_heads": 12, "head_dim": 64, "d_ff": 3072, "layers": 12},
+    "770m": {"d_model": 1024, "num_heads": 16, "head_dim": 64, "d_ff": 4096, "layers": 24},
+}
+
+
+class RandomWeights:
+    """Weights drawn when asked for."""
+
+    def __init__(self, size: str):
+        settings = dict(SIZES[size])
+        layers = settings.pop("layers")
+        self.config = t5(
+            vocab_size=32_100, num_encoder_layers=layers, num_decoder_layers=layers, **settings
+        )
+        self.shapes = {path: spec.shape for path, spec in flatten(CodeT5p(self.config).specs)}
+
+    def dtype(self, path):
+        """fp32."""
+        return np.dtype(np.float32)
+
+    def read(self, path, dtype=None, index=None):
+        """Uniform numbers."""
+        return np.random.default_rng(0).random(self.shapes[path], np.float32)
+
+
+def measure(*args: object) -> tuple[float, float]:
+    """Seconds and peak memory (GB) of `codet5p convert ARGS`."""
+    code = (
+        "import resource, sys; from codet5p_jax.cli.main import main; code = main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", *map(str, args)],
+        check=True, stdout=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+    # Kilobytes on Linux, bytes on macOS.
+    peak = int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+    return time.perf_counter() - began, peak / 1e9
+
+
+def main() -> None:
+    """Prints a line for each direction; fails if one is over the bound."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="770m")
+    parser.add_argument("--folder", type=Path, required=True, help="room for three copies")
+    args = parser.parse_args()
+    shutil.rmtree(args.folder, ignore_errors=True)
+    weights = RandomWeights(args.size)
+    export_hugging_face(args.folder / "hf", weights)
+    largest = 4 * max(map(math.prod, weights.shapes.values())) / 1e9
+    bound = 1.5 * largest + 1
+    print(f"{args.size}: largest parameter {largest:.2f} GB, bound {bound:.2f} GB")
+    over = False
+    steps = (("import", "hf", "run"), ("export", "run", "back"))
+    for action, source, target in steps:
+        seconds, peak = measure(
+            action, "--from", args.folder / source, "--to", args.folder / target
+        )
+        over |= peak > bound
+        print(f"{action}: {seconds:.0f} s, peak {peak:.2f} GB")
+    shutil.rmtree(args.folder)
+    if over:
+        raise SystemExit("over the bound")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Weights in and out: a Hugging Face folder becomes a model directory, and the reverse.
+
+A T5X checkpoint can be imported as well.
+
+  codet5p convert import --from FOLDER --to MODEL_DIR
+  codet5p convert export --from MODEL_DIR --to FOLDER --dtype=float16
+  codet5p convert verify FOLDER MODEL_DIR
+
+Neither needs torch, transformers or an accelerator, and no code of a folder is executed.
+docs/weights.md shows more.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+ARCHITECTURES = ("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal")
+TOLERANCE = 1e-4  # of outputs at fp32
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions of `codet5p convert` and their options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    into = actions.add_parser("import", help="a Hugging Face folder becomes a model directory")
+    out = actions.add_parser("export", help="a model directory becomes a Hugging Face folder")
+    check = actions.add_parser("verify", help="compare every tensor, and outputs with torch")
+    for action, source, target in ((into, "FOLDER", "MODEL_DIR"), (out, "MODEL_DIR", "FOLDER")):
+        action.add_argument("--from", dest="source", type=Path, required=True, metavar=source)
+        action.add_argument("--to", dest="target", type=Path, required=True, metavar=target)
+        action.add_argument("--dtype", choices=DTYPES, help="default: as stored")
+        action.add_argument(
+            "--vocab_size", type=int, help="rows of the embedding (default: as stored)"
+        )
+    check.add_argument("folder", type=Path)
+    check.add_argument("model_dir", type=Path)
+    for action in (into, out, check):
+        action.add_argument(
+            "--arch", choices=ARCHITECTURES, help="default: what the configuration says"
+        )
+    into.add_argument(
+        "--pad_vocab_to_multiple", type=int, default=1, help="add rows up to a multiple of this"
+    )
+    for action in (into, check):
+        action.add_argument(
+            "--allow_pickle",
+            action="store_true",
+            help="read pytorch_model.bin, as weights only; needs torch",
+        )
+    for action in (out, check):
+        action.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    out.add_argument("--max_shard_size", default="5GB", help="of one file (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts or compares; returns the exit code."""
+    # One parameter at a time, on the host: an accelerator would only copy it.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from codet5p_jax.interop.safetensors_files import parse_size
+    from codet5p_jax.training import conversion
+
+    if args.action == "import":
+        conversion.import_weights(
+            args.source,
+            args.target,
+            arch=args.arch,
+            dtype=args.dtype,
+            vocab_size=args.vocab_size,
+            pad_vocab_to_multiple=args.pad_vocab_to_multiple,
+            allow_pickle=args.allow_pickle,
+        )
+        return 0
+    if args.action == "export":
+        conversion.export_weights(
+            args.source,
+            args.target,
+            arch=args.arch,
+            dtype=args.dtype,
+            step=args.step,
+            max_shard_bytes=parse_size(args.max_shard_size),
+            vocab_size=args.vocab_size,
+        )
+        return 0
+    return _verify(args)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from codet5p_jax.training import conversion
+
+    found = conversion.verify_weights(
+        args.folder,
+        args.model_dir,
+        arch=args.arch,
+        step=args.step,
+        allow_pickle=args.allow_pickle,
+    )
+    for line in found.problems:
+        print(f"DIFFERS  {line}")
+    if found.notes:
+        print(f"equal after rounding, dtypes differ: {len(found.notes)}; {found.notes[0]}")
+    print(f"{found.tensors} parameters compared, {len(found.problems)} differ")
+    failed = bool(found.problems)
+    if not failed:
+        failed = _outputs_differ(args)
+    return 1 if failed else 0
+
+
+def _outputs_differ(args: argparse.Namespace) -> bool:
+    from codet5p_jax.interop import torch_outputs
+    from codet5p_jax.training import conversion
+
+    if not torch_outputs.available():
+        print("outputs not compared: that needs pip install 'codet5p_jax[torch]'")
+        return False
+    largest = conversion.compare_outputs(
+        args.folder, args.model_dir, arch=args.arch, step=args.step
+    )
+    for name, value in largest.items():
+        print(f"largest difference of {name}: {value:.2g}")
+    return not all(value <= TOLERANCE for value in largest.values())  # NaN differs

@@ -1,0 +1,268 @@
+"""A `config.json` of Hugging Face as our ModelConfig, and the reverse."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codet5p_jax.interop.safetensors_files import read_json
+from codet5p_jax.models.configs import ModelConfig, t5
+
+# architecture -> (model_type, name of the PyTorch class)
+ARCHITECTURES = {
+    "t5": ("t5", "T5ForConditionalGeneration"),
+    "t5_encoder": ("t5", "T5EncoderModel"),
+    "codet5p_embedding": ("codet5p_embedding", "CodeT5pEmbeddingModel"),
+    "codet5p_bimodal": ("codet5p_bimodal", "CodeT5pBimodalModel"),
+}
+ENCODERS = ("t5_encoder", "codet5p_embedding")
+# Written into the folders of those architectures; transformers has no such classes.
+MODELING_FILE = "modeling_codet5p.py"
+CONFIG_CLASSES = {
+    "codet5p_embedding": "CodeT5pEmbeddingConfig",
+    "codet5p_bimodal": "CodeT5pBimodalConfig",
+}
+LOG_TEMPERATURE = "log_temperature"
+
+_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+# What decides how training computes, and not what is computed.
+_RUNTIME = ("dtype", "remat", "scan_layers", "loss_chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Special tokens of an exported model; the defaults are CodeT5's."""
+
+    pad: int = 0
+    bos: int = 1
+    eos: int = 2
+    decoder_start: int = 0
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> "TokenIds":
+        """Those that a `config.json` names; T5's where it names none."""
+        pad = _token(values, "pad_token_id", 0)
+        return cls(
+            pad=pad,
+            bos=_token(values, "bos_token_id", 1),
+            eos=_token(values, "eos_token_id", 1),
+            decoder_start=_token(values, "decoder_start_token_id", pad),
+        )
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; expected a Hugging Face folder")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def recognise(values: Mapping[str, Any], where: Path) -> str:
+    """The architecture that a `config.json` is of.
+
+    Raises:
+      ValueError: none of those that convert.
+    """
+    kind, classes = values.get("model_type"), values.get("architectures") or []
+    if kind in CONFIG_CLASSES:
+        return kind
+    if kind in ("t5", "mt5"):
+        return "t5_encoder" if any("EncoderModel" in str(c) for c in classes) else "t5"
+    raise ValueError(
+        f"{where}: model_type {kind!r} does not convert; expected t5, mt5, "
+        f"{' or '.join(CONFIG_CLASSES)}; `--arch` overrides what config.json says"
+    )
+
+
+def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelConfig:
+    """The network that a `config.json` describes.
+
+    Raises:
+      ValueError: a value is missing, of another type, or none that the network can have.
+    """
+
+    def number(name: str, default: Any = None, kind: Any = int) -> Any:
+        value = values.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{where}: expected a number as {name}, found {value!r}")
+        return value
+
+    activation, gated = _activation(values.get("feed_forward_proj", "relu"), where)
+    layers = number("num_layers")
+    tied = values.get("tie_word_embeddings")
+    try:
+        config = t5(
+            vocab_size=number("vocab_size"),
+            d_model=number("d_model"),
+            num_heads=number("num_heads"),
+            head_dim=number("d_kv"),
+            d_ff=number("d_ff"),
+            num_encoder_layers=layers,
+            num_decoder_layers=0 if arch in ENCODERS else number("num_decoder_layers", layers),
+            activation=activation,
+            gated=gated,
+            relative_buckets=number("relative_attention_num_buckets", 32),
+            relative_max_distance=number("relative_attention_max_distance", 128),
+            tie_embeddings=tied is not False or arch in ENCODERS,
+            embed_dim=number("embed_dim", 256) if arch in CONFIG_CLASSES else None,
+            matching_head=arch == "codet5p_bimodal",
+            dropout=float(number("dropout_rate", 0.1, (int, float))),
+        )
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(str(where)) else f"{where}: {text}") from None
+    eps = float(number("layer_norm_epsilon", 1e-6, (int, float)))
+    return dataclasses.replace(
+        config,
+        encoder=dataclasses.replace(config.encoder, norm_eps=eps),
+        decoder=dataclasses.replace(config.decoder, norm_eps=eps),
+    )
+
+
+def exported(config: ModelConfig, arch: str) -> ModelConfig:
+    """The part of a network that an architecture has."""
+    if arch in ENCODERS:
+        none = dataclasses.replace(config.decoder, num_layers=0)
+        # An encoder has no output projection, so nothing says whether it is tied.
+        config = dataclasses.replace(config, decoder=none, matching_head=False, tie_embeddings=True)
+    if arch == "t5_encoder" or arch == "t5":
+        config = dataclasses.replace(config, embed_dim=None, matching_head=False)
+    return config
+
+
+def default_architecture(config: ModelConfig) -> str:
+    """The architecture that has every part of a network, or else T5."""
+    if config.decoder.num_layers:
+        return "codet5p_bimodal" if config.embed_dim and config.matching_head else "t5"
+    return "codet5p_embedding" if config.embed_dim else "t5_encoder"
+
+
+def to_hugging_face(
+    config: ModelConfig, arch: str, tokens: TokenIds, dtype: str, log_temperature: float | None
+) -> dict[str, Any]:
+    """The `config.json` of an exported network.
+
+    Args:
+      config: of the whole network.
+      arch: one of `ARCHITECTURES`.
+      tokens: ids of its special tokens.
+      dtype: of the tensors, by name.
+      log_temperature: of the contrastive loss, which no tensor of theirs holds.
+
+    Raises:
+      ValueError: the network is no such architecture; names what differs.
+    """
+    network, tower = exported(config, arch), config.encoder
+    model_type, cls = ARCHITECTURES[arch]
+    values: dict[str, Any] = {
+        "model_type": model_type,
+        "architectures": [cls],
+        "vocab_size": config.vocab_size,
+        "d_model": tower.d_model,
+        "d_kv": tower.head_dim,
+        "d_ff": tower.d_ff,
+        "num_heads": tower.num_heads,
+        "num_layers": tower.num_layers,
+        "num_decoder_layers": network.decoder.num_layers,
+        "feed_forward_proj": _feed_forward_proj(tower.activation, tower.gated),
+        "relative_attention_num_buckets": tower.relative_buckets,
+        "relative_attention_max_distance": tower.relative_max_distance,
+        "layer_norm_epsilon": tower.norm_eps,
+        "dropout_rate": config.dropout,
+        "tie_word_embeddings": network.tie_embeddings,
+        "is_encoder_decoder": arch not in ENCODERS,
+        "use_cache": arch not in ENCODERS,
+        "pad_token_id": tokens.pad,
+        "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.eos,
+        "dtype": dtype,
+    }
+    if arch not in ENCODERS:
+        values["decoder_start_token_id"] = tokens.decoder_start
+        # The decoder starts from decoder_start_token_id alone; the prompt is for the encoder.
+        values["prompt_to_decoder"] = False
+    if arch in CONFIG_CLASSES:
+        module = MODELING_FILE.removesuffix(".py")
+        values["embed_dim"] = config.embed_dim
+        values["auto_map"] = {
+            "AutoConfig": f"{module}.{CONFIG_CLASSES[arch]}",
+            "AutoModel": f"{module}.{cls}",
+        }
+        if log_temperature is not None:
+            values[LOG_TEMPERATURE] = log_temperature
+    _check_same(network, to_model_config(values, arch, Path("config.json")), arch)
+    return values
+
+
+def generation_config(tokens: TokenIds) -> dict[str, Any]:
+    """The `generation_config.json` that makes `generate` start and end as training taught it."""
+    return {
+        "pad_token_id": tokens.pad,
+        "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.eos,
+        "decoder_start_token_id": tokens.decoder_start,
+    }
+
+
+def _token(values: Mapping[str, Any], name: str, default: int) -> int:
+    value = values.get(name)
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if type(value) is int and value >= 0 else default
+
+
+def _activation(spec: Any, where: Path) -> tuple[Any, bool]:
+    """`gated-gelu` as (activation, gated); in T5 that gelu is the approximate one."""
+    gated, _, name = str(spec).rpartition("-")
+    name = "gelu_new" if spec == "gated-gelu" else name
+    if gated not in ("", "gated") or name not in _ACTIVATIONS:
+        raise ValueError(
+            f"{where}: feed_forward_proj {spec!r} is unknown; expected one of "
+            f"{', '.join(_ACTIVATIONS)}, or `gated-` before it"
+        )
+    return _ACTIVATIONS[name], bool(gated)
+
+
+def _feed_forward_proj(activation: str, gated: bool) -> str:
+    name = {"gelu_tanh": "gelu_new"}.get(activation, activation)
+    if gated:
+        return "gated-gelu" if name == "gelu_new" else f"gated-{name}"
+    return name
+
+
+def _check_same(mine: ModelConfig, theirs: ModelConfig, arch: str) -> None:
+    same = {name: getattr(mine, name) for name in _RUNTIME}
+    one, other = dataclasses.asdict(mine), dataclasses.asdict(dataclasses.replace(theirs, **same))
+    if not mine.decoder.num_layers:
+        del one["decoder"], other["decoder"]
+    differing = [
+        f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in _differing(one, other) if a != b
+    ]
+    if differing:
+        raise ValueError(f"the network is no {arch}: {'; '.join(differing[:5])}")
+
+
+def _differing(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(one, dict):
+        return [
+            found
+            for name in one
+            for found in _differing(one[name], other[name], f"{path}.{name}" if path else name)
+        ]
+    return [(path, one, other)]

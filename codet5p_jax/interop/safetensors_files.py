@@ -1,0 +1,343 @@
+"""Safetensors folders: read by memory map one tensor at a time, written as shards with an index.
+
+A file is an 8-byte length, that many bytes of JSON, and the bytes of all tensors without a gap.
+Files are untrusted: everything the JSON claims is checked against the file before it is used.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
+MAX_HEADER = 100_000_000  # as in the safetensors library
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor.
+
+    Attributes:
+      dtype, shape: of the tensor; dtype None where it is none of `DTYPES`.
+      file: that holds it, for errors.
+      kind: the file's own name of the dtype.
+      offset: of its first byte in the file.
+    """
+
+    dtype: np.dtype | None
+    shape: tuple[int, ...]
+    file: Path
+    kind: str = ""
+    offset: int = 0
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Tensors by name, read when asked for."""
+
+    where: Path
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor; it may be a view of a file."""
+        ...
+
+
+class SafetensorsFolder:
+    """The tensors of `model.safetensors`, or of the shards that an index names.
+
+    Attributes:
+      where: the folder.
+      tensors: by name.
+
+    Raises:
+      FileNotFoundError: no such file, or an index names a shard that is absent.
+      ValueError: a file is truncated or not what it claims; names the file and the tensor.
+    """
+
+    def __init__(self, folder: Path):
+        self.where = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        index = folder / INDEX
+        if not index.is_file():
+            if not (folder / SINGLE).is_file():
+                raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
+            self.tensors = _read_header(folder / SINGLE)
+            return
+        weight_map = read_index(index)
+        for shard in dict.fromkeys(weight_map.values()):
+            found = _read_header(folder / shard)
+            check_shard(index, shard, found, weight_map)
+            self.tensors |= found
+
+    def read(self, name: str) -> np.ndarray:
+        """A memory map of one tensor, closed with the last view of it.
+
+        Raises:
+          ValueError: it is of a dtype that weights do not have.
+        """
+        info = self.tensors[name]
+        if info.dtype is None:
+            raise ValueError(
+                f"{info.file}: {name} is of dtype {info.kind}; expected one of {', '.join(DTYPES)}"
+            )
+        if not math.prod(info.shape):
+            return np.zeros(info.shape, info.dtype)
+        return np.memmap(info.file, info.dtype, "r", info.offset, info.shape)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> name of a file in the same folder, from an index file.
+
+    Raises:
+      ValueError: it is no index, or names files elsewhere.
+      FileNotFoundError: it names a file that is absent.
+    """
+    content = read_json(path)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path}: expected an object with a `weight_map`, tensor name to file")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or shard != os.path.basename(shard) or shard in ("", ".."):
+            raise ValueError(
+                f"{path}: {name} is said to be in {shard!r}; expected the name of a file in the "
+                "same folder"
+            )
+        if not (path.parent / shard).is_file():
+            raise FileNotFoundError(f"{path}: {name} is said to be in {shard}, which is absent")
+    return weight_map
+
+
+def check_shard(
+    index: Path, shard: str, found: Iterable[str], weight_map: Mapping[str, str]
+) -> None:
+    """Fails unless a shard has the tensors that the index says it has.
+
+    Raises:
+      ValueError: with the names of some that differ.
+    """
+    claimed = {name for name, file in weight_map.items() if file == shard}
+    if claimed != set(found):
+        absent, extra = sorted(claimed - set(found)), sorted(set(found) - claimed)
+        told = [f"lacks {', '.join(absent[:3])}"] if absent else []
+        told += [f"has {', '.join(extra[:3])}, of which the index says nothing"] if extra else []
+        raise ValueError(
+            f"{index.parent / shard} does not fit {index.name}: it {'; it '.join(told)}"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: it is not JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON; {error}") from None
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > min(size - 8, MAX_HEADER):
+            raise ValueError(
+                f"{path} is truncated or no safetensors file: it has {size:,} bytes, its header "
+                f"claims {length:,}"
+            )
+        try:
+            header = json.loads(file.read(length))
+            entries = {k: v for k, v in header.items() if k != "__metadata__"}
+        except (ValueError, AttributeError, RecursionError):
+            raise ValueError(f"{path}: its header is no JSON object") from None
+    start, tensors = 8 + length, {}
+    for name, fields in entries.items():
+        tensors[name] = _tensor_info(path, name, fields, start)
+    end = start
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
+        first, last = header[name]["data_offsets"]
+        if start + first != end:
+            raise ValueError(f"{path}: the bytes of {name} leave a gap or overlap others")
+        end = start + last
+        if info.dtype and last - first != math.prod(info.shape) * info.dtype.itemsize:
+            raise ValueError(
+                f"{path}: {name} of shape {info.shape} and dtype {info.kind} is said to have "
+                f"{last - first:,} bytes"
+            )
+    if end != size:
+        raise ValueError(f"{path} is truncated or too long: {size:,} bytes, expected {end:,}")
+    return tensors
+
+
+def _tensor_info(path: Path, name: str, fields: Any, start: int) -> TensorInfo:
+    try:
+        kind, shape, (first, last) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        numbers = [*shape, first, last]
+        if not all(type(n) is int and n >= 0 for n in numbers) or last < first:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path}: {name} lacks a sound dtype, shape or data_offsets: {str(fields)[:100]}"
+        ) from None
+    return TensorInfo(DTYPES.get(kind), tuple(shape), path, str(kind), start + first)
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+class SafetensorsWriter:
+    """Writes tensors in any order to shards laid out beforehand. Use `with`; leaving it checks that
+    every tensor was written. `new_folder` makes the files durable.
+
+    Args:
+      folder: where; it exists.
+      tensors: (dtype, shape) by name, in the order in which they lie in the files.
+      max_shard_bytes: of tensors, in one file; a larger tensor is a file of its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+        max_shard_bytes: int,
+    ):
+        self._tensors = dict(tensors)
+        self._missing = set(tensors)
+        self._stack = ExitStack()
+        self._place: dict[str, tuple[Any, int]] = {}
+        self.total_bytes = sum(_bytes(t) for t in self._tensors.values())
+        shards = _split(self._tensors, max_shard_bytes)
+        weight_map = {}
+        for number, names in enumerate(shards, 1):
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            file = SINGLE if len(shards) == 1 else file
+            self._begin(folder / file, names)
+            weight_map |= dict.fromkeys(names, file)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (folder / INDEX).write_text(text, encoding="utf-8")
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Writes one tensor, which is of the dtype and shape announced."""
+        file, offset = self._place[name]
+        dtype, shape = self._tensors[name]
+        assert (array.dtype, array.shape) == (dtype, shape), (name, array.dtype, array.shape)
+        file.seek(offset)
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._missing.remove(name)
+
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        with self._stack:
+            if error is None:
+                assert not self._missing, f"never written: {sorted(self._missing)[:5]}"
+
+    def _begin(self, path: Path, names: Sequence[str]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            dtype, shape = self._tensors[name]
+            end = offset + _bytes((dtype, shape))
+            header[name] = {
+                "dtype": NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # so that tensors are aligned
+        file = self._stack.enter_context(path.open("wb"))
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+        for name in names:
+            first = header[name]["data_offsets"][0]
+            self._place[name] = (file, 8 + len(text) + first)
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sorts `block.2` before `block.10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500MB`, `5GB` (powers of 1000, as in `transformers`) or of a plain number.
+
+    >>> parse_size("5GB")
+    5000000000
+    """
+    match = re.fullmatch(r"(\d+)\s*(|KB|MB|GB)", text.strip(), re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise ValueError(f"expected a size such as 500MB or 5GB, found {text!r}")
+    return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2].upper()]
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target` to write to, renamed to it at the end; removed on an error.
+
+    Raises:
+      FileExistsError: `target` exists and is not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists; name another folder, or move it away")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    try:
+        os.chmod(partial, 0o755)  # mkdtemp makes folders that only their owner can read
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        os.replace(partial, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _bytes(tensor: tuple[np.dtype, tuple[int, ...]]) -> int:
+    return math.prod(tensor[1]) * tensor[0].itemsize
+
+
+def _split(
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], max_shard_bytes: int
+) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + _bytes(tensor) > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += _bytes(tensor)
+    return shards

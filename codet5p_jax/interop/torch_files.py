@@ -1,0 +1,94 @@
+"""`pytorch_model.bin`, single or in shards: a pickle, read as weights only. Nothing else here
+imports torch, and it only when called."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codet5p_jax.interop.safetensors_files import DTYPES, TensorInfo, check_shard, read_index
+
+SINGLE = "pytorch_model.bin"
+INDEX = f"{SINGLE}.index.json"
+
+
+class TorchFolder:
+    """The tensors of `pytorch_model.bin`, or of the shards that an index names.
+
+    Attributes:
+      where: the folder.
+      tensors: by name.
+
+    Raises:
+      ImportError: torch is not installed.
+      FileNotFoundError, ValueError: as for safetensors; also a pickle of anything but tensors.
+    """
+
+    def __init__(self, folder: Path):
+        self.where = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        self._loaded: dict[str, Any] = {}
+        index = folder / INDEX
+        if not index.is_file():
+            self._add(folder / SINGLE, _load(folder / SINGLE))
+            return
+        weight_map = read_index(index)
+        for shard in dict.fromkeys(weight_map.values()):
+            found = _load(folder / shard)
+            check_shard(index, shard, found, weight_map)
+            self._add(folder / shard, found)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, a view of the file where the file allows it.
+
+        Raises:
+          ValueError: it is of a dtype that weights do not have.
+        """
+        import torch
+
+        tensor, info = self._loaded[name], self.tensors[name]
+        if info.dtype is None:
+            kinds = ", ".join(d.name for d in DTYPES.values())
+            raise ValueError(
+                f"{info.file}: {name} is of dtype {info.kind}; expected one of {kinds}"
+            )
+        tensor = tensor.detach().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(info.dtype)
+        return tensor.numpy()
+
+    def _add(self, file: Path, tensors: Mapping[str, Any]) -> None:
+        known = {dtype.name: dtype for dtype in DTYPES.values()}
+        for name, tensor in tensors.items():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            self.tensors[name] = TensorInfo(known.get(kind), tuple(tensor.shape), file, kind)
+        self._loaded |= tensors
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"reading {path} needs torch: pip install 'codet5p_jax[torch]', or convert the file to "
+            "safetensors where torch is installed"
+        ) from None
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # The format of torch before 1.6 cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling untrusted bytes fails in many ways
+        raise ValueError(
+            f"{path} cannot be read as weights: {str(error).splitlines()[0]}"
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in content.items()
+    ):
+        raise ValueError(f"{path}: expected a dict of tensors by name")
+    return dict(content)

@@ -1,0 +1,406 @@
+"""Tensors of theirs as our parameters, and our parameters as a folder of theirs.
+
+Both ways stream: at one time there is one parameter (all layers of one kernel), or the slice of it
+that a device wants.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from codet5p_jax.interop import hf_config, safetensors_files, tokenizer_files, torch_files
+from codet5p_jax.interop.hf_config import MODELING_FILE, TokenIds
+from codet5p_jax.interop.safetensors_files import (
+    DTYPES,
+    SafetensorsFolder,
+    SafetensorsWriter,
+    Source,
+    natural_key,
+    new_folder,
+)
+from codet5p_jax.interop.tables import IGNORED, Entry, Table, hugging_face
+from codet5p_jax.models.codet5p import INITIAL_TEMPERATURE, CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import ParamSpec, flatten
+
+FLOATS = {dtype.name: dtype for dtype in DTYPES.values()}
+"""dtypes of weights by name."""
+
+LOG_TEMPERATURE = hf_config.LOG_TEMPERATURE
+Index = tuple[slice, ...]
+_BY_VOCABULARY = ("embedding", "lm_head")
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """The parameters of a network, read when asked for.
+
+    Attributes:
+      config: of the network.
+      shapes: of the parameters, by path.
+    """
+
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype in which a parameter is stored."""
+        ...
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """A parameter, or the slice of it at `index`, in `dtype` (None: as stored)."""
+        ...
+
+
+class ArrayWeights:
+    """Parameters in memory, for example `dict(flatten(params))`."""
+
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, Any]):
+        self.config = config
+        self._arrays = {path: np.asarray(array) for path, array in arrays.items()}
+        self.shapes = {path: array.shape for path, array in self._arrays.items()}
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._arrays[path].dtype
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        array = np.asarray(self._arrays[path][index or ()])
+        return array if dtype is None else array.astype(dtype)
+
+
+class ResizedVocabulary:
+    """Other weights with more or fewer rows of the embedding (and of an output projection of its
+    own). The last rows go; each new row is the mean of all there are.
+
+    Raises:
+      ValueError: `rows` is not positive.
+    """
+
+    def __init__(self, weights: Weights, rows: int):
+        if rows < 1:
+            raise ValueError(f"vocab_size has to be 1 or more, found {rows}")
+        self._weights, self._rows = weights, rows
+        self.config = dataclasses.replace(weights.config, vocab_size=rows)
+        self.shapes = {
+            path: (rows, *shape[1:]) if path in _BY_VOCABULARY else shape
+            for path, shape in weights.shapes.items()
+        }
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._weights.dtype(path)
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        if path not in _BY_VOCABULARY:
+            return self._weights.read(path, dtype, index)
+        array = self._weights.read(path, dtype)
+        new = self._rows - len(array)
+        if new > 0:
+            mean = array.mean(axis=0, dtype=np.float32).astype(array.dtype)
+            array = np.concatenate([array, np.broadcast_to(mean, (new, *mean.shape))])
+        return np.asarray(array[: self._rows][index or ()])
+
+
+def place(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A parameter on the mesh; each device is given its slice, and nothing else is read."""
+    return jax.make_array_from_callback(
+        weights.shapes[path], sharding, lambda index: weights.read(path, np.dtype(dtype), index)
+    )
+
+
+class ForeignWeights:
+    """The tensors of a source, read as our parameters.
+
+    Attributes:
+      config: of the network.
+      shapes: of the parameters, by path.
+      where: the folder.
+
+    Args:
+      source: their tensors.
+      config: of the network.
+      table: which of their tensors is which parameter.
+      constants: parameters that no tensor holds.
+
+    Raises:
+      ValueError: a tensor is missing, unexpected, of a wrong shape, or differs from another that
+        has to be the same; names tensors and files.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: ModelConfig,
+        table: Table,
+        constants: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.config, self.where = config, source.where
+        self._source, self._constants = source, dict(constants or {})
+        specs: dict[str, ParamSpec] = dict(flatten(CodeT5p(config).specs))
+        self.shapes = {path: spec.shape for path, spec in specs.items()}
+        self._entries = {entry.ours: _chosen(entry, source) for entry in table}
+        assert self._entries.keys() | self._constants.keys() == self.shapes.keys()
+        self._check(table)
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype of a parameter in the source: the widest, where layers differ."""
+        if path in self._constants:
+            return self._constants[path].dtype
+        dtypes = {self._source.tensors[name].dtype for name in self._names(path)}
+        if None in dtypes:
+            name = next(n for n in self._names(path) if self._source.tensors[n].dtype is None)
+            self._source.read(name)  # raises
+        found = {d for d in dtypes if d is not None}
+        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """A parameter, or the slice of it at `index`, in `dtype` (None: that of the source).
+
+        Raises:
+          ValueError: a finite value has no finite value in `dtype`.
+        """
+        shape = self.shapes[path]
+        dtype = dtype or self.dtype(path)
+        index = index or (slice(None),) * len(shape)
+        if path in self._constants:
+            return np.asarray(self._constants[path].astype(dtype)[index])
+        entry, names = self._entries[path], self._names(path)
+        if not entry.layered:
+            view = entry.to_ours(self._source.read(names[0]), shape)[index]
+            return cast(view, dtype, names[0], self._source.where)
+        chosen = names[index[0]]
+        sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+        out = np.empty(sizes, dtype)
+        for i, name in enumerate(chosen):
+            view = entry.to_ours(self._source.read(name), shape)[index[1:]]
+            out[i] = cast(view, dtype, name, self._source.where)
+        return out
+
+    def _names(self, path: str) -> list[str]:
+        return self._entries[path].names(self.shapes[path])
+
+    def _check(self, table: Table) -> None:
+        tensors, used, problems = self._source.tensors, set[str](IGNORED), []
+        for path, entry in self._entries.items():
+            expected = entry.their_shape(self.shapes[path])
+            for name in self._names(path):
+                used.add(name)
+                if name not in tensors:
+                    problems.append(f"{name} is missing")
+                elif tensors[name].shape != expected:
+                    problems.append(
+                        f"{name} has shape {tensors[name].shape} in {tensors[name].file.name}, "
+                        f"expected {expected}"
+                    )
+        used.update(name for entry in table for name in (entry.theirs, *entry.aliases))
+        problems += [
+            f"{name} in {tensors[name].file.name} is unexpected"
+            for name in sorted(tensors.keys() - used, key=natural_key)
+        ]
+        if problems:
+            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError(
+                f"{self.where}: the tensors are not those that its configuration describes: "
+                f"{'; '.join(problems[:5])}{more}"
+            )
+        for entry in table:
+            self._check_aliases(entry)
+
+    def _check_aliases(self, entry: Entry) -> None:
+        """Tensors that are one parameter have to be one tensor."""
+        tensors = self._source.tensors
+        first, *others = [n for n in (entry.theirs, *entry.aliases) if n in tensors] or [""]
+        for name in others:
+            if not _same(self._source.read(first), self._source.read(name)):
+                raise ValueError(
+                    f"{self.where}: {name} in {tensors[name].file.name} differs from {first}, and "
+                    "they have to be one tensor; an output projection of its own needs "
+                    '"tie_word_embeddings": false in config.json'
+                )
+
+
+def open_hugging_face(
+    folder: Path, arch: str | None = None, *, allow_pickle: bool = False
+) -> ForeignWeights:
+    """The weights of a Hugging Face folder. No code of the folder is executed.
+
+    Args:
+      folder: with `config.json` and safetensors files.
+      arch: one of `ARCHITECTURES`; None: what `config.json` says.
+      allow_pickle: whether `pytorch_model.bin` is read where there are no safetensors files; that
+        needs torch, which is then asked to unpickle weights only.
+
+    Raises:
+      FileNotFoundError: a file is absent.
+      ValueError: files, configuration and tensors do not fit each other.
+    """
+    values = hf_config.load_config(folder)
+    where = folder / "config.json"
+    arch = arch or hf_config.recognise(values, where)
+    config = hf_config.to_model_config(values, arch, where)
+    constants = {}
+    if config.embed_dim is not None:
+        value = values.get(LOG_TEMPERATURE)
+        value = value if isinstance(value, float) else math.log(INITIAL_TEMPERATURE)
+        constants[LOG_TEMPERATURE] = np.asarray(value, np.float32)
+    return ForeignWeights(_source(folder, allow_pickle), config, hugging_face(config), constants)
+
+
+def export_hugging_face(
+    folder: Path,
+    weights: Weights,
+    *,
+    arch: str | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    tokenizer: Path | None = None,
+    tokens: TokenIds | None = None,
+) -> list[str]:
+    """Writes a folder that PyTorch loads.
+
+    Args:
+      folder: made; appears when it is complete.
+      weights: the network.
+      arch: one of `ARCHITECTURES`; None: the one with every part of the network.
+      dtype: name of the dtype of all tensors; None: each keeps its own.
+      max_shard_bytes: of one file.
+      tokenizer: folder of tokenizer files to add.
+      tokens: special ids; None: those of the tokenizer, or CodeT5's.
+
+    Returns:
+      Paths of the parameters that the architecture has no place for.
+
+    Raises:
+      ValueError: the network is no such architecture, or a value has none in `dtype`.
+      FileExistsError: `folder` exists.
+    """
+    config = weights.config
+    arch = arch or hf_config.default_architecture(config)
+    network = hf_config.exported(config, arch)
+    tokens = tokens or tokenizer_files.token_ids(tokenizer) or TokenIds()
+    temperature = None
+    if LOG_TEMPERATURE in weights.shapes and arch in hf_config.CONFIG_CLASSES:
+        temperature = float(weights.read(LOG_TEMPERATURE))
+    chosen = FLOATS[dtype] if dtype else None
+    table = hugging_face(network)
+    shapes = {path: spec.shape for path, spec in flatten(CodeT5p(network).specs)}
+    tensors = {
+        name: (chosen or weights.dtype(entry.ours), entry.their_shape(shapes[entry.ours]))
+        for entry in table
+        for name in entry.names(shapes[entry.ours])
+    }
+    tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+    widest = max((d for d, _ in tensors.values()), key=lambda d: d.itemsize).name
+    values = hf_config.to_hugging_face(config, arch, tokens, widest, temperature)
+    with new_folder(folder) as partial:
+        _write_json(partial / "config.json", values)
+        if arch not in hf_config.ENCODERS:
+            generation = hf_config.generation_config(tokens)
+            _write_json(partial / "generation_config.json", generation)
+        if arch in hf_config.CONFIG_CLASSES:
+            shutil.copyfile(Path(__file__).with_name(MODELING_FILE), partial / MODELING_FILE)
+        if tokenizer is not None:
+            tokenizer_files.export_tokenizer(tokenizer, partial)
+        with SafetensorsWriter(partial, tensors, max_shard_bytes) as writer:
+            for entry in table:
+                array = weights.read(entry.ours)
+                _write_entry(writer, entry, array, tensors, folder)
+    left_out = weights.shapes.keys() - {entry.ours for entry in table}
+    return sorted(left_out - ({LOG_TEMPERATURE} if temperature is not None else set()))
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str, where: Path) -> np.ndarray:
+    """The array in another dtype.
+
+    Raises:
+      ValueError: a finite value overflows.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        out = array.astype(dtype)
+    if dtype.itemsize <= array.dtype.itemsize and dtype != np.float32:
+        overflown = int(np.count_nonzero(~np.isfinite(out)) - np.count_nonzero(~np.isfinite(array)))
+        if overflown:
+            raise ValueError(
+                f"{where}: {overflown} values of {name} are too large for {dtype.name}; choose "
+                "bfloat16 or float32"
+            )
+    return out
+
+
+def nonfinite(array: np.ndarray) -> int:
+    """How many values are NaN or infinite."""
+    layers = array if array.ndim > 2 else [array]  # by layer, for want of memory
+    return sum(int(x.size - np.count_nonzero(np.isfinite(x))) for x in layers)
+
+
+def _source(folder: Path, allow_pickle: bool) -> Source:
+    safe = any(
+        (folder / name).is_file() for name in (safetensors_files.SINGLE, safetensors_files.INDEX)
+    )
+    pickled = any((folder / name).is_file() for name in (torch_files.SINGLE, torch_files.INDEX))
+    if safe or not pickled:
+        return SafetensorsFolder(folder)
+    if not allow_pickle:
+        raise ValueError(
+            f"{folder} has its weights only as {torch_files.SINGLE}, a pickle; --allow_pickle "
+            "reads it (as weights only; needs torch)"
+        )
+    return torch_files.TorchFolder(folder)
+
+
+def _chosen(entry: Entry, source: Source) -> Entry:
+    """The entry under the first of its names that the source has."""
+    for name in (entry.theirs, *entry.aliases):
+        if name in source.tensors:
+            return Entry(entry.ours, name, entry.axes)
+    return entry
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays have the same bits, read in pieces."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    step = max(1, 2**24 // max(1, math.prod(one.shape[1:])))
+    bits = f"u{one.dtype.itemsize}"
+    return all(
+        np.array_equal(one[i : i + step].view(bits), other[i : i + step].view(bits))
+        for i in range(0, len(one), step)
+    )
+
+
+def _write_entry(
+    writer: SafetensorsWriter,
+    entry: Entry,
+    array: np.ndarray,
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    where: Path,
+) -> None:
+    names = entry.names(array.shape)
+    layers: Iterable[np.ndarray] = array if entry.layered else (array,)
+    for name, layer in zip(names, layers, strict=True):
+        theirs = entry.to_theirs(np.asarray(layer))
+        writer.write(name, cast(theirs, tensors[name][0], name, where))
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,304 @@
+"""Model directories from the weights of others, and the reverse, one parameter at a time."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codet5p_jax.interop import hf_config, tokenizer_files, torch_outputs
+from codet5p_jax.interop.hf_config import TokenIds
+from codet5p_jax.interop.safetensors_files import new_folder
+from codet5p_jax.interop.t5x import is_t5x, open_t5x
+from codet5p_jax.interop.weights import (
+    FLOATS,
+    ResizedVocabulary,
+    Weights,
+    export_hugging_face,
+    nonfinite,
+    open_hugging_face,
+)
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import flatten
+from codet5p_jax.training.checkpoints import nested
+from codet5p_jax.training.model_dir import ModelDir, config_to_json
+from codet5p_jax.training.stored_weights import StoredWeights, release_memory, write_weights
+
+Say = Callable[[str], None]
+
+
+def import_weights(
+    source: str | Path,
+    model_dir: str | Path,
+    *,
+    arch: str | None = None,
+    dtype: str | None = None,
+    vocab_size: int | None = None,
+    pad_vocab_to_multiple: int = 1,
+    allow_pickle: bool = False,
+    say: Say = print,
+) -> None:
+    """Makes a model directory of a Hugging Face folder or a T5X checkpoint. Neither torch nor code
+    of the folder runs.
+
+    Args:
+      source: the folder; of T5X, `checkpoint_<step>`.
+      model_dir: made; appears when it is complete.
+      arch: one of `hf_config.ARCHITECTURES`; None: what `config.json` says.
+      dtype: of the parameters; None: each keeps its own.
+      vocab_size: rows of the embedding; new ones are the mean of all; None: those it has.
+      pad_vocab_to_multiple: rows are added up to a multiple of this.
+      allow_pickle: whether to read `pytorch_model.bin`; needs torch.
+      say: is told what happens, and of values that are not finite.
+
+    Raises:
+      FileNotFoundError, ValueError: files, configuration and tensors do not fit each other.
+      FileExistsError: there is something at `model_dir`.
+    """
+    source, model_dir = Path(source), Path(model_dir)
+    if is_t5x(source):
+        weights: Weights = open_t5x(source)
+        values = {}
+    else:
+        weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
+        values = hf_config.load_config(source)
+    weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
+    chosen = FLOATS[dtype] if dtype else None
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        for path in weights.shapes:
+            array = weights.read(path, chosen)
+            _report_nonfinite(path, array, say)
+            yield path, array
+
+    with new_folder(model_dir) as partial:
+        directory = ModelDir(partial)
+        config = config_to_json(weights.config)
+        directory.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if not tokenizer_files.copy_tokenizer(source, directory.tokenizer):
+            say(f"{source} has no tokenizer files")
+        directory.checkpoints.mkdir()
+        meta = {
+            "step": 0,
+            "model": config,
+            "tokenizer": "../../tokenizer",
+            "token_ids": asdict(TokenIds.from_config(values)),
+        }
+        write_weights(directory.checkpoints / "0", arrays(), meta)
+    say(f"{_summary(weights)} from {source} to {model_dir}")
+
+
+def export_weights(
+    model_dir: str | Path,
+    folder: str | Path,
+    *,
+    arch: str | None = None,
+    dtype: str | None = None,
+    step: int | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    vocab_size: int | None = None,
+    say: Say = print,
+) -> None:
+    """Makes a Hugging Face folder of a model directory.
+
+    Args:
+      model_dir: as training or `import_weights` wrote it.
+      folder: made; appears when it is complete.
+      arch: one of `hf_config.ARCHITECTURES`; None: the one with every part of the network.
+      dtype: of the tensors; None: each keeps that of the checkpoint.
+      step: a checkpoint; None: the newest.
+      max_shard_bytes: of one file.
+      vocab_size: rows of the embedding to write; None: all.
+      say: is told what happens.
+
+    Raises:
+      FileNotFoundError: no model directory, or no checkpoint in it.
+      ValueError: the network is no such architecture.
+      FileExistsError: there is something at `folder`.
+    """
+    stored = StoredWeights(Path(model_dir), step)
+    weights = _resized(stored, vocab_size, 1)
+    ids = stored.meta.get("token_ids")
+    tokenizer = stored.tokenizer if stored.tokenizer.is_dir() else None
+    tokens = tokenizer_files.token_ids(tokenizer) or (TokenIds(**ids) if ids else None)
+    left_out = export_hugging_face(
+        Path(folder),
+        _Reporting(weights, say),
+        arch=arch,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        tokenizer=tokenizer,
+        tokens=tokens,
+    )
+    if left_out:
+        say(f"left out, since the architecture has no place for them: {', '.join(left_out)}")
+    say(f"{_summary(weights)} from {model_dir} to {folder}")
+
+
+def check_exportable(config: ModelConfig) -> None:
+    """Fails before anything is trained where `export_weights` would fail after it.
+
+    Raises:
+      ValueError: no architecture of theirs is this network, or there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "export_to works in a run of one process; leave it out, and use `codet5p convert "
+            "export` when the run has ended"
+        )
+    arch = hf_config.default_architecture(config)
+    hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a folder and a model directory compare.
+
+    Attributes:
+      tensors: how many were compared.
+      problems: what differs, a line each.
+      notes: what differs and does not matter: dtypes where the values are the same.
+    """
+
+    tensors: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def verify_weights(
+    folder: str | Path,
+    model_dir: str | Path,
+    *,
+    arch: str | None = None,
+    step: int | None = None,
+    allow_pickle: bool = False,
+) -> Verification:
+    """Compares every parameter by name, shape, dtype and SHA-256 of its bytes.
+
+    Where the dtypes differ, the wider one is rounded to the narrower one first.
+    """
+    theirs = open_hugging_face(Path(folder), arch, allow_pickle=allow_pickle)
+    mine = StoredWeights(Path(model_dir), step)
+    problems, notes = [], []
+    for path in dict.fromkeys([*theirs.shapes, *mine.shapes]):
+        if path not in mine.shapes:
+            problems.append(f"{path}: not in {model_dir}")
+        elif path not in theirs.shapes:
+            problems.append(f"{path}: not in {folder}")
+        elif theirs.shapes[path] != mine.shapes[path]:
+            problems.append(f"{path}: {theirs.shapes[path]} there, {mine.shapes[path]} here")
+        else:
+            _compare(path, theirs, mine, problems, notes)
+    release_memory()
+    return Verification(len(theirs.shapes), tuple(problems), tuple(notes))
+
+
+def compare_outputs(
+    folder: str | Path, model_dir: str | Path, *, arch: str | None = None, step: int | None = None
+) -> dict[str, float]:
+    """The largest absolute difference of each output between PyTorch, reading the folder, and this
+    network, reading the model directory, at fp32 on random tokens. Needs torch and transformers.
+
+    Both models are in memory at once.
+    """
+    folder = Path(folder)
+    values = hf_config.load_config(folder)
+    arch = arch or hf_config.recognise(values, folder / "config.json")
+    stored = StoredWeights(Path(model_dir), step)
+    network = hf_config.exported(stored.config, arch)
+    network = dataclasses.replace(network, dtype=np.float32)
+    specs = flatten(CodeT5p(network).specs)
+    arrays = ((path, jnp.asarray(stored.read(path, np.dtype(np.float32)))) for path, _ in specs)
+    rng = np.random.default_rng(0)
+    rows = values["vocab_size"]
+    tokens, targets = rng.integers(0, rows, (2, 32)), rng.integers(0, rows, (2, 16))
+    segments = np.ones_like(tokens)
+    segments[1, 20:] = 0
+    inputs = [x.astype(np.int32) for x in (tokens, segments, targets)]
+    theirs = torch_outputs.outputs(folder, arch, *inputs)
+    mine = _outputs(CodeT5p(network).bind(nested(dict(arrays))), *map(jnp.asarray, inputs))
+    real = segments > 0
+    for found in (theirs, mine):
+        found["encoder states"] = np.asarray(found["encoder states"])[real]
+    return {name: float(np.max(np.abs(theirs[name] - mine[name]))) for name in theirs}
+
+
+def _outputs(
+    model: CodeT5p, tokens: jax.Array, segments: jax.Array, targets: jax.Array
+) -> dict[str, Any]:
+    encoded = model.encode(tokens, segments)
+    out: dict[str, Any] = {"encoder states": encoded}
+    if model.config.embed_dim is not None:
+        out["embeddings"] = model.embed(encoded, segments)
+    if model.config.decoder.num_layers:
+        ones = jnp.ones_like(targets)
+        states = model.decode(targets, ones, encoded, segments)
+        out["logits"] = model.logits(states)
+        if model.config.matching_head:
+            out["matching logits"] = model.match(states, ones)
+    return out
+
+
+class _Reporting:
+    """Weights that say so when values are not finite."""
+
+    def __init__(self, weights: Weights, say: Say):
+        self._weights, self._say = weights, say
+        self.config, self.shapes, self.dtype = weights.config, weights.shapes, weights.dtype
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: tuple[slice, ...] | None = None
+    ) -> np.ndarray:
+        array = self._weights.read(path, dtype, index)
+        if array.nbytes > 2**24:
+            release_memory()  # what reading it took
+        _report_nonfinite(path, array, self._say)
+        return array
+
+
+def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
+    number = nonfinite(array)
+    if number:
+        say(f"WARNING: {path} has {number:,} values that are NaN or infinite")
+
+
+def _resized(weights: Weights, vocab_size: int | None, multiple: int) -> Weights:
+    rows = vocab_size or weights.config.vocab_size
+    if multiple < 1 or rows < 1:
+        raise ValueError(f"expected numbers of 1 or more, found {vocab_size} and {multiple}")
+    rows = -(-rows // multiple) * multiple
+    return weights if rows == weights.config.vocab_size else ResizedVocabulary(weights, rows)
+
+
+def _compare(
+    path: str, theirs: Weights, mine: Weights, problems: list[str], notes: list[str]
+) -> None:
+    kinds = theirs.dtype(path), mine.dtype(path)
+    a, b = theirs.read(path), mine.read(path)
+    if kinds[0] != kinds[1]:
+        narrow = min(kinds, key=lambda d: d.itemsize)
+        a, b = a.astype(narrow), b.astype(narrow)
+        notes.append(f"{path}: {kinds[0]} there, {kinds[1]} here")
+    sums = [_sha256(x) for x in (a, b)]
+    if sums[0] != sums[1]:
+        largest = np.max(np.abs(a.astype(np.float32) - b.astype(np.float32)))
+        problems.append(
+            f"{path}: sha256 {sums[0][:12]} there, {sums[1][:12]} here; "
+            f"largest difference {largest:.3g}"
+        )
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _summary(weights: Weights) -> str:
+    number = sum(int(np.prod(shape)) for shape in weights.shapes.values())
+    return f"{number:,} parameters"

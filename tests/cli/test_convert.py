@@ -1,0 +1,169 @@
+"""`codet5p convert`: folder to model directory, back, and compared."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from codet5p_jax.cli.convert import ARCHITECTURES
+from codet5p_jax.cli.main import main
+from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
+from codet5p_jax.interop import hf_config
+from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
+from codet5p_jax.models import CodeT5p, init_params, t5
+from codet5p_jax.models.params import flatten
+from codet5p_jax.training.checkpoints import load_params
+
+SIZES = {
+    **{"d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16},
+    **{"num_encoder_layers": 2, "num_decoder_layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer(["def f(x): return x"] * 9, 330, folder, num_sentinels=4), folder
+
+
+def make(folder, tokenizer, dtype=None, **settings):
+    vocab = tokenizer[0].vocab_size
+    config = t5(**{"vocab_size": vocab, **SIZES, **settings})
+    params = init_params(CodeT5p(config).specs, jax.random.key(0))
+    arrays = {path: np.array(array) for path, array in flatten(params)}
+    export_hugging_face(folder, ArrayWeights(config, arrays), dtype=dtype, tokenizer=tokenizer[1])
+    return arrays
+
+
+def convert(*args):
+    return main(["convert", *map(str, args)])
+
+
+@pytest.mark.parametrize("settings", [{}, {"embed_dim": 4, "matching_head": True}])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_there_and_back_is_the_same_file(tmp_path, tokenizer, capsys, settings, dtype):
+    make(tmp_path / "a", tokenizer, dtype, **settings)
+    assert convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run") == 0
+    assert convert("export", "--from", tmp_path / "run", "--to", tmp_path / "b") == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    assert len(list((tmp_path / "b").iterdir())) == len(list((tmp_path / "a").iterdir()))
+    assert not list(tmp_path.glob(".*"))
+    assert "parameters from" in capsys.readouterr().out
+
+
+def test_what_is_imported_runs_here(tmp_path, tokenizer):
+    arrays = make(tmp_path / "a", tokenizer, "float32")
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    params, config, folder = load_params(tmp_path / "run")
+    assert config.encoder.d_model == 8
+    for path, array in flatten(params):
+        np.testing.assert_array_equal(array, arrays[path])
+    assert Tokenizer.load(folder).fingerprint == tokenizer[0].fingerprint
+
+
+def test_narrow_weights_are_loaded_as_fp32(tmp_path, tokenizer):
+    arrays = make(tmp_path / "a", tokenizer, "bfloat16")
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    params, _, _ = load_params(tmp_path / "run")
+    assert params["embedding"].dtype == np.float32
+    np.testing.assert_allclose(params["embedding"], arrays["embedding"], rtol=2**-8)
+
+
+def test_verify_agrees_and_compares_outputs(tmp_path, tokenizer, capsys):
+    pytest.importorskip("transformers")
+    make(tmp_path / "a", tokenizer, embed_dim=4, matching_head=True)
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    assert convert("verify", tmp_path / "a", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    for name in ("encoder states", "embeddings", "logits", "matching logits"):
+        assert f"largest difference of {name}: " in out
+    assert "0 differ" in out
+
+
+def test_verify_names_what_differs(tmp_path, tokenizer, capsys):
+    make(tmp_path / "a", tokenizer)
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    file = tmp_path / "a/model.safetensors"
+    source = SafetensorsFolder(tmp_path / "a")
+    info = source.tensors["encoder.final_layer_norm.weight"]
+    data = bytearray(file.read_bytes())
+    data[info.offset : info.offset + 4] = np.float32(3).tobytes()
+    file.write_bytes(data)
+    assert convert("verify", tmp_path / "a", tmp_path / "run") == 1
+    out = capsys.readouterr().out
+    assert "DIFFERS  encoder/final_norm/scale: sha256" in out
+    assert "largest difference 2" in out
+
+
+def test_rows_and_dtype(tmp_path, tokenizer, capsys):
+    arrays = make(tmp_path / "a", tokenizer)
+    rows = len(arrays["embedding"])
+    convert(
+        *("import", "--from", tmp_path / "a", "--to", tmp_path / "run"),
+        *("--pad_vocab_to_multiple", 64, "--dtype", "bfloat16"),
+    )
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["vocab_size"] == -(-rows // 64) * 64 > rows
+    convert(
+        *("export", "--from", tmp_path / "run", "--to", tmp_path / "b"),
+        *("--vocab_size", rows, "--dtype", "float16", "--max_shard_size", "4KB"),
+    )
+    source = SafetensorsFolder(tmp_path / "b")
+    assert source.tensors["shared.weight"].shape == (rows, 8)
+    assert {info.dtype.name for info in source.tensors.values()} == {"float16"}
+    assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
+
+
+def test_values_that_are_not_finite_are_reported(tmp_path, tokenizer, capsys):
+    config = t5(vocab_size=9, **SIZES)
+    params = init_params(CodeT5p(config).specs, jax.random.key(0))
+    arrays = {path: np.array(array) for path, array in flatten(params)}
+    arrays["encoder/layers/attention/q"][1, 0, 0, 0] = np.nan
+    arrays["embedding"][3, 2] = np.inf
+    export_hugging_face(tmp_path / "a", ArrayWeights(config, arrays))
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    convert("export", "--from", tmp_path / "run", "--to", tmp_path / "b")
+    out = capsys.readouterr().out
+    assert out.count("WARNING: embedding has 1 values that are NaN or infinite") == 2
+    assert out.count("WARNING: encoder/layers/attention/q has 1 values") == 2
+
+
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, tokenizer, capsys):
+    make(tmp_path / "a", tokenizer)
+    file = tmp_path / "a/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run") == 1
+    assert "model.safetensors is truncated" in capsys.readouterr().err
+    assert convert("export", "--from", tmp_path / "run", "--to", tmp_path / "b") == 1
+    assert "is not a model directory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_neither_torch_nor_transformers_nor_tensorflow_is_loaded(tmp_path, tokenizer):
+    make(tmp_path / "a", tokenizer)
+    code = (
+        "import sys\n"
+        "from codet5p_jax.cli.main import main\n"
+        f"a, run, b = {[str(tmp_path / name) for name in ('a', 'run', 'b')]!r}\n"
+        "assert main(['convert', 'import', '--from', a, '--to', run]) == 0\n"
+        "assert main(['convert', 'export', '--from', run, '--to', b]) == 0\n"
+        "heavy = {'torch', 'transformers', 'tensorflow', 'seqio', 'gin'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+def test_the_architectures_are_those_of_the_tables_and_of_the_page():
+    page = (Path(__file__).parents[2] / "docs/weights.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
+    assert sorted(ARCHITECTURES) == sorted(hf_config.ARCHITECTURES) == sorted(named)
+    for arch, (_, cls) in hf_config.ARCHITECTURES.items():
+        assert re.search(rf"^\| `{arch}`.*`{cls}`", page, re.MULTILINE)

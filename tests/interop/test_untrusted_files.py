@@ -1,0 +1,329 @@
+"""Folders that are not what they claim: each is one error that names tensor and file."""
+
+import json
+import re
+import shutil
+import struct
+
+import numpy as np
+import pytest
+
+from codet5p_jax.interop.safetensors_files import (
+    SafetensorsFolder,
+    new_folder,
+    parse_size,
+)
+from codet5p_jax.interop.weights import (
+    ArrayWeights,
+    export_hugging_face,
+    nonfinite,
+    open_hugging_face,
+)
+from codet5p_jax.models import CodeT5p, t5
+from codet5p_jax.models.params import flatten
+
+CONFIG = t5(
+    vocab_size=7, d_model=4, num_heads=2, head_dim=3, d_ff=6,
+    num_encoder_layers=2, num_decoder_layers=1,
+)  # fmt: skip
+SINGLE = "model.safetensors"
+SHARDED = f"{SINGLE}.index.json"
+
+
+def params(config=CONFIG):
+    rng = np.random.default_rng(0)
+    return {
+        path: rng.normal(size=spec.shape).astype(np.float32)
+        for path, spec in flatten(CodeT5p(config).specs)
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    values = params()
+    export_hugging_face(tmp_path / "model", ArrayWeights(CONFIG, values))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    values = params()
+    export_hugging_face(tmp_path / "shards", ArrayWeights(CONFIG, values), max_shard_bytes=600)
+    return tmp_path / "shards"
+
+
+def tensors_of(folder):
+    source = SafetensorsFolder(folder)
+    return {name: np.array(source.read(name)) for name in source.tensors}
+
+
+def write(folder, tensors):
+    """A file of our own making, with whatever is in it."""
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / SINGLE)
+
+
+def edit_header(path, edit):
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    edit(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def fails(folder, pattern, error=ValueError):
+    with pytest.raises(error, match=pattern):
+        open_hugging_face(folder)
+
+
+def test_what_safetensors_writes_is_read_and_the_reverse(folder):
+    from safetensors.numpy import load_file
+
+    theirs = load_file(folder / SINGLE)
+    mine = tensors_of(folder)
+    assert theirs.keys() == mine.keys()
+    for name in mine:
+        np.testing.assert_array_equal(theirs[name], mine[name])
+    write(folder, theirs)
+    np.testing.assert_array_equal(
+        open_hugging_face(folder).read("embedding"), theirs["shared.weight"]
+    )
+
+
+def test_a_missing_tensor(folder):
+    tensors = tensors_of(folder)
+    del tensors["encoder.block.1.layer.0.SelfAttention.q.weight"]
+    write(folder, tensors)
+    fails(folder, r"model: .*encoder.block.1.layer.0.SelfAttention.q.weight is missing")
+
+
+def test_an_unexpected_tensor(folder):
+    write(folder, tensors_of(folder) | {"surprise": np.zeros(3, np.float32)})
+    fails(folder, r"surprise in model.safetensors is unexpected")
+
+
+def test_a_tensor_that_no_t5_reads_is_no_surprise(folder):
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    write(folder, tensors_of(folder) | {name: np.zeros((32, 2), np.float32)})
+    open_hugging_face(folder)
+
+
+def test_a_wrong_shape(folder):
+    name = "encoder.final_layer_norm.weight"
+    write(folder, tensors_of(folder) | {name: np.zeros(5, np.float32)})
+    fails(folder, rf"{name} has shape \(5,\) in model.safetensors, expected \(4,\)")
+
+
+@pytest.mark.parametrize(
+    ("values", "pattern"),
+    [
+        ({"d_ff": 8}, r"DenseReluDense.wi.weight has shape \(6, 4\).*expected \(8, 4\)"),
+        ({"num_layers": 3}, r"encoder.block.2.* is missing"),
+        ({"num_layers": 1}, r"encoder.block.1.* is unexpected"),
+        ({"vocab_size": 9}, r"shared.weight has shape \(7, 4\).*expected \(9, 4\)"),
+        ({"feed_forward_proj": "gated-gelu"}, r"DenseReluDense.wi_0.weight is missing"),
+        ({"tie_word_embeddings": False}, r"lm_head.weight is missing"),
+        ({"d_model": "4"}, r"config.json: expected a number as d_model, found '4'"),
+        ({"d_model": None}, r"config.json: expected a number as d_model, found None"),
+        ({"d_kv": True}, r"config.json: expected a number as d_kv, found True"),
+        ({"num_heads": 0}, r"config.json: num_heads has to be 1 or more, found 0"),
+        ({"feed_forward_proj": "tanh"}, r"config.json: feed_forward_proj 'tanh' is unknown"),
+        ({"model_type": "bert"}, r"config.json: model_type 'bert' does not convert"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensors(folder, values, pattern):
+    edit_json(folder / "config.json", **values)
+    fails(folder, pattern)
+
+
+def test_a_configuration_that_is_absent_or_no_object(folder):
+    (folder / "config.json").write_text("[]")
+    fails(folder, r"config.json: expected a JSON object, found list")
+    (folder / "config.json").write_text("{")
+    fails(folder, r"config.json: expected JSON")
+    (folder / "config.json").unlink()
+    fails(folder, r"has no config.json", FileNotFoundError)
+
+
+@pytest.mark.parametrize("left", [0, 5, 8, 40, -1])
+def test_a_truncated_file(folder, left):
+    path = folder / SINGLE
+    path.write_bytes(path.read_bytes()[:left])
+    fails(folder, rf"{re.escape(str(path))} is truncated")
+
+
+@pytest.mark.parametrize(
+    ("edit", "pattern"),
+    [
+        (lambda h: h["shared.weight"].update(shape=[7, 5]), "shared.weight of shape .* is said"),
+        (lambda h: h["shared.weight"].update(shape=[-7, -4]), "shared.weight lacks a sound"),
+        (lambda h: h["shared.weight"].update(shape="x"), "shared.weight lacks a sound"),
+        (lambda h: h["shared.weight"].update(data_offsets=[0, 10**15]), "shared.weight"),
+        (lambda h: h["shared.weight"].update(data_offsets=[4, 0]), "shared.weight lacks a sound"),
+        (lambda h: h.update({"shared.weight": 3}), "shared.weight lacks a sound"),
+        (lambda h: h["shared.weight"].pop("dtype"), "shared.weight lacks a sound"),
+        (lambda h: h["shared.weight"].update(data_offsets=[0, 112]), "leave a gap or overlap"),
+    ],
+)
+def test_a_header_that_lies(folder, edit, pattern):
+    edit_header(folder / SINGLE, edit)
+    fails(folder, rf"{re.escape(str(folder / SINGLE))}.*{pattern}")
+
+
+def test_a_header_that_is_no_json(folder):
+    (folder / SINGLE).write_bytes(struct.pack("<Q", 4) + b"\xff{{{")
+    fails(folder, "header is no JSON object")
+    (folder / SINGLE).write_bytes(struct.pack("<Q", 2) + b"[]")
+    fails(folder, "header is no JSON object")
+
+
+def test_a_dtype_that_weights_do_not_have(folder):
+    name = "encoder.final_layer_norm.weight"
+    write(folder, tensors_of(folder) | {name: np.ones(4, np.int32)})
+    weights = open_hugging_face(folder)
+    with pytest.raises(ValueError, match=f"{name} is of dtype I32; expected one of F32"):
+        weights.dtype("encoder/final_norm/scale")
+
+
+def test_shards(sharded):
+    shards = sorted(path.name for path in sharded.glob("*.safetensors"))
+    assert len(shards) > 3
+    assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    np.testing.assert_array_equal(
+        open_hugging_face(sharded).read("embedding"), params()["embedding"]
+    )
+    (sharded / shards[1]).unlink()
+    fails(sharded, rf"is said to be in {shards[1]}, which is absent", FileNotFoundError)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "a/b", "..", 3])
+def test_an_index_that_leaves_the_folder(folder, sharded, shard):
+    index = json.loads((sharded / SHARDED).read_text())
+    index["weight_map"]["shared.weight"] = shard
+    shutil.copy(folder / SINGLE, sharded.parent)
+    (sharded / SHARDED).write_text(json.dumps(index))
+    fails(
+        sharded, "shared.weight is said to be in .*expected the name of a file in the same folder"
+    )
+
+
+def test_an_index_that_does_not_fit_its_shards(sharded):
+    index = json.loads((sharded / SHARDED).read_text())
+    names = list(index["weight_map"])
+    other = next(n for n in names if index["weight_map"][n] != index["weight_map"][names[0]])
+    edit_json(
+        sharded / SHARDED,
+        weight_map=index["weight_map"] | {names[0]: index["weight_map"][other]},
+    )
+    fails(sharded, rf"does not fit model.safetensors.index.json: it .*{re.escape(names[0])}")
+    edit_json(sharded / SHARDED, weight_map=[])
+    fails(sharded, "expected an object with a `weight_map`")
+
+
+def test_ties_may_be_stored_under_any_name_but_are_one_tensor(folder):
+    tensors = tensors_of(folder)
+    shared = tensors.pop("shared.weight")
+    write(folder, tensors | {"decoder.embed_tokens.weight": shared, "lm_head.weight": shared})
+    np.testing.assert_array_equal(open_hugging_face(folder).read("embedding"), shared)
+    write(folder, tensors | {"shared.weight": shared, "lm_head.weight": shared + 1})
+    fails(folder, 'lm_head.weight in model.safetensors differs from shared.weight.*"tie_word')
+
+
+def test_a_value_too_large_for_the_dtype_is_an_error(folder, tmp_path):
+    values = params()
+    values["encoder/final_norm/scale"][0] = 1e6
+    with pytest.raises(ValueError, match=r"1 values of encoder.final_layer_norm.weight .*float16"):
+        export_hugging_face(tmp_path / "half", ArrayWeights(CONFIG, values), dtype="float16")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    export_hugging_face(tmp_path / "half", ArrayWeights(CONFIG, values), dtype="bfloat16")
+
+
+def test_nan_and_inf_are_counted():
+    assert nonfinite(np.array([[1.0, np.nan], [np.inf, -np.inf]], np.float16)) == 3
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    class Failing(ArrayWeights):
+        def read(self, path, dtype=None, index=None):
+            if path == "decoder/final_norm/scale":
+                raise OSError("the disk is gone")
+            return super().read(path, dtype, index)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        export_hugging_face(tmp_path / "model", Failing(CONFIG, params()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_exists_is_not_overwritten(folder):
+    with pytest.raises(FileExistsError, match="exists; name another folder"), new_folder(folder):
+        raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5e9), ("500 mb", 5e8), ("123", 123)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "5TB", "-1", "1.5GB"])
+def test_wrong_sizes(text):
+    with pytest.raises(ValueError, match="expected a size such as"):
+        parse_size(text)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_needs_permission_and_brings_weights_only(folder, capsys):
+    torch = pytest.importorskip("torch")
+    tensors = tensors_of(folder)
+    (folder / SINGLE).unlink()
+    state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    state["lm_head.weight"] = state["shared.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    fails(folder, "--allow_pickle")
+    weights = open_hugging_face(folder, allow_pickle=True)
+    for path, array in params().items():
+        np.testing.assert_array_equal(weights.read(path), array)
+
+    torch.save({k: v.bfloat16() for k, v in state.items()}, folder / "pytorch_model.bin")
+    weights = open_hugging_face(folder, allow_pickle=True)
+    expected = params()["embedding"].astype(weights.dtype("embedding"))
+    np.testing.assert_array_equal(weights.read("embedding"), expected)
+    assert weights.dtype("embedding").name == "bfloat16"
+
+    torch.save(state | {"evil": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin cannot be read as weights"):
+        open_hugging_face(folder, allow_pickle=True)
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="expected a dict of tensors by name"):
+        open_hugging_face(folder, allow_pickle=True)
+    (folder / "pytorch_model.bin").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        open_hugging_face(folder, allow_pickle=True)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_pickled_shards(folder):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in tensors_of(folder).items()}
+    (folder / SINGLE).unlink()
+    names = sorted(tensors)
+    files = {"pytorch_model-1.bin": names[:5], "pytorch_model-2.bin": names[5:]}
+    for file, held in files.items():
+        torch.save({name: tensors[name] for name in held}, folder / file)
+    weight_map = {name: file for file, held in files.items() for name in held}
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    weights = open_hugging_face(folder, allow_pickle=True)
+    np.testing.assert_array_equal(weights.read("embedding"), params()["embedding"])
+    index.write_text(json.dumps({"weight_map": weight_map | {names[0]: "../elsewhere.bin"}}))
+    with pytest.raises(ValueError, match="expected the name of a file in the same folder"):
+        open_hugging_face(folder, allow_pickle=True)

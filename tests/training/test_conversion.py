@@ -1,0 +1,93 @@
+"""A Hugging Face folder as the start of a run, and one as its end."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
+from codet5p_jax.models import CodeT5p, init_params
+from codet5p_jax.models.params import flatten
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.checkpoints import InitFrom, load_params
+from codet5p_jax.training.init_from import load_init, plan_init
+from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.train import Logging
+from tests.training import synthetic
+from tests.training.synthetic import tiny_config, write_cache
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    config = tiny_config()
+    params = init_params(CodeT5p(config).specs, jax.random.key(1))
+    path = tmp_path_factory.mktemp("published") / "t5"
+    export_hugging_face(path, ArrayWeights(config, dict(flatten(params))), dtype="float16")
+    return path, dict(flatten(params))
+
+
+def test_each_device_is_given_its_part(folder):
+    specs = CodeT5p(tiny_config()).specs
+    source = InitFrom(f"hf:{folder[0]}")
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    loaded = load_init(plan_init(source, specs), specs, mesh, seed=0)
+    assert loaded.keys() == folder[1].keys()
+    for path, array in loaded.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, folder[1][path].astype(np.float16).astype(np.float32))
+    shapes = {shard.data.shape for shard in loaded["embedding"].addressable_shards}
+    assert shapes != {loaded["embedding"].shape}, "nothing was sharded"
+
+
+def test_rows_that_the_folder_lacks_are_drawn(folder):
+    old = len(folder[1]["embedding"])
+    specs = CodeT5p(tiny_config(vocab_size=old + 8)).specs
+    plan = plan_init(InitFrom(f"hf:{folder[0]}"), specs)
+    assert plan.rows == {"embedding": (old, old + 8)}
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    loaded = load_init(plan, specs, mesh, seed=5)["embedding"]
+    theirs = np.asarray(folder[1]["embedding"]).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(loaded[:old], theirs)
+    fresh = init_params(specs, jax.random.key(5))["embedding"]
+    np.testing.assert_array_equal(loaded[old:], fresh[old:])
+
+
+def test_what_does_not_fit_is_named(folder):
+    specs = CodeT5p(tiny_config(d_ff=48, embed_dim=4)).specs
+    with pytest.raises(ValueError, match=r"feed_forward/wi: shape .* there") as error:
+        plan_init(InitFrom(f"hf:{folder[0]}"), specs)
+    assert "projection/kernel: not in the checkpoint" in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
+        plan_init(InitFrom("hf:/nowhere"), specs)
+
+
+def test_a_run_begins_and_ends_with_a_folder(folder, tmp_path):
+    write_cache(tmp_path / "cache")
+    settings = {
+        "phases": [Phase("denoise", 4, 8)],
+        "evaluation": dataclasses.replace(synthetic.EVALUATION, every=None),
+        "mesh": MeshConfig(fsdp=4, tensor=2),
+        "logging": Logging(every=2, tensorboard=False),
+        "export_to": tmp_path / "exported",
+    }
+    init = InitFrom(f"hf:{folder[0]}")
+    synthetic.run(tmp_path / "cache", tmp_path / "run", init_from=init, **settings)
+    trained, _, _ = load_params(tmp_path / "run")
+    exported = open_hugging_face(tmp_path / "exported")
+    for path, array in flatten(trained):
+        np.testing.assert_array_equal(exported.read(path), array)
+    moved = np.abs(exported.read("embedding") - np.asarray(folder[1]["embedding"]))
+    assert 0 < moved.max() < 0.1, "near the weights it came from"
+    # Started again, it is as it was.
+    synthetic.run(tmp_path / "cache", tmp_path / "run", init_from=init, **settings)
+
+
+def test_what_cannot_be_exported_is_not_trained(tmp_path):
+    config = tiny_config()
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, norm="layer"))
+    with pytest.raises(ValueError, match=r"the network is no t5: encoder.norm is 'layer'"):
+        synthetic.run(
+            tmp_path / "cache", tmp_path / "run", model=config, export_to=tmp_path / "exported"
+        )
+    assert not list(tmp_path.iterdir())
