@@ -98,8 +98,8 @@ STAGE2_VOCABULARY = CodeVocabulary(tokenizer, prefixes=True)
 def _required(name: str) -> str:
     value = os.environ.get(_VARIABLES[name])
     if not value:
-        raise LookupError(
-            f"{name} is not set: set the environment variable {_VARIABLES[name]}, or call "
-            f"codet5p_jax.tasks.settings.configure({name}=…)"
+        raise ValueError(
+            f"{name} is not set: pass --{name}=PATH to codet5p, set the environment variable "
+            f"{_VARIABLES[name]}, or call codet5p_jax.tasks.settings.configure({name}=…)"
         )
     return value

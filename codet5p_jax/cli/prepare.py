@@ -9,6 +9,7 @@ An interrupted preparation goes on where it stopped, and what is there already i
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from codet5p_jax.cli import child, data_options
 
@@ -87,9 +88,10 @@ def ensure_prepared(
 
     Raises:
       CacheError: one is missing and `prepare` is off, or cannot be opened.
-      ChildProcessError: preparing failed; the other process has said why.
+      SystemExit: preparing failed; the other process has said why, and this is its exit code.
+      ChildProcessError: it was killed before it could.
     """
-    from codet5p_jax.data.cache import CacheError, open_mixture
+    from codet5p_jax.data.cache import MIXTURES, CacheError, open_mixture
 
     for mixture in dict.fromkeys(mixtures):
         try:
@@ -97,13 +99,18 @@ def ensure_prepared(
         except CacheError as error:
             if not prepare:
                 raise
-            print(f"{error}: preparing it", file=sys.stderr, flush=True)
+            # What to do is done here, and a near name is looked for among registered ones there.
+            absent = not (Path(cache_dir) / MIXTURES / f"{mixture}.json").exists()
+            why = f"mixture {mixture!r} is not prepared in {cache_dir}" if absent else error
+            print(f"{why}: preparing it", file=sys.stderr, flush=True)
             flags = [f"--cache_dir={cache_dir}", *data_options.forward(args)]
             if lengths:
                 listed = ",".join(f"{name}={length}" for name, length in lengths.items())
                 flags.append(f"--task_feature_lengths={listed}")
             code = child.codet5p("prepare", mixture, *flags)
-            if code:
+            if code < 0:
                 raise ChildProcessError(
-                    f"preparing {mixture} in {cache_dir} ended with exit code {code}"
+                    f"preparing {mixture} in {cache_dir} was ended by signal {-code}"
                 ) from error
+            if code:
+                raise SystemExit(code) from error

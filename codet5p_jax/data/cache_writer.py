@@ -66,7 +66,8 @@ class CacheWriter:
 
     def __enter__(self) -> "CacheWriter":
         shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        with _explain_write_errors(self._final):
+            self._partial.mkdir(parents=True)
         return self
 
     def write(self, example: Mapping[str, np.ndarray]) -> None:
@@ -81,10 +82,10 @@ class CacheWriter:
         record = self._layout.encode(example)
         if self._writer is not None and self._bytes_in_shard + len(record) > self._shard_bytes:
             self._close_shard()
-        if self._writer is None:
-            self._writer = ArrayRecordWriter(str(self._shard_path()), _WRITER_OPTIONS)
-        assert self._writer is not None
         with _explain_write_errors(self._final):
+            if self._writer is None:
+                self._writer = ArrayRecordWriter(str(self._shard_path()), _WRITER_OPTIONS)
+            assert self._writer is not None
             self._writer.write(record)
         self._in_shard += 1
         self._bytes_in_shard += len(record)
@@ -155,16 +156,17 @@ def write_mixture(
 
     `save_tokenizer` writes the tokenizer's files into a folder of the cache, unless one with the
     same digest is there already.
+
+    Raises:
+      CacheError: the disk is full.
     """
     kept = Path(TOKENIZERS) / tokenizer_digest
     if not (Path(cache_dir) / kept).exists():
         partial = Path(cache_dir) / TOKENIZERS / f".{tokenizer_digest}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_tokenizer(partial)
-        for file in partial.iterdir():
-            _fsync(file)
-        _replace_folder(partial, Path(cache_dir) / kept)
+        with _folder(partial, Path(cache_dir) / kept):
+            save_tokenizer(partial)
+            for file in partial.iterdir():
+                _fsync(file)
     value = {
         "version": VERSION,
         "name": name,
@@ -173,17 +175,22 @@ def write_mixture(
         "special_tokens": dataclasses.asdict(special),
         "vocab_size": vocab_size,
     }
-    write_json(Path(cache_dir) / MIXTURES / f"{name}.json", value)
+    path = Path(cache_dir) / MIXTURES / f"{name}.json"
+    with _explain_write_errors(path):
+        write_json(path, value)
 
 
 def share_examples(cache_dir: str | Path, held: Manifest, task: str) -> Manifest:
-    """Publishes the split that `held` describes under another task's name, without its shards."""
+    """Publishes the split that `held` describes under another task's name, without its shards.
+
+    Raises:
+      CacheError: the disk is full.
+    """
     manifest = dataclasses.replace(held, task=task, examples_in=held.examples_in or held.task)
     final = Path(cache_dir) / task / held.split
     partial = final.with_name(f".{held.split}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_json(partial / "manifest.json", dataclasses.asdict(manifest))
-    _replace_folder(partial, final)
+    with _folder(partial, final):
+        write_json(partial / "manifest.json", dataclasses.asdict(manifest))
     return manifest
 
 
@@ -191,9 +198,13 @@ def write_json(path: Path, value: Any) -> None:
     """Writes a file that is complete wherever it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    _fsync(partial)
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        _fsync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     _fsync(path.parent)
 
 
@@ -216,14 +227,27 @@ def _summary(counts: Counter[int]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explain_write_errors(folder: Path) -> Iterator[None]:
+def _folder(partial: Path, final: Path) -> Iterator[None]:
+    """Makes `partial`, to be filled inside; publishes it as `final`, or removes it on an error."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with _explain_write_errors(final):
+            partial.mkdir(parents=True)
+            yield
+            _replace_folder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError for both
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         what = "the disk is full" if full else str(error)
         raise CacheError(
-            f"could not write {folder}: {what}; what was written of it is removed again. Free "
+            f"could not write {path}: {what}; what was written of it is removed again. Free "
             "some space or choose another --cache_dir"
         ) from error
 

@@ -114,6 +114,8 @@ class Loader:
         `if __name__ == "__main__":`. Closing the iterator ends the workers, and so does the end of
         this process; SIGTERM and SIGINT do not, so that it can make its last save.
         """
+        if self._num_workers:
+            _start_tracker()
         # Grain brings JAX and Orbax along; reading a cache (`inspect`, `search`) needs neither.
         import grain
         from absl import flags
@@ -226,10 +228,28 @@ class Loader:
         return batches
 
 
+def _start_tracker() -> None:
+    """Starts Python's process that frees shared memory, before a worker's start would.
+
+    Its start unblocks signals. Of batches that nobody took Grain 0.2.18 leaves some for it to free:
+    it does, and is told not to warn the user of it. Only that process has the setting.
+    """
+    name = "PYTHONWARNINGS"
+    before = os.environ.get(name)
+    ignored = "ignore:resource_tracker:UserWarning"
+    os.environ[name] = f"{before},{ignored}" if before else ignored
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 @contextmanager
 def _endings_blocked() -> Iterator[None]:
     """In this thread, and in the processes and threads that it starts."""
-    resource_tracker.ensure_running()  # else it starts with the first process, and unblocks them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     try:
         yield

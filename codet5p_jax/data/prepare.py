@@ -97,7 +97,7 @@ def prepare(
         it, the disk is full, a split has no examples.
       ValueError: unknown name or split, or tasks that cannot be mixed.
     """
-    provider = _provider(mixture_or_task)
+    provider = _provider(mixture_or_task, Path(cache_dir))
     tasks = seqio.get_subtasks(provider)
     splits = _splits(provider.name, tasks, splits)
     _check(tasks)
@@ -220,13 +220,17 @@ def _write_mixture(
     )
 
 
-def _provider(mixture_or_task: str | seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
+def _provider(
+    mixture_or_task: str | seqio.Task | seqio.Mixture, cache_dir: Path
+) -> seqio.Task | seqio.Mixture:
     if not isinstance(mixture_or_task, str):
         return mixture_or_task
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if mixture_or_task not in known:
+        # Mixtures of modules that are not imported here are known if they were prepared before.
+        known += [path.stem for path in (cache_dir / cache.MIXTURES).glob("*.json")]
         near = difflib.get_close_matches(mixture_or_task, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "is its module imported?"
+        hint = f"did you mean {near[0]!r}?" if near else "is its module imported (--module)?"
         raise ValueError(f"no mixture or task {mixture_or_task!r} is registered; {hint}")
     return seqio.get_mixture_or_task(mixture_or_task)
 

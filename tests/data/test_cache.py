@@ -10,6 +10,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from codet5p_jax.data.cache import (
     open_task,
     read_manifest,
 )
-from codet5p_jax.data.cache_writer import CacheWriter, share_examples
+from codet5p_jax.data.cache_writer import CacheWriter, share_examples, write_mixture
 from tests.data.tiny import SPECIAL, make_mixture, write_task
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=5)
@@ -223,19 +224,44 @@ with CacheWriter({str(tmp_path)!r}, "t", "train", {{}}, shard_bytes=1000) as wri
     assert len(open_task(tmp_path, "t", "train")) == 3
 
 
-def test_a_full_disk_is_an_error_that_cleans_up(tmp_path):
+@contextmanager
+def largest_file(size):
     """A limit on the size of files stands in for the full disk: writes fail in the same way."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        noise = np.random.default_rng(0).integers(0, 2**31, 10_000, np.int32)
-        with pytest.raises(CacheError, match=r"could not write .*t/train: .*Free some space"):
-            write(tmp_path, [{"tokens": noise}] * 100)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_an_error_that_cleans_up(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 2**31, 10_000, np.int32)
+    with (
+        largest_file(100_000),
+        pytest.raises(CacheError, match=r"could not write .*t/train: .*Free some space"),
+    ):
+        write(tmp_path, [{"tokens": noise}] * 100)
     assert list((tmp_path / "t").iterdir()) == []
+
+
+@pytest.mark.parametrize(("tokenizer", "file"), [(1000, "tokenizers/digest"), (10, "mix.json")])
+def test_a_disk_that_is_full_at_the_end_is_an_error_that_cleans_up(tmp_path, tokenizer, file):
+    def save(folder):
+        (folder / "tokenizer.json").write_bytes(bytes(tokenizer))
+
+    with (
+        largest_file(100),
+        pytest.raises(CacheError, match=f"could not write .*{file}: .*choose another --cache_dir"),
+    ):
+        write_mixture(
+            tmp_path, "mix", [], special=SPECIAL, vocab_size=9, tokenizer_digest="digest",
+            save_tokenizer=save,
+        )  # fmt: skip
+    left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == ([] if tokenizer > 100 else ["tokenizers/digest/tokenizer.json"])
 
 
 def test_a_rewritten_split_replaces_the_old_one(tmp_path):

@@ -255,8 +255,13 @@ def test_jsonl_counts_malformed_lines(tmp_path, caplog):
 
 def test_too_many_malformed_records_stop_the_run(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"i": i} for i in range(98)] + [b"{", b"}"])
-    with pytest.raises(TooManyMalformedError, match=r"2 of 100 .*max_malformed_share=0\.01"):
+    with pytest.raises(
+        TooManyMalformedError, match=r"2 of 100 .*max_malformed_share=0\.01"
+    ) as error:
         list(read_jsonl(path))
+    on_one_line = " ".join(str(error.value).split())  # as the command line shows it
+    assert f"(char 2); {path}:100: " in on_one_line
+    assert "(char 0). Repair or remove them, or raise max_malformed_share" in on_one_line
     assert len(list(read_jsonl(path, malformed=Malformed(max_malformed_share=0.02)))) == 98
     early = read_jsonl(write_jsonl(tmp_path / "b.jsonl", [b"{"] * 50), malformed=Malformed(grace=9))
     with pytest.raises(TooManyMalformedError, match="9 of 9"):

@@ -174,6 +174,11 @@ def test_names_and_splits_that_are_not_there(tmp_path, mixture, vocabulary):
     with pytest.raises(ValueError, match="rename that task"):
         prepare("mixtures", tmp_path)
     assert not list(tmp_path.iterdir())
+    # Prepared before, by a module that is not imported now.
+    (tmp_path / "mixtures").mkdir()
+    (tmp_path / "mixtures" / "elsewhere.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no mixture or task .* did you mean 'elsewhere'"):
+        prepare("elsewher", tmp_path)
 
 
 def test_one_vocabulary_for_all_tasks(tmp_path, mixture, vocabulary):

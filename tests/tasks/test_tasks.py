@@ -122,13 +122,19 @@ def test_length_limits_are_inclusive():
 # Settings
 
 
-def test_missing_settings_name_both_ways():
+def test_missing_settings_name_all_ways():
     task = seqio.TaskRegistry.get("codesearchnet_go_text_to_code")
-    with pytest.raises(LookupError, match=r"CODET5P_TOKENIZER.*configure\(tokenizer=…\)"):
+    with pytest.raises(
+        ValueError, match=r"--tokenizer=.*CODET5P_TOKENIZER.*configure\(tokenizer=…\)"
+    ):
         next(cached_examples(task, "train"))
-    with pytest.raises(LookupError, match=r"CODET5P_CODESEARCHNET_DIR.*codesearchnet_dir=…"):
+    with pytest.raises(
+        ValueError, match=r"--codesearchnet_dir=.*CODET5P_CODESEARCHNET_DIR.*codesearchnet_dir=…"
+    ):
         settings.codesearchnet_dir()
-    with pytest.raises(LookupError, match=r"CODET5P_GITHUB_CODE_DIR.*github_code_dir=…"):
+    with pytest.raises(
+        ValueError, match=r"--github_code_dir=.*CODET5P_GITHUB_CODE_DIR.*github_code_dir=…"
+    ):
         settings.github_code_dir()
 
 

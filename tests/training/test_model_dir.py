@@ -139,6 +139,10 @@ def test_too_little_space_is_found_before_it_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"1.00 GB free; 3 checkpoints of 0.50 GB"):
         require_space(ModelDir(tmp_path), 5 * 10**8, 3)
+    small = usage._replace(free=12_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
+    with pytest.raises(OSError, match=r"12.00 MB free; 5 checkpoints of 2.89 MB"):
+        require_space(ModelDir(tmp_path), 2_890_276, 5)
 
 
 def test_what_is_no_model_directory(tmp_path):

@@ -59,6 +59,6 @@ class Malformed:
             raise TooManyMalformedError(
                 f"{self.count} of {self.seen} records are malformed, more than "
                 f"max_malformed_share={self.max_malformed_share:g} allows; the first ones:\n  "
-                + "\n  ".join(self.examples[:5])
-                + "\nrepair or remove them, or raise max_malformed_share"
+                + ";\n  ".join(self.examples[:5])
+                + ".\nRepair or remove them, or raise max_malformed_share"
             )
