@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from codet5p_jax.models.attention import attention, rotary
 from codet5p_jax.models.configs import StackConfig
+from codet5p_jax.models.dense import dense
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.params import declare, normal, ones, zeros
 
@@ -67,7 +68,7 @@ class Attention(nnx.Module):
         self, x_BTD: Float[Array, "B T D"], positions_T: Int[Array, "T"]
     ) -> Float[Array, "B T H K"]:
         """Projected and rotated queries."""
-        q = jnp.einsum("BTD,DHK->BTHK", x_BTD, self.q[...].astype(x_BTD.dtype))
+        q = dense(x_BTD, self.q[...])
         if self.cfg.qkv_bias:
             q += self.q_bias[...].astype(q.dtype)
         return self._rotate(q, positions_T)
@@ -76,8 +77,8 @@ class Attention(nnx.Module):
         self, x_BSD: Float[Array, "B S Dkv"], positions_S: Int[Array, "S"]
     ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
         """Projected keys, rotated, and values."""
-        k = jnp.einsum("BSD,DGK->BSGK", x_BSD, self.k[...].astype(x_BSD.dtype))
-        v = jnp.einsum("BSD,DGK->BSGK", x_BSD, self.v[...].astype(x_BSD.dtype))
+        k = dense(x_BSD, self.k[...])
+        v = dense(x_BSD, self.v[...])
         if self.cfg.qkv_bias:
             k += self.k_bias[...].astype(k.dtype)
             v += self.v_bias[...].astype(v.dtype)
@@ -104,7 +105,7 @@ class Attention(nnx.Module):
             dropout_rate=dropout_rate,
             key=key,
         )
-        y = jnp.einsum("BTHK,HKD->BTD", out_BTHK, self.o[...].astype(out_BTHK.dtype))
+        y = dense(out_BTHK, self.o[...], axes=2)
         return y + self.o_bias[...].astype(y.dtype) if self.cfg.out_bias else y
 
     def _rotate(self, x: Array, positions: Array) -> Array:
@@ -138,15 +139,15 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Applies both products; dropout falls between them."""
         dtype, act = x_BTD.dtype, ACTIVATIONS[self.cfg.activation]
-        h_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.wi[...].astype(dtype))
+        h_BTF = dense(x_BTD, self.wi[...])
         if self.cfg.mlp_bias:
             h_BTF += self.wi_bias[...].astype(dtype)
         if self.cfg.gated:
-            h_BTF *= act(jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...].astype(dtype)))
+            h_BTF *= act(dense(x_BTD, self.gate[...]))
         else:
             h_BTF = act(h_BTF)
         h_BTF = dropout(h_BTF, dropout_rate, key)
-        y_BTD = jnp.einsum("BTF,FD->BTD", h_BTF, self.wo[...].astype(dtype))
+        y_BTD = dense(h_BTF, self.wo[...])
         return y_BTD + self.wo_bias[...].astype(dtype) if self.cfg.mlp_bias else y_BTD
 
 
