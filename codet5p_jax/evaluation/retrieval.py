@@ -45,6 +45,22 @@ def top(scores: Scores, k: int) -> Int[np.ndarray, "queries k"]:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
+def log_posterior(
+    cosines: Float[np.ndarray, "*pairs"],
+    match_logits: Float[np.ndarray, "*pairs 2"],
+    temperature: float,
+    weight: float = 1.0,
+) -> Float[np.ndarray, "*pairs"]:
+    """`weight` · log-odds of the matching head + cosine / τ, τ the contrastive temperature.
+
+    The head was trained to tell the right code from codes drawn in proportion to q = exp(cosine /
+    τ), so its log-odds estimate log(p / q) (noise-contrastive estimation), and adding log q gives
+    log p; a weight below 1 allows for a head that has not learnt enough.
+    """
+    logits = match_logits.astype(np.float64)
+    return weight * (logits[..., 1] - logits[..., 0]) + cosines / temperature
+
+
 def rerank(
     cosines: Scores,
     best: Int[np.ndarray, "queries k"],
@@ -54,21 +70,16 @@ def rerank(
 ) -> Scores:
     """Scores after the matching head has read the k best; the others keep their order below those.
 
-    With the contrastive temperature τ, a score is `weight` · log-odds of the head + cosine / τ. The
-    head was trained to tell the right code from codes drawn in proportion to q = exp(cosine / τ),
-    so its log-odds estimate log(p / q) (noise-contrastive estimation), and adding log q gives
-    log p; a weight below 1 allows for a head that has not learnt enough.
-
-    With None, it is the raw logit of "match" + cosine, as in CodeT5+'s released evaluation script.
+    With the contrastive temperature, a score is `log_posterior`. With None, it is the raw logit of
+    "match" + cosine, as in CodeT5+'s released evaluation script.
     """
     scores = cosines.astype(np.float64) - _BELOW
     rows = np.arange(len(best))[:, None]
-    logits, cosine = match_logits.astype(np.float64), cosines[rows, best]
+    cosine = cosines[rows, best]
     if temperature is None:
-        scores[rows, best] = logits[..., 1] + cosine
+        scores[rows, best] = match_logits[..., 1].astype(np.float64) + cosine
     else:
-        log_odds = logits[..., 1] - logits[..., 0]
-        scores[rows, best] = weight * log_odds + cosine / temperature
+        scores[rows, best] = log_posterior(cosine, match_logits, temperature, weight)
     return scores
 
 

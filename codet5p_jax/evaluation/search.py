@@ -105,15 +105,15 @@ def search(
         best = retrieval.top(scores, RERANKED)
         codes = [tokenize(index.documents[column].code) for column in best[0]]
         pairs = np.stack([np.zeros(len(codes), np.int64), np.arange(len(codes))], axis=1)
-        logits = encoder.match([text], codes, pairs).astype(np.float64)
-        log_odds = logits[:, 1] - logits[:, 0]
-        cosines[0, best] += encoder.temperature * index.rerank_weight * log_odds
+        logits, tau = encoder.match([text], codes, pairs), encoder.temperature
+        judged = retrieval.log_posterior(cosines[0, best[0]], logits, tau, index.rerank_weight)
+        cosines[0, best[0]] = tau * judged
         if mode == "fused":
-            judged = retrieval.fuse(cosines, lexical, index.fusion_weight)
+            everything = retrieval.fuse(cosines, lexical, index.fusion_weight)
         else:
-            judged = cosines
-        scores = np.full_like(judged, -np.inf)
-        scores[0, best] = judged[0, best]
+            everything = cosines
+        scores = np.full_like(everything, -np.inf)
+        scores[0, best] = everything[0, best]
         k = min(k, RERANKED)
     return _hits(index, scores, k)
 
