@@ -7,6 +7,7 @@ All of them clip by the global norm first and treat a stack of layers as that ma
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -214,7 +215,10 @@ class WithRates:
             except re.error as error:
                 raise ValueError(f"rates: {pattern!r} is no regular expression: {error}") from error
             if not found:
-                parts = {name[: i + 1] + ".*" for name in names for i in _slashes(name)}
+                # `a/b/c` lies in `a/b/.*` and in `a/.*`
+                parts = {
+                    f"{part}/.*" for name in names for part in PurePosixPath(name).parents[:-1]
+                }
                 near = difflib.get_close_matches(pattern, [*sorted(parts), *names], n=1, cutoff=0.0)
                 raise ValueError(
                     f"rates: {pattern!r} matches no parameter; the nearest is {near[0]!r}"
@@ -230,23 +234,22 @@ class WithRates:
         return optax.chain(self.optimizer.make(schedule, specs), scaled)
 
 
-def _slashes(name: str) -> list[int]:
-    return [i for i, character in enumerate(name) if character == "/"]
-
-
 def _check(optimizer: Any) -> None:
     """Ranges of the fields that several optimizers share."""
-    ranges = {
-        **dict.fromkeys(("b1", "b2", "momentum"), (lambda x: 0 <= x < 1, "at least 0 and below 1")),
-        **dict.fromkeys(("weight_decay",), (lambda x: x >= 0, "0 or more")),
-        **dict.fromkeys(
-            ("eps", "rms", "decay", "clip_threshold", "min_scale"), (lambda x: x > 0, "above 0")
-        ),
-        "clip_norm": (lambda x: x is None or x > 0, "above 0, or None"),
-    }
-    for name, (fits, wanted) in ranges.items():
-        if hasattr(optimizer, name) and not fits(getattr(optimizer, name)):
-            raise ValueError(f"{name} has to be {wanted}, found {getattr(optimizer, name)}")
+    for name in ("b1", "b2", "momentum"):
+        if not 0 <= getattr(optimizer, name, 0) < 1:
+            _refuse(optimizer, name, "at least 0 and below 1")
+    for name in ("eps", "rms", "decay", "clip_threshold", "min_scale"):
+        if not getattr(optimizer, name, 1) > 0:
+            _refuse(optimizer, name, "above 0")
+    if not getattr(optimizer, "weight_decay", 0) >= 0:
+        _refuse(optimizer, "weight_decay", "0 or more")
+    if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
+        _refuse(optimizer, "clip_norm", "above 0, or None")
+
+
+def _refuse(optimizer: Any, name: str, wanted: str) -> None:
+    raise ValueError(f"{name} has to be {wanted}, found {getattr(optimizer, name)}")
 
 
 def _clip(max_norm: float | None) -> optax.GradientTransformation:
