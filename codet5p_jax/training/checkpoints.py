@@ -309,15 +309,15 @@ def _shardings(specs: Params, mesh: Mesh) -> Params:
 
 def context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
     """Settings of Orbax under which checkpoints are read and written."""
-    context = ocp.Context()
+    settings = ocp.Context()
     # A folder that cannot be made is then an error at once, not threads that wait for it.
-    context.asynchronous.create_directories_asynchronously = False
-    context.pytree.loading.partial_load = partial
-    context.array.loading.enable_padding_and_truncation = pad
+    settings.asynchronous.create_directories_asynchronously = False
+    settings.pytree.loading.partial_load = partial
+    settings.array.loading.enable_padding_and_truncation = pad
     registry = ocp.handlers.local_registry(include_global_registry=True)
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-    context.checkpointables.registry = registry
-    return context
+    settings.checkpointables.registry = registry
+    return settings
 
 
 def _load(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:

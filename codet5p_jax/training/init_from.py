@@ -129,8 +129,8 @@ def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[s
     mine: dict[str, ParamSpec] = dict(flatten(specs))
     if plan.foreign is not None:
         weights: Weights = plan.foreign
-        for _, rows in plan.rows.values():
-            weights = ResizedVocabulary(plan.foreign, rows)
+        if plan.rows:  # filled up first, as an array has to have its shape; drawn below
+            weights = ResizedVocabulary(plan.foreign, next(iter(plan.rows.values()))[1])
         loaded = {
             name: place(weights, theirs, mine[name].dtype, shardings[name])
             for name, theirs in plan.sources.items()
