@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 B, S, T, V = 16, 256, 128, 32_128
 D, H, K, F, LAYERS = 256, 4, 64, 1024, 4
@@ -84,12 +85,20 @@ def run_jax(steps: int, dropout: float) -> dict[str, float]:
         batch = place({"seq2seq": arrays}, mesh)
         step = make_train_step(model, objectives, {}, optimizer, learning_rate, seed=0)
         abstract = abstract_state(model, objectives, optimizer, mesh)
-        step = step.lower(abstract, batch).compile(compiler_options(mesh))
-        state = init_state(model, objectives, optimizer, mesh, seed=0)
+
+        def compiled():
+            with jax.set_mesh(mesh):  # a thread does not inherit it
+                return step.lower(abstract, batch).compile(compiler_options(mesh))
+
+        # As in training/train.py: compiled while the initial values are drawn.
+        with ThreadPoolExecutor(1) as background:
+            compiling = background.submit(compiled)
+            state = init_state(model, objectives, optimizer, mesh, seed=0)
+            train_step = compiling.result()
 
         def one() -> float:
             nonlocal state
-            state, metrics = step(state, batch)
+            state, metrics = train_step(state, batch)
             return float(metrics["loss"][0])
 
         return timed(one, steps)

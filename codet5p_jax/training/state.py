@@ -1,5 +1,6 @@
 """The train state: a plain pytree, born sharded."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,14 +145,29 @@ def init_state(
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """Options for the programs of a run: on CPU, LLVM's -O1 instead of -O3.
+    """Options for the programs of a run: on CPU, what starts sooner and runs faster there.
 
-    The random numbers of initial values and dropout take LLVM most of the time that a small run
-    needs to start (with -O1 3 times less, measured with jax 0.10.2), and run no faster for it:
-    matrix products are library calls.
+    LLVM's -O1 instead of -O3: the random numbers of initial values and dropout take LLVM most of
+    the time that a small run needs to start (with -O1 3 times less, measured with jax 0.10.2), and
+    run no faster for it: matrix products are library calls. And YNNPACK, that library, for products
+    alone: its sum over a leading axis, the gradient of a norm's scale or of the position bias,
+    takes 50 times as long as XLA's own (a tenth of a step of benchmarks/train_vs_hf.py).
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_backend_optimization_level": 1} if on_cpu else None
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    options: dict[str, Any] = {"xla_backend_optimization_level": 1}
+    products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    return options | (products if _known("xla_cpu_experimental_ynn_fusion_type") else {})
+
+
+@functools.cache
+def _known(option: str) -> bool:
+    """Whether this version of XLA has an option; the experimental ones come and go."""
+    try:
+        jax.jit(lambda: 0).lower().compile({option: ""})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _without(specs: Params, paths: set[str], prefix: str = "") -> Params:
