@@ -114,6 +114,34 @@ def _is_axes(x: Any) -> bool:
     return isinstance(x, tuple) and all(isinstance(a, str) for a in x)
 
 
+def ways(
+    name: str,
+    shape: Sequence[int],
+    axes: Sequence[str],
+    mesh_sizes: Mapping[str, int],
+    rules: Mapping[str, MeshAxes] = RULES,
+) -> int:
+    """Over how many devices an array with these logical axes is divided.
+
+    Raises:
+      ValueError: a dimension does not divide by its mesh axes; names array, axis and sizes.
+    """
+    total = 1
+    for size, axis, entry in zip(
+        shape, axes, partition_spec(axes, rules=rules, name=name), strict=True
+    ):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        here = math.prod(mesh_sizes[a] for a in names)
+        if size % here:
+            along = ", ".join(f"{a} {mesh_sizes[a]}" for a in names)
+            raise ValueError(
+                f"{name}: axis {axis!r} of size {size:,} does not divide over {here} devices "
+                f"(mesh: {along}); {size + -size % here:,} would: change the size or the mesh"
+            )
+        total *= here
+    return total
+
+
 def param_shardings(
     logical_axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = RULES
 ) -> Any:
@@ -125,16 +153,8 @@ def param_shardings(
 
     def one(path: tuple[Any, ...], axes: tuple[str, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = partition_spec(axes, rules=rules, name=name)
-        for size, axis, entry in zip(leaf.shape, axes, spec, strict=True):
-            names = (entry,) if isinstance(entry, str) else entry or ()
-            ways = math.prod(mesh.shape[a] for a in names)
-            if size % ways:
-                raise ValueError(
-                    f"{name}: axis {axis!r} of size {size} does not divide over mesh "
-                    f"{dict(mesh.shape)} along {names} ({ways} ways); change the mesh, or pad it"
-                )
-        return NamedSharding(mesh, spec)
+        ways(name, leaf.shape, axes, mesh.shape, rules)
+        return NamedSharding(mesh, partition_spec(axes, rules=rules, name=name))
 
     return jax.tree_util.tree_map_with_path(one, logical_axes, shapes, is_leaf=_is_axes)
 

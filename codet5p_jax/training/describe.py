@@ -12,8 +12,9 @@ from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count, flatten, path_name
 from codet5p_jax.objectives.base import Objective
-from codet5p_jax.sharding import AXES, MeshConfig, partition_spec
+from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
 from codet5p_jax.training.flops import step_flops
+from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
     Phase,
@@ -81,7 +82,7 @@ def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:
     cells = [("parameter", "shape", "mesh axes", "number")]
     for name, spec in flatten(specs):
         axes = partition_spec(spec.axes, name=name)
-        _share(name, spec, sizes)
+        ways(name, spec.shape, spec.axes, sizes)
         placed = ", ".join("-" if a is None else str(a) for a in axes)
         cells.append((name, str(list(spec.shape)), f"[{placed}]", f"{math.prod(spec.shape):,}"))
     cells.append(("total", "", "", f"{count(specs):,}"))
@@ -111,16 +112,18 @@ def _state_memory(
         name, part = path_name(path), path_name(path[:1])
         size = leaf.size * leaf.dtype.itemsize
         param = param_of(name, leaf.shape, specs)
-        share = 1 if param is None else _share(param, by_name[param], sizes)
+        share = 1
+        if param is not None:
+            share = ways(param, by_name[param].shape, by_name[param].axes, sizes)
         whole[part] = whole.get(part, 0) + size
         local[part] = local.get(part, 0) + size / share
     whole["gradients"], local["gradients"] = whole["params"], local["params"]
     lines = ["state                  all devices   one device"]
     for part in ("params", "gradients", "opt_state", "objective_state", "ema"):
         if part in whole:
-            lines.append(f"  {part:<18} {_size(whole[part]):>13} {_size(local[part]):>12}")
+            lines.append(f"  {part:<18} {size_text(whole[part]):>13} {size_text(local[part]):>12}")
     total, one = sum(whole.values()), sum(local.values())
-    return [*lines, f"  {'total':<18} {_size(total):>13} {_size(one):>12}"]
+    return [*lines, f"  {'total':<18} {size_text(total):>13} {size_text(one):>12}"]
 
 
 def _phase(
@@ -149,7 +152,7 @@ def _phase(
         lines.append(
             f"  {objective.name:<18} {number:>6,} rows x {length:>5,} positions, "
             f"{work[objective.name] / 1e12:>9.3f} TFLOP, activations kept on one device "
-            f"{_size(kept)}"
+            f"{size_text(kept)}"
         )
     lines.append(
         f"  a step: {positions:,} positions, {sum(work.values()) / 1e12:.3f} TFLOP; "
@@ -184,25 +187,3 @@ def activation_bytes(network: CodeT5p, objective: Objective, rows: int) -> int:
         for x in kept
         if not jnp.issubdtype(x.dtype, jax.dtypes.extended) and (x.shape, x.dtype) not in mine
     )
-
-
-def _share(name: str, spec: ParamSpec, sizes: Mapping[str, int]) -> int:
-    """Over how many devices a parameter is divided."""
-    ways = 1
-    for size, axis, entry in zip(
-        spec.shape, spec.axes, partition_spec(spec.axes, name=name), strict=True
-    ):
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        here = math.prod(sizes[a] for a in names)
-        if size % here:
-            raise ValueError(
-                f"{name}: axis {axis!r} of size {size} does not divide over mesh axes {names} "
-                f"({here} ways); change the mesh or pad the axis"
-            )
-        ways *= here
-    return ways
-
-
-def _size(number: int | float) -> str:
-    """`1.23 GB`, or MB below a tenth of that."""
-    return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.2f} MB"

@@ -235,8 +235,8 @@ def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> No
     free = shutil.disk_usage(directory.root).free
     if free < number * checkpoint_bytes:
         raise OSError(
-            f"{directory.root} has {_size(free)} free; {number} checkpoints of "
-            f"{_size(checkpoint_bytes)} are to be written. Free some space, set MODEL_DIR to "
+            f"{directory.root} has {size_text(free)} free; {number} checkpoints of "
+            f"{size_text(checkpoint_bytes)} are to be written. Free some space, set MODEL_DIR to "
             "another disk, or keep fewer checkpoints"
         )
 
@@ -271,7 +271,8 @@ def differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
     return [] if theirs == mine else [f"{path}: {theirs!r}, now {mine!r}"]
 
 
-def _size(number: int) -> str:
+def size_text(number: int | float) -> str:
+    """`1.23 GB`, or MB below a tenth of that."""
     return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.2f} MB"
 
 

@@ -39,6 +39,7 @@ from codet5p_jax.training.model_dir import (
     config_to_json,
     locked,
     require_space,
+    size_text,
 )
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
@@ -219,7 +220,7 @@ def train(
                 identity_defaults(used),
             )
             require_space(directory, size, max(checkpoints.most(total) - len(saved), 1))
-        progress.say(f"{count(network.specs):,} parameters; state of {size / 1e9:.2f} GB")
+        progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}")
         laps.end("setup")
 
         # ------------------------------------------------------------ compile (in the background)
