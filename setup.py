@@ -37,6 +37,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     "torch": ["torch>=2.9,<3", "transformers>=5,<6"],
+    "sentence-transformers": ["sentence-transformers>=5,<7"],  # loads what is exported for it
     "wandb": ["wandb>=0.22,<1"],
     "test": TEST,
     "dev": [*TEST, "ruff>=0.14,<0.18", "basedpyright>=1.32,<2"],

@@ -9,6 +9,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-make_environment "[test,torch]" --constraint "$PROJECT/constraints/test.txt"
+make_environment "[test,torch,sentence-transformers]" --constraint "$PROJECT/constraints/test.txt"
 cd "$PROJECT"
 exec "$VENV/bin/python" -m pytest -m "not slow" "$@"

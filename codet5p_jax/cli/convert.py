@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 ARCHITECTURES = ("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal")
+EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("model_dir", type=Path)
     for action in (into, out, check):
         action.add_argument(
-            "--arch", choices=ARCHITECTURES, help="default: what the configuration says"
+            "--arch",
+            choices=EXPORTED if action is out else ARCHITECTURES,
+            help="default: what the configuration says",
         )
     into.add_argument(
         "--pad_vocab_to_multiple", type=int, default=1, help="add rows up to a multiple of this"

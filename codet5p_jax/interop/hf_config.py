@@ -142,7 +142,7 @@ def exported(config: ModelConfig, arch: str) -> ModelConfig:
         # An encoder has no output projection, so nothing says whether it is tied.
         config = dataclasses.replace(config, decoder=none, matching_head=False, tie_embeddings=True)
     if arch == "t5_encoder" or arch == "t5":
-        config = dataclasses.replace(config, embed_dim=None, matching_head=False)
+        config = dataclasses.replace(config, embed_dim=None, matching_head=False, pooling="first")
     return config
 
 

@@ -143,7 +143,8 @@ def _t5_tower(tower: str, cfg: StackConfig) -> Table:
     )
 
 
-def _dense(ours: str, theirs: str) -> Table:
+def dense(ours: str, theirs: str) -> Table:
+    """Kernel and bias of `torch.nn.Linear`."""
     return (
         Entry(f"{ours}/kernel", f"{theirs}.weight", _KERNEL),
         Entry(f"{ours}/bias", f"{theirs}.bias", "O -> O"),
@@ -165,9 +166,9 @@ def hugging_face(config: ModelConfig) -> Table:
         else:
             table += (Entry("lm_head", "lm_head.weight", "V D -> V D"),)
     if config.embed_dim is not None:
-        table += _dense("projection", "proj")
+        table += dense("projection", "proj")
     if config.matching_head:
-        table += _dense("matching_head", "itm_head")
+        table += dense("matching_head", "itm_head")
     return (embedding, *table)
 
 

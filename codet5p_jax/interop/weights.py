@@ -15,7 +15,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from codet5p_jax.interop import hf_config, safetensors_files, tokenizer_files, torch_files
+from codet5p_jax.interop import (
+    hf_config,
+    safetensors_files,
+    sentence_transformers,
+    tokenizer_files,
+    torch_files,
+)
 from codet5p_jax.interop.hf_config import MODELING_FILE, TokenIds
 from codet5p_jax.interop.safetensors_files import (
     DTYPES,
@@ -279,7 +285,8 @@ def export_hugging_face(
     Args:
       folder: made; appears when it is complete.
       weights: the network.
-      arch: one of `ARCHITECTURES`; None: the one with every part of the network.
+      arch: one of `ARCHITECTURES`, or that of `sentence_transformers.py`; None: the one with every
+        part of the network.
       dtype: name of the dtype of all tensors; None: each keeps its own.
       max_shard_bytes: of one file.
       tokenizer: folder of tokenizer files to add.
@@ -294,6 +301,9 @@ def export_hugging_face(
     """
     config = weights.config
     arch = arch or hf_config.default_architecture(config)
+    modules = {}
+    if arch == sentence_transformers.ARCHITECTURE:
+        modules, arch = sentence_transformers.files(config), "t5_encoder"
     network = hf_config.exported(config, arch)
     tokens = tokens or tokenizer_files.token_ids(tokenizer) or TokenIds()
     temperature = None
@@ -302,13 +312,8 @@ def export_hugging_face(
     chosen = FLOATS[dtype] if dtype else None
     table = hugging_face(network)
     shapes = {path: spec.shape for path, spec in flatten(CodeT5p(network).specs)}
-    tensors = {
-        name: (chosen or weights.dtype(entry.ours), entry.their_shape(shapes[entry.ours]))
-        for entry in table
-        for name in entry.names(shapes[entry.ours])
-    }
-    tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
-    widest = max((d for d, _ in tensors.values()), key=lambda d: d.itemsize).name
+    dtypes = [chosen or weights.dtype(path) for path in shapes if path != LOG_TEMPERATURE]
+    widest = max(dtypes, key=lambda d: d.itemsize).name
     values = hf_config.to_hugging_face(config, arch, tokens, widest, temperature)
     with new_folder(folder) as partial:
         _write_json(partial / "config.json", values)
@@ -319,10 +324,14 @@ def export_hugging_face(
             shutil.copyfile(Path(__file__).with_name(MODELING_FILE), partial / MODELING_FILE)
         if tokenizer is not None:
             tokenizer_files.export_tokenizer(tokenizer, partial)
-        with SafetensorsWriter(partial, tensors, max_shard_bytes) as writer:
-            for entry in table:
-                array = weights.read(entry.ours)
-                _write_entry(writer, entry, array, tensors, folder)
+        _write_tensors(partial, table, weights, chosen, max_shard_bytes, folder)
+        if modules:
+            for name, content in modules.items():
+                (partial / name).parent.mkdir(exist_ok=True)
+                _write_json(partial / name, content)
+            dense, where = sentence_transformers.DENSE_TABLE, sentence_transformers.DENSE_FOLDER
+            _write_tensors(partial / where, dense, weights, chosen, max_shard_bytes, folder)
+            table += dense
     left_out = weights.shapes.keys() - {entry.ours for entry in table}
     return sorted(left_out - ({LOG_TEMPERATURE} if temperature is not None else set()))
 
@@ -388,19 +397,29 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     )
 
 
-def _write_entry(
-    writer: SafetensorsWriter,
-    entry: Entry,
-    array: np.ndarray,
-    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+def _write_tensors(
+    folder: Path,
+    table: Table,
+    weights: Weights,
+    dtype: np.dtype | None,
+    max_shard_bytes: int,
     where: Path,
 ) -> None:
-    names = entry.names(array.shape)
-    layers: Iterable[np.ndarray] = array if entry.layered else (array,)
-    for name, layer in zip(names, layers, strict=True):
-        theirs = entry.to_theirs(np.asarray(layer))
-        writer.write(name, cast(theirs, tensors[name][0], name, where))
+    """The tensors of `table` as safetensors in `folder`, which errors call `where`."""
+    tensors = {}
+    for entry in table:
+        shape = weights.shapes[entry.ours]
+        kind = (dtype or weights.dtype(entry.ours), entry.their_shape(shape))
+        tensors |= dict.fromkeys(entry.names(shape), kind)
+    tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+    with SafetensorsWriter(folder, tensors, max_shard_bytes) as writer:
+        for entry in table:
+            array = weights.read(entry.ours)
+            layers: Iterable[np.ndarray] = array if entry.layered else (array,)
+            for name, layer in zip(entry.names(array.shape), layers, strict=True):
+                theirs = entry.to_theirs(np.asarray(layer))
+                writer.write(name, cast(theirs, tensors[name][0], name, where))
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

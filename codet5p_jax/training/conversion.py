@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codet5p_jax.interop import hf_config, tokenizer_files, torch_outputs
+from codet5p_jax.interop import (
+    hf_config,
+    sentence_transformers,
+    tokenizer_files,
+    torch_outputs,
+)
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import new_folder
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
@@ -69,6 +74,8 @@ def import_weights(
     else:
         weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
         values = hf_config.load_config(source)
+        if (source / sentence_transformers.MODULES).is_file():
+            say(f"{source} is of sentence-transformers: only its encoder is read")
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
     chosen = FLOATS[dtype] if dtype else None
 
@@ -111,7 +118,8 @@ def export_weights(
     Args:
       model_dir: as training or `import_weights` wrote it.
       folder: made; appears when it is complete.
-      arch: one of `hf_config.ARCHITECTURES`; None: the one with every part of the network.
+      arch: one of `hf_config.ARCHITECTURES`, or `sentence_transformers`; None: the one with every
+        part of the network.
       dtype: of the tensors; None: each keeps that of the checkpoint.
       step: a checkpoint; None: the newest.
       max_shard_bytes: of one file.

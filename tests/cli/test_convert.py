@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from codet5p_jax.cli.convert import ARCHITECTURES
+from codet5p_jax.cli.convert import ARCHITECTURES, EXPORTED
 from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
-from codet5p_jax.interop import hf_config
+from codet5p_jax.interop import hf_config, sentence_transformers
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
 from codet5p_jax.models import CodeT5p, init_params, t5
@@ -161,9 +161,13 @@ def test_neither_torch_nor_transformers_nor_tensorflow_is_loaded(tmp_path, token
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 
 
-def test_the_architectures_are_those_of_the_tables_and_of_the_page():
-    page = (Path(__file__).parents[2] / "docs/weights.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
-    assert sorted(ARCHITECTURES) == sorted(hf_config.ARCHITECTURES) == sorted(named)
+def test_the_table_of_the_readme_is_what_converts():
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`.*?\| (\w*)\W*\| (\w*)\W*\|(.*)\|$", page, re.MULTILINE)
+    assert sorted(name for name, into, _, _ in rows if into == "yes") == sorted(ARCHITECTURES)
+    assert sorted(name for name, _, out, _ in rows if out == "yes") == sorted(EXPORTED)
+    assert sorted(ARCHITECTURES) == sorted(hf_config.ARCHITECTURES)
+    classes = {name: cls for name, _, _, cls in rows}
     for arch, (_, cls) in hf_config.ARCHITECTURES.items():
-        assert re.search(rf"^\| `{arch}`.*`{cls}`", page, re.MULTILINE)
+        assert f"`{cls}`" in classes[arch]
+    assert set(EXPORTED) - set(ARCHITECTURES) == {sentence_transformers.ARCHITECTURE}

@@ -151,6 +151,45 @@ def test_only_the_encoder(tmp_path):
     assert open_hugging_face(tmp_path / "m").config.decoder.num_layers == 0
 
 
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_sentence_transformers_embeds_as_training_does(tmp_path, offline, pooling):
+    library = pytest.importorskip("sentence_transformers")
+    texts = ["def f(x):\n    return x + 1\n", "parse a date", "x"]
+    tokenizer = train_tokenizer(texts * 20, 400, tmp_path / "tokenizer", num_sentinels=10)
+    config = config_of(
+        vocab_size=tokenizer.vocab_size, embed_dim=16, matching_head=True, pooling=pooling
+    )
+    params = params_of(config)
+    options = {"arch": "sentence_transformers", "tokenizer": tmp_path / "tokenizer"}
+    left_out = export(tmp_path / "m", config, params, **options)
+    assert {path.split("/")[0] for path in left_out} == {
+        "decoder",
+        "matching_head",
+        "log_temperature",
+    }
+    model = library.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    theirs = model.encode(texts)
+
+    special = tokenizer.special
+    rows = [[special.bos, *tokenizer.encode(text), special.eos] for text in texts]
+    tokens = np.full((3, max(map(len, rows))), special.pad, np.int32)
+    segments = np.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+    bound = CodeT5p(config).bind(params)
+    tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
+    mine = bound.embed(bound.encode(tokens, segments), segments)
+    np.testing.assert_allclose(theirs, mine, atol=ATOL, rtol=0)
+    assert model.get_max_seq_length() == 512
+
+
+def test_sentence_transformers_needs_a_projection(tmp_path):
+    config = config_of()
+    with pytest.raises(ValueError, match=r"lacks \(embed_dim is None\); --arch=t5_encoder"):
+        export(tmp_path / "m", config, params_of(config), arch="sentence_transformers")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtypes_are_those_asked_for(tmp_path, dtype):
     config = config_of()
