@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from codet5p_jax.objectives.seq2seq import Seq2Seq
 
 
-def seq2seq(task_feature_lengths: Mapping[str, int]) -> Seq2Seq:
+def seq2seq(
+    task_feature_lengths: Mapping[str, int], z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> Seq2Seq:
     """The objective of plain SeqIO tasks at T5X's TASK_FEATURE_LENGTHS.
 
     >>> seq2seq({"inputs": 512, "targets": 128}).targets_length
@@ -21,4 +23,6 @@ def seq2seq(task_feature_lengths: Mapping[str, int]) -> Seq2Seq:
     return Seq2Seq(
         inputs_length=task_feature_lengths["inputs"],
         targets_length=task_feature_lengths["targets"],
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
     )

@@ -1,5 +1,7 @@
 """Every gin file of the package parses, builds, and says what its head promises."""
 
+import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -196,3 +198,27 @@ def test_example_of_the_documentation(tmp_path):
 def test_meshes(name: str, shape: tuple[int, ...]):
     config = load("runs/quickstart_stage1.gin", f"meshes/{name}.gin")
     assert make_mesh(config.arguments["mesh"]).devices.shape == shape
+
+
+def words_of_the_page_for_t5x():
+    page = (Path(__file__).parents[2] / "docs/from_t5x.md").read_text(encoding="utf-8")
+    table = page.split("## Words")[1].split("\n## ")[0]
+    for line in table.splitlines():
+        theirs, ours, *_ = [cell.strip() for cell in line.strip("|").split(" | ")] + [""]
+        named = re.findall(r"`([^`]+)`", theirs if ours.startswith("the same") else ours)
+        yield from (word for word in named if not word.startswith((".", "runs/", "from ")))
+
+
+def test_the_words_of_the_page_for_t5x_exist():
+    words = set(words_of_the_page_for_t5x())
+    assert {"TRAIN_STEPS", "DROPOUT_RATE", "Z_LOSS", "checkpoints.InitFrom.rename"} < words
+    texts = "".join((gin_static.PACKAGE / name).read_text() for name in FILES)
+    for word in words:
+        if re.fullmatch(r"[A-Z_]+", word) and word not in ("RULES",):
+            assert re.search(rf"^{word} =|%{word}\b", texts, re.MULTILINE), word
+        if match := re.match(r"(\w+)\.(\w+)(?:\.(\w+))?", word):
+            module, cls, field = match.groups()
+            places = [f"codet5p_jax.{part}{module}" for part in ("", "training.", "objectives.")]
+            found = next(p for p in places if importlib.util.find_spec(p))
+            thing = getattr(importlib.import_module(found), cls)
+            assert field is None or field in inspect.signature(thing).parameters, word

@@ -131,8 +131,11 @@ STAGE1 = ("--gin_file=runs/stage1_220m.gin", *PATHS)
         ([*STAGE1, "--gin.train.total_stepz=3"], "did you mean train.train?"),
         ([*STAGE1, "--gin.train.train.optimizer=@optimizers.AdamX"], "train: command line: 'optim"),
         ([*STAGE1, "--gin.TRAIN_STEPS=-5"], "steps: %TRAIN_STEPS"),
-        ([*STAGE1, "--gin.DROPOUT=1.5"], "(dropout: %DROPOUT)"),
-        ([*STAGE1, "--gin.DROPOUT=1.5"], "dropout has to be at least 0 and below 1, found 1.5"),
+        ([*STAGE1, "--gin.DROPOUT_RATE=1.5"], "(dropout: %DROPOUT_RATE)"),
+        (
+            [*STAGE1, "--gin.DROPOUT_RATE=1.5"],
+            "dropout has to be at least 0 and below 1, found",
+        ),
         ([*STAGE1, "--gin.COMPUTE_DTYPE='bfloat17'"], "dtype has to be one of float32, bfloat16"),
         ([*STAGE1, "--gin.configs.t5.num_heads=0"], "num_heads has to be 1 or more, found 0"),
     ],
