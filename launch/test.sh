@@ -3,6 +3,7 @@
 #
 #   ./launch/test.sh                      everything but what takes minutes
 #   ./launch/test.sh -m slow              only that
+#   ./launch/test.sh -n 8                 on more than two cores
 #   ./launch/test.sh tests/models -k rope
 #
 # See environment.sh for $PYTHON and $VENV.
@@ -11,4 +12,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 make_environment "[test,torch,sentence-transformers]" --constraint "$PROJECT/constraints/test.txt"
 cd "$PROJECT"
-exec "$VENV/bin/python" -m pytest -m "not slow" "$@"
+# A file's tests stay in one process: what they share is made once.
+exec "$VENV/bin/python" -m pytest -m "not slow" -n 2 --dist loadfile "$@"

@@ -108,4 +108,4 @@ def test_dry_run_needs_no_data(folder: Path):
     assert not (folder / "nowhere").exists()
     wrong = codet5p(folder, "train", "--dry_run", "--num_devices=3", *flags("nowhere"))
     assert wrong.returncode == 3
-    assert "3 ways" in wrong.stderr
+    assert "does not divide over 3 devices" in wrong.stderr
