@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,18 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     return bool(found)
 
 
-def export_tokenizer(source: Path, target: Path) -> None:
-    """Copies tokenizer files so that `AutoTokenizer.from_pretrained(target)` reads them."""
+def export_tokenizer(source: Path, target: Path, rows: int) -> None:
+    """Copies tokenizer files so that `AutoTokenizer.from_pretrained(target)` reads them.
+
+    Added tokens without a row in the embedding, such as `[ENC]` where a stage-2 model is exported
+    with the rows of stage 1, are left out.
+
+    Raises:
+      ValueError: a token of another kind has no row; names it.
+    """
     copy_tokenizer(source, target)
-    roles = _roles(source)
+    _drop(target, rows)
+    roles = _roles(target)
     if roles is not None and not (target / CONFIG).exists():
         special = dict.fromkeys([*roles.get("sentinels", ()), *_prefixes(roles)])
         values = {
@@ -56,6 +65,66 @@ def export_tokenizer(source: Path, target: Path) -> None:
             "clean_up_tokenization_spaces": False,
         }
         _write(target / CONFIG, values)
+
+
+def _drop(folder: Path, rows: int) -> None:
+    """Takes added tokens with ids from `rows` on out of every file of a tokenizer."""
+    names = [name for name in FILES if name.endswith(".json") and (folder / name).is_file()]
+    found: dict[str, Any] = {name: read_json(folder / name) for name in names}
+    fast = found.get("tokenizer.json", {})
+    slow, roles = found.get("added_tokens.json", {}), found.get(ROLES, {})
+    by_id = found.get(CONFIG, {}).get("added_tokens_decoder", {})
+
+    added = {token["content"]: token["id"] for token in fast.get("added_tokens", ())}
+    added |= slow | {token["content"]: int(number) for number, token in by_id.items()}
+    vocab = fast.get("model", {}).get("vocab", {})
+    if isinstance(vocab, list):  # SentencePiece's: [token, score], by id
+        vocab = {token: number for number, (token, _) in enumerate(vocab)}
+    ids = {**found.get("vocab.json", {}), **vocab, **added}
+    beyond = {token: number for token, number in ids.items() if number >= rows}
+    if not beyond:
+        return
+    needed = _needed(roles)
+    for token, number in beyond.items():
+        if token not in added or token in needed:
+            raise ValueError(
+                f"{token!r} of the tokenizer has id {number:,}, but {rows:,} rows of the embedding "
+                "are exported; choose a larger --vocab_size"
+            )
+    if "added_tokens" in fast:
+        fast["added_tokens"] = [t for t in fast["added_tokens"] if t["content"] not in beyond]
+    for token, number in beyond.items():
+        slow.pop(token, None)
+        by_id.pop(str(number), None)
+        vocab.pop(token, None)
+    for name in (CONFIG, "special_tokens_map.json", ROLES):
+        if name in found:
+            found[name] = _without(found[name], beyond)
+    for name, values in found.items():
+        _write(folder / name, values)
+
+
+def _needed(roles: Mapping[str, Any]) -> set[str]:
+    """Tokens that every model has: those of all roles but the prefixes."""
+    basic = (roles.get(name) for name in ("pad", "bos", "eos", "unk", "decoder_start"))
+    return {*(token for token in basic if token is not None), *roles.get("sentinels", ())}
+
+
+def _without(values: dict[str, Any], tokens: Mapping[str, int]) -> dict[str, Any]:
+    """Settings of a tokenizer that name none of these tokens: roles None, lists and tables less."""
+
+    def named(value: Any) -> bool:
+        return (value.get("content") if isinstance(value, dict) else value) in tokens
+
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, list):
+            out[key] = [x for x in value if not (isinstance(x, str | dict) and named(x))]
+        elif isinstance(value, dict) and "content" not in value:
+            out[key] = {k: v for k, v in value.items() if k not in tokens}
+        else:
+            out[key] = None if isinstance(value, str | dict) and named(value) else value
+    return out
 
 
 def token_ids(folder: Path | None) -> TokenIds | None:

@@ -323,7 +323,7 @@ def export_hugging_face(
         if arch in hf_config.CONFIG_CLASSES:
             shutil.copyfile(Path(__file__).with_name(MODELING_FILE), partial / MODELING_FILE)
         if tokenizer is not None:
-            tokenizer_files.export_tokenizer(tokenizer, partial)
+            tokenizer_files.export_tokenizer(tokenizer, partial, config.vocab_size)
         _write_tensors(partial, table, weights, chosen, max_shard_bytes, folder)
         if modules:
             for name, content in modules.items():

@@ -26,7 +26,7 @@ from codet5p_jax.training.checkpoints import (
     read_params,
     stored_shapes,
 )
-from codet5p_jax.training.model_dir import ModelDir, check_tokenizer
+from codet5p_jax.training.model_dir import ModelDir, check_tokenizer, recorded_tokenizer
 from codet5p_jax.training.state import compiler_options
 
 
@@ -66,7 +66,7 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
       source: the checkpoint, and how its names become those of this model.
       specs: of this model.
       tokenizer: folder of the tokenizer that the ids of the data come from; None: not compared
-        with the checkpoint's. That of a Hugging Face folder is not compared.
+        with that of the weights.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -111,8 +111,11 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
             + "\nRename them (InitFrom.rename), or list them in InitFrom.new (to be initialised) "
             "or InitFrom.unused (to be left behind)"
         )
-    if tokenizer is not None and not foreign:
-        check_tokenizer(ModelDir(path.parents[1]), tokenizer)
+    if tokenizer is not None and foreign:
+        check_tokenizer(path, tokenizer)
+    elif tokenizer is not None:
+        run = ModelDir(path.parents[1])
+        check_tokenizer(run.tokenizer, tokenizer, recorded_tokenizer(run))
     sources = {name: renamed[name] for name in mine if name in renamed}
     return InitPlan(
         path, foreign, sources, rows, tuple(name for name in mine if name not in renamed)

@@ -196,33 +196,48 @@ def claim(
             _copy(tokenizer, directory.tokenizer)
 
 
-def check_tokenizer(source: ModelDir, tokenizer: Path) -> None:
-    """Checks that ids mean to the weights of `source` what they mean in the data.
+def check_tokenizer(theirs: Path, tokenizer: Path, digest: str | None = None) -> None:
+    """Checks that ids mean to some weights what they mean in the data.
 
     Of two byte-level tokenizers one may have `[ENC]`, `[TDEC]` and `[CDEC]` besides: they are
-    appended, and change no other id. A folder without a tokenizer is not judged.
+    appended, and change no other id. SentencePiece models are the same file or differ. Where there
+    is nothing to compare, nothing is judged.
 
     Args:
-      source: where the weights are from.
+      theirs: folder with the tokenizer of the weights; a folder without one is not judged.
       tokenizer: folder of the data's tokenizer in a token cache, named after its digest.
+      digest: of the tokenizer that a run recorded; None: there was no run.
 
     Raises:
       ValueError: they differ; names both folders.
     """
-    if not source.tokenizer.is_dir() or _digest(source) == tokenizer.name:
+    if digest == tokenizer.name or not _has_tokenizer(theirs):
         return
     from codet5p_jax.data.tokenizer import Tokenizer  # most runs need no tokenizer
 
-    try:
-        theirs, mine = Tokenizer.load(source.tokenizer), Tokenizer.load(tokenizer)
-        same = theirs.with_prefixes().fingerprint == mine.with_prefixes().fingerprint
-    except (OSError, ValueError, KeyError):  # of another kind: only the digest tells
+    def load(folder: Path, roles: Any = None) -> Tokenizer | None:
+        own = None if (folder / "roles.json").is_file() else roles
+        try:
+            return Tokenizer.load(folder, own)
+        except (OSError, ValueError, KeyError, TypeError):  # of another kind
+            return None
+
+    mine = load(tokenizer)
+    other = load(theirs, mine and mine.roles)
+    if mine and other:
+        same = other.with_prefixes().fingerprint == mine.with_prefixes().fingerprint
+    elif mine or other:
         same = False
+    else:
+        models = [
+            [f.read_bytes() for f in folder.glob("*.model")] for folder in (theirs, tokenizer)
+        ]
+        same = models[0] == models[1] if all(models) else digest is None
     if not same:
         raise ValueError(
-            f"the tokenizer of the weights, {source.tokenizer}, is not that of the data, "
+            f"the tokenizer of the weights, {theirs}, is not that of the data, "
             f"{tokenizer}: their ids mean other text. Prepare the data with --tokenizer="
-            f"{source.tokenizer}, or set INITIAL_CHECKPOINT_PATH to a run on this tokenizer"
+            f"{theirs}, or set INITIAL_CHECKPOINT_PATH to weights of this tokenizer"
         )
 
 
@@ -295,11 +310,16 @@ def _completed(values: Any, defaults: Any) -> Any:
     return {**defaults, **inner}
 
 
-def _digest(directory: ModelDir) -> str | None:
-    """Of the tokenizer a run was trained with."""
+def recorded_tokenizer(directory: ModelDir) -> str | None:
+    """Digest of the tokenizer that a run was trained with; None where none is recorded."""
     if not directory.run.is_file():
         return None
     return json.loads(directory.run.read_text(encoding="utf-8")).get("tokenizer")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "vocab.json", "*.model")
+    return any(True for name in names for _ in folder.glob(name))
 
 
 def _check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:

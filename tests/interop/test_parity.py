@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.data.tokenizer import train_tokenizer
+from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, compiled
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.tokenizer_files import export_tokenizer
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p, init_params, t5
 from codet5p_jax.models.params import flatten
@@ -136,6 +137,21 @@ def test_what_transformers_saves_is_imported(tmp_path, variant):
     assert_same_outputs(model, weights.config, nested(weights))
 
 
+def test_mt5_is_read_as_the_t5_that_it_is(tmp_path):
+    """transformers v5 ties what it makes anew, so the folder is written here, as it is published:
+    with a projection of its own."""
+    config = config_of(**VARIANTS["v1.1 (Flan-T5)"])
+    params = params_of(config)
+    export(tmp_path / "m", config, params)
+    path = tmp_path / "m/config.json"
+    mt5 = {"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | mt5))
+    weights = open_hugging_face(tmp_path / "m")
+    assert weights.config == config
+    model = load_theirs(transformers.MT5ForConditionalGeneration, tmp_path / "m")
+    assert_same_outputs(model, weights.config, nested(weights))
+
+
 def test_only_the_encoder(tmp_path):
     config = config_of()
     params = params_of(config)
@@ -222,6 +238,63 @@ def test_a_tokenizer_trained_here_loads_there(tmp_path):
     assert model.generation_config.decoder_start_token_id == special.decoder_start
     assert model.generation_config.eos_token_id == special.eos
     assert model.generation_config.pad_token_id == special.pad
+
+
+def test_tokens_without_rows_are_left_out(tmp_path):
+    """A stage-2 model with the rows of stage 1 loses [ENC], [TDEC] and [CDEC], and nothing else."""
+    tokenizer = train_tokenizer(["def f(x): return x"] * 9, 330, tmp_path / "t", num_sentinels=4)
+    rows = tokenizer.vocab_size - 3
+    config = config_of(vocab_size=rows)
+    export(tmp_path / "m", config, params_of(config), tokenizer=tmp_path / "t")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert len(theirs) == rows
+    assert theirs("[ENC]").input_ids[1:-1] == tokenizer.encode("[ENC]")  # text like any other
+    assert theirs("<extra_id_0>").input_ids[1] == tokenizer.special.sentinels[0]
+    mine = Tokenizer.load(tmp_path / "m")
+    assert mine.vocab_size == rows
+    assert mine.special.enc is None
+    assert mine.with_prefixes().fingerprint == tokenizer.fingerprint
+
+    config = config_of(vocab_size=rows - 1)
+    with pytest.raises(ValueError, match=r"'<extra_id_0>' of the tokenizer has id .*--vocab_size"):
+        export(tmp_path / "fewer", config, params_of(config), tokenizer=tmp_path / "t")
+    assert not (tmp_path / "fewer").exists()
+
+
+def test_tokens_without_rows_in_the_files_of_codet5(tmp_path):
+    """vocab.json and merges.txt, with the added tokens in files of their own."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    spec = train_tokenizer(["def f(x): return x"] * 9, 330, tmp_path / "x", num_sentinels=4)._spec
+    names = ["[ENC]", "[TDEC]", "[CDEC]"]
+    vocab = {t: i for t, i in spec["model"]["vocab"].items() if t not in names}
+    files = {
+        "vocab.json": vocab,
+        "added_tokens.json": {name: len(vocab) + i for i, name in enumerate(names)},
+        "special_tokens_map.json": {
+            "eos_token": "</s>",
+            "additional_special_tokens": [{"content": "[ENC]"}, "[TDEC]", "<extra_id_0>"],
+        },
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                str(vocab["</s>"]): {"content": "</s>"},
+                str(len(vocab)): {"content": "[ENC]"},
+            }
+        },
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values))
+    export_tokenizer(folder, tmp_path / "all", len(vocab) + 3)
+    export_tokenizer(folder, tmp_path / "fewer", len(vocab))
+    for name, values in files.items():
+        assert json.loads((tmp_path / "all" / name).read_text()) == values
+        files[name] = json.loads((tmp_path / "fewer" / name).read_text())
+    assert files["vocab.json"] == vocab
+    assert files["added_tokens.json"] == {}
+    kept = files["special_tokens_map.json"]
+    assert kept == {"eos_token": "</s>", "additional_special_tokens": ["<extra_id_0>"]}
+    kept = files["tokenizer_config.json"]["added_tokens_decoder"]
+    assert kept == {str(vocab["</s>"]): {"content": "</s>"}}
 
 
 @pytest.mark.parametrize(

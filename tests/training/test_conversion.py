@@ -1,11 +1,13 @@
 """A Hugging Face folder as the start of a run, and one as its end."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p, init_params
 from codet5p_jax.models.params import flatten
@@ -51,6 +53,19 @@ def test_rows_that_the_folder_lacks_are_drawn(folder):
     np.testing.assert_array_equal(loaded[:old], theirs)
     fresh = init_params(specs, jax.random.key(5))["embedding"]
     np.testing.assert_array_equal(loaded[old:], fresh[old:])
+
+
+def test_the_tokenizer_of_a_folder_is_that_of_the_data(folder, tmp_path):
+    specs = CodeT5p(tiny_config()).specs
+    texts = ["def add(a, b): return a + b\n", "for number in numbers: print(number)\n"] * 5
+    published = shutil.copytree(folder[0], tmp_path / "published")
+    train_tokenizer(texts, 400, published, num_sentinels=10)
+    train_tokenizer(texts, 400, tmp_path / "same", num_sentinels=10)
+    train_tokenizer(texts[::2], 400, tmp_path / "another", num_sentinels=10)
+    source = InitFrom(f"hf:{published}")
+    plan_init(source, specs, tmp_path / "same")
+    with pytest.raises(ValueError, match=r"published, is not that of the data"):
+        plan_init(source, specs, tmp_path / "another")
 
 
 def test_what_does_not_fit_is_named(folder):

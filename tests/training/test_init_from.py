@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -194,30 +195,45 @@ def tokenizers(tmp_path_factory):
 
 
 def test_appended_prefixes_change_no_other_id(tmp_path, tokenizers):
-    source = ModelDir(tmp_path)
-    check_tokenizer(source, tokenizers / "with")  # nothing to compare with
-    for mine in ("without", "with"):
-        source.tokenizer.symlink_to(tokenizers / mine)
-        check_tokenizer(source, tokenizers / "without")
-        check_tokenizer(source, tokenizers / "with")
-        check_tokenizer(source, tokenizers / "trained")
+    check_tokenizer(tmp_path, tokenizers / "with")  # nothing to compare with
+    for theirs in (tokenizers / "without", tokenizers / "with"):
+        check_tokenizer(theirs, tokenizers / "without")
+        check_tokenizer(theirs, tokenizers / "with")
+        check_tokenizer(theirs, tokenizers / "trained")
         with pytest.raises(ValueError, match="is not that of the data") as error:
-            check_tokenizer(source, tokenizers / "another")
-        assert str(source.tokenizer) in str(error.value)
+            check_tokenizer(theirs, tokenizers / "another")
+        assert str(theirs) in str(error.value)
         assert str(tokenizers / "another") in str(error.value)
-        source.tokenizer.unlink()
 
 
-def test_other_kinds_of_tokenizers_are_told_by_their_digest(tmp_path):
-    source, mine = ModelDir(tmp_path / "run"), tmp_path / "digest"
-    for folder in (source.tokenizer, mine):
-        folder.mkdir(parents=True)
+def test_roles_of_a_folder_without_them_are_those_of_the_data(tmp_path, tokenizers):
+    """As in a Hugging Face folder, where no file says which token plays which role."""
+    for name, fits in (("with", True), ("another", False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(tokenizers / name / "tokenizer.json", folder)
+        if fits:
+            check_tokenizer(folder, tokenizers / "with")
+        else:
+            with pytest.raises(ValueError, match="is not that of the data"):
+                check_tokenizer(folder, tokenizers / "with")
+
+
+def test_other_kinds_of_tokenizers(tmp_path, tokenizers):
+    theirs, mine = tmp_path / "theirs", tmp_path / "digest"
+    for folder in (theirs, mine):
+        folder.mkdir()
         (folder / "sentencepiece.model").write_text("some")
-    source.run.write_text(json.dumps({"tokenizer": "digest"}))
-    check_tokenizer(source, mine)
-    source.run.write_text(json.dumps({"tokenizer": "other"}))
+    check_tokenizer(theirs, mine, "digest")
+    check_tokenizer(theirs, mine)
+    (mine / "sentencepiece.model").write_text("another")
+    check_tokenizer(theirs, mine, "digest")  # what the run recorded has the last word
     with pytest.raises(ValueError, match="is not that of the data"):
-        check_tokenizer(source, mine)
+        check_tokenizer(theirs, mine, "other")
+    with pytest.raises(ValueError, match="is not that of the data"):
+        check_tokenizer(theirs, mine)
+    with pytest.raises(ValueError, match="is not that of the data"):
+        check_tokenizer(theirs, tokenizers / "with")
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path, tokenizers):
