@@ -473,9 +473,9 @@ def _peak_memory() -> float:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    from codet5p_jax.training.model_dir import write_atomically
+    from codet5p_jax.files import write_text
 
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

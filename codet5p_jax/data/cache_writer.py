@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from codet5p_jax.data.cache import (
     Shard,
 )
 from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.files import sync, write_text
 
 SHARD_BYTES = 256 * 2**20  # before compression
 # One record per chunk, so that reading a random example decompresses no other.
@@ -117,7 +117,7 @@ class CacheWriter:
         assert writer is not None
         with _explain_write_errors(self._final):
             writer.close()
-            _fsync(path)
+            sync(path)
         self._shards.append(Shard(path.name, self._in_shard, path.stat().st_size))
         self._in_shard = self._bytes_in_shard = 0
 
@@ -166,7 +166,7 @@ def write_mixture(
         with _folder(partial, Path(cache_dir) / kept):
             save_tokenizer(partial)
             for file in partial.iterdir():
-                _fsync(file)
+                sync(file)
     value = {
         "version": VERSION,
         "name": name,
@@ -197,15 +197,7 @@ def share_examples(cache_dir: str | Path, held: Manifest, task: str) -> Manifest
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is complete wherever it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        _fsync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _fsync(path.parent)
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def _summary(counts: Counter[int]) -> dict[str, Any]:
@@ -252,21 +244,13 @@ def _explain_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _replace_folder(partial: Path, final: Path) -> None:
     """Renames a complete folder to its final name; an old one is moved aside, then removed."""
-    _fsync(partial)
+    sync(partial)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    _fsync(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)

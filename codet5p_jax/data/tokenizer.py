@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from codet5p_jax.data.roles import PREFIXES, PRESETS, Roles, codet5_roles
 from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.files import write_text
 
 _ESCAPED_BYTE = re.compile("([\udc80-\udcff])")
 _SPACE = b" \t\n\r\v\f"
@@ -89,8 +90,8 @@ class Tokenizer:
         """Writes `tokenizer.json` (any `tokenizers` library reads it) and `roles.json`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "roles.json", json.dumps(self.roles.to_json(), indent=2) + "\n")
-        _write(folder / "tokenizer.json", json.dumps(self._spec, ensure_ascii=False))
+        write_text(folder / "roles.json", json.dumps(self.roles.to_json(), indent=2) + "\n")
+        write_text(folder / "tokenizer.json", json.dumps(self._spec, ensure_ascii=False))
 
     def with_prefixes(self) -> "Tokenizer":
         """This vocabulary with `[ENC]`, `[TDEC]`, `[CDEC]` (stage 2), appended if it lacks them."""
@@ -414,12 +415,3 @@ def _byte_alphabet() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

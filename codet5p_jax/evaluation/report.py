@@ -3,13 +3,13 @@
 The page is laid out from plain data (`Report`); what goes into it is the caller's choice.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 from codet5p_jax.evaluation.charts import Chart, format_number, svg
+from codet5p_jax.files import new_file
 
 Cell = str | int | float | None
 
@@ -65,13 +65,9 @@ class Report:
 
 def write(report: Report, path: Path) -> None:
     """Writes the page; the file appears at once."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with new_file(path) as partial:
         # What cannot be encoded (a lone surrogate in generated text) becomes a question mark.
-        file.write(render(report).encode("utf-8", "replace"))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        partial.write_bytes(render(report).encode("utf-8", "replace"))
 
 
 def render(report: Report) -> str:

@@ -1,7 +1,6 @@
 """Search over functions by meaning, by words, or both: an index in one file, and queries on it."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 
 from codet5p_jax.evaluation import bm25, retrieval
 from codet5p_jax.evaluation.encoder import PairEncoder
+from codet5p_jax.files import new_file
 
 FILE_NAME = "search_index.safetensors"
 FORMAT = "1"
@@ -129,29 +129,26 @@ def _hits(index: SearchIndex, scores: retrieval.Scores, k: int) -> list[Hit]:
 def save(index: SearchIndex, directory: Path) -> Path:
     """Writes the index into a directory, in one file that appears at once, and returns its path."""
     path = directory / FILE_NAME
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(
-        {
-            "embeddings": np.ascontiguousarray(index.embeddings),
-            "bm25_starts": index.words.starts,
-            "bm25_documents": index.words.documents,
-            "bm25_impacts": index.words.impacts,
-            "bm25_vocabulary": _json_bytes(list(index.words.vocabulary)),
-            "documents": _json_bytes([asdict(document) for document in index.documents]),
-        },
-        temporary,
-        metadata={
-            "format": FORMAT,
-            "fusion_weight": repr(index.fusion_weight),
-            "rerank_weight": repr(index.rerank_weight),
-            "text_length": str(index.text_length),
-            "code_length": str(index.code_length),
-        },
-    )
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with new_file(path) as partial:
+        save_file(
+            {
+                "embeddings": np.ascontiguousarray(index.embeddings),
+                "bm25_starts": index.words.starts,
+                "bm25_documents": index.words.documents,
+                "bm25_impacts": index.words.impacts,
+                "bm25_vocabulary": _json_bytes(list(index.words.vocabulary)),
+                "documents": _json_bytes([asdict(document) for document in index.documents]),
+            },
+            partial,
+            metadata={
+                "format": FORMAT,
+                "fusion_weight": repr(index.fusion_weight),
+                "rerank_weight": repr(index.rerank_weight),
+                "text_length": str(index.text_length),
+                "code_length": str(index.code_length),
+            },
+        )
+        partial.chmod(0o644)  # safetensors makes files that only their owner can read
     return path
 
 

@@ -8,11 +8,9 @@ import json
 import math
 import os
 import re
-import shutil
 import struct
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -293,36 +291,6 @@ def parse_size(text: str) -> int:
     if not match or not int(match[1]):
         raise ValueError(f"expected a size such as 500MB or 5GB, found {text!r}")
     return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2].upper()]
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` to write to, renamed to it at the end; removed on an error.
-
-    Raises:
-      FileExistsError: `target` exists and is not an empty folder.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists; name another folder, or move it away")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
-    try:
-        os.chmod(partial, 0o755)  # mkdtemp makes folders that only their owner can read
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _sync(path)
-        os.replace(partial, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _bytes(tensor: tuple[np.dtype, tuple[int, ...]]) -> int:

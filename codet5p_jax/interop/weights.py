@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
     hf_config,
     safetensors_files,
@@ -29,7 +30,6 @@ from codet5p_jax.interop.safetensors_files import (
     SafetensorsWriter,
     Source,
     natural_key,
-    new_folder,
 )
 from codet5p_jax.interop.tables import IGNORED, Entry, Table, hugging_face
 from codet5p_jax.models.codet5p import INITIAL_TEMPERATURE, CodeT5p

@@ -21,11 +21,12 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh
 
+from codet5p_jax.files import write_text
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, path_name
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
-from codet5p_jax.training.model_dir import ModelDir, load_config, write_atomically
+from codet5p_jax.training.model_dir import ModelDir, load_config
 from codet5p_jax.training.state import TrainState
 
 _SIZES = "sizes.json"
@@ -387,7 +388,7 @@ def _sizes(path: Path) -> dict[str, int]:
 
 def seal(path: Path) -> None:
     """Notes the sizes of a checkpoint's files, the last thing that is written."""
-    write_atomically(path / _SIZES, json.dumps(_sizes(path), indent=1) + "\n")
+    write_text(path / _SIZES, json.dumps(_sizes(path), indent=1) + "\n")
 
 
 def _check_sizes(path: Path) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
     hf_config,
     sentence_transformers,
@@ -19,7 +20,6 @@ from codet5p_jax.interop import (
     torch_outputs,
 )
 from codet5p_jax.interop.hf_config import TokenIds
-from codet5p_jax.interop.safetensors_files import new_folder
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
 from codet5p_jax.interop.weights import (
     FLOATS,

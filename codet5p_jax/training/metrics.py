@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from codet5p_jax.training.model_dir import write_atomically
+from codet5p_jax.files import write_text
 
 Record = dict[str, Any]  # step, split, values by name, timing
 Totals = dict[str, list[float]]  # name -> [sum, weight]
@@ -97,7 +97,7 @@ class JsonlWriter:
 
     def __init__(self, path: Path, last_step: int):
         kept = [r for r in read_records(path) if r["step"] <= last_step]
-        write_atomically(path, "".join(_line(r) for r in kept))
+        write_text(path, "".join(_line(r) for r in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from codet5p_jax.files import write_text
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 
 
@@ -189,9 +189,9 @@ def claim(
                 )
     with _writing(directory):
         directory.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory.config, json.dumps(config_to_json(config), indent=2) + "\n")
-        write_atomically(directory.run, json.dumps(run, indent=2) + "\n")
-        write_atomically(directory.operative_config, operative_config)
+        write_text(directory.config, json.dumps(config_to_json(config), indent=2) + "\n")
+        write_text(directory.run, json.dumps(run, indent=2) + "\n")
+        write_text(directory.operative_config, operative_config)
         if tokenizer is not None and not directory.tokenizer.exists():
             _copy(tokenizer, directory.tokenizer)
 
@@ -254,21 +254,6 @@ def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> No
             f"{size_text(checkpoint_bytes)} are to be written. Free some space, set MODEL_DIR to "
             "another disk, or keep fewer checkpoints"
         )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a sibling, makes it durable, and renames it: readers see the old file or the new."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def differences(theirs: Any, mine: Any, path: str = "") -> list[str]:

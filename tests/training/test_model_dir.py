@@ -16,7 +16,6 @@ from codet5p_jax.training.model_dir import (
     load_config,
     locked,
     require_space,
-    write_atomically,
 )
 from tests.training.synthetic import tiny_config
 
@@ -148,12 +147,3 @@ def test_too_little_space_is_found_before_it_is_needed(tmp_path, monkeypatch):
 def test_what_is_no_model_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config.json; set MODEL_DIR"):
         load_config(tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,41 @@
+"""What is written is there whole, or what was there before is."""
+
+import pytest
+
+from codet5p_jax.files import new_file, new_folder, write_text
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+
+    def fail():
+        with new_file(path) as partial:
+            partial.write_text("half")
+            assert path.read_text() == "old"
+            partial.write_text("\ud800")
+
+    with pytest.raises(UnicodeEncodeError):
+        fail()
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.json", "old")]
+    write_text(path, "new")
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.json", "new")]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    def make(fail):
+        with new_folder(tmp_path / "made") as partial:
+            (partial / "inner").mkdir()
+            (partial / "inner" / "file").write_text("x")
+            assert not (tmp_path / "made").exists()
+            if fail:
+                raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        make(fail=True)
+    assert not list(tmp_path.iterdir())
+    make(fail=False)
+    assert (tmp_path / "made/inner/file").read_text() == "x"
+    with pytest.raises(FileExistsError, match="made exists; name another folder"):
+        make(fail=False)
+    assert [f.name for f in tmp_path.iterdir()] == ["made"]
