@@ -8,11 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from codet5p_jax.interop.safetensors_files import (
-    SafetensorsFolder,
-    new_folder,
-    parse_size,
-)
+from codet5p_jax.files import new_folder
+from codet5p_jax.interop.safetensors_files import SafetensorsFolder, parse_size
 from codet5p_jax.interop.weights import (
     ArrayWeights,
     export_hugging_face,
