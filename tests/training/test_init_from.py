@@ -226,6 +226,8 @@ def test_other_kinds_of_tokenizers(tmp_path, tokenizers):
         (folder / "sentencepiece.model").write_text("some")
     check_tokenizer(theirs, mine, "digest")
     check_tokenizer(theirs, mine)
+    with pytest.raises(ValueError, match="is not that of the data"):
+        check_tokenizer(theirs, mine, "other")  # the same pieces, but other sentinels
     (mine / "sentencepiece.model").write_text("another")
     check_tokenizer(theirs, mine, "digest")  # what the run recorded has the last word
     with pytest.raises(ValueError, match="is not that of the data"):
@@ -234,6 +236,12 @@ def test_other_kinds_of_tokenizers(tmp_path, tokenizers):
         check_tokenizer(theirs, mine)
     with pytest.raises(ValueError, match="is not that of the data"):
         check_tokenizer(theirs, tokenizers / "with")
+    for folder in (theirs, mine):  # a vocabulary that is no file
+        (folder / "sentencepiece.model").unlink()
+        (folder / "vocabulary.txt").write_text("ByteVocabulary")
+    check_tokenizer(theirs, mine, "digest")
+    with pytest.raises(ValueError, match="is not that of the data"):
+        check_tokenizer(theirs, mine, "other")
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path, tokenizers):
