@@ -5,9 +5,10 @@ import json
 import jax
 import pytest
 
-from codet5p_jax.cli import child, quickstart
+from codet5p_jax.cli import child, done_parts, quickstart
+from codet5p_jax.cli.done_parts import DoneParts
 from codet5p_jax.cli.main import main
-from codet5p_jax.cli.quickstart import FULL, SMOKE, DoneParts, Quickstart
+from codet5p_jax.cli.quickstart import FULL, SMOKE, Quickstart
 
 
 def test_parts_are_done_once_and_survive_a_failure(tmp_path):
@@ -35,7 +36,7 @@ def test_parts_are_done_once_and_survive_a_failure(tmp_path):
 
 def test_an_interrupted_part_counts_from_its_beginning(tmp_path, monkeypatch):
     clock = iter([0.0, 30.0, 100.0, 105.0, 200.0, 201.0])
-    monkeypatch.setattr(quickstart.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(done_parts.time, "monotonic", lambda: next(clock))
     path = tmp_path / "parts.json"
 
     def interrupted():
