@@ -1,5 +1,6 @@
 """Files and folders that are complete wherever they exist: written elsewhere, synced, renamed."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -54,5 +55,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Mounts of object stores have no list of files to sync, and say so.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)

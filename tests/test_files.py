@@ -1,8 +1,30 @@
 """What is written is there whole, or what was there before is."""
 
+import errno
+import os
+import stat
+
 import pytest
 
 from codet5p_jax.files import new_file, new_folder, write_text
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_mount_that_cannot_sync_folders(tmp_path, monkeypatch, number, fails):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if fails:
+        with pytest.raises(OSError, match="Input/output error"):
+            write_text(tmp_path / "a", "new")
+    else:
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
 
 
 def test_an_error_leaves_what_was_there(tmp_path):
