@@ -35,7 +35,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
       FileExistsError: `target` exists and is not an empty folder.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise FileExistsError(f"{target} exists; name another folder, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))

@@ -32,6 +32,7 @@ RULES: Mapping[str, MeshAxes] = {
     "mlp": "tensor",
     "norm": None,
     "buckets": None,
+    "positions": None,
     "joint": None,
     "batch": ("replica", "fsdp"),
     "length": "sequence",

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from codet5p_jax.data.tokens import SpecialTokens
@@ -88,13 +87,14 @@ def choose(logits_BV: Float[Array, "B V"], sampling: Sampling, key: jax.Array) -
 
 def generate(
     model: Any,
-    encoder_tokens_BS: Int[Array, "B S"],
-    encoder_segments_BS: Int[Array, "B S"],
+    encoder_tokens_BS: Int[Array, "B S"] | None,
+    encoder_segments_BS: Int[Array, "B S"] | None,
     prefix_BP: Int[Array, "B P"],
     prefix_lengths_B: Int[Array, " B"],
     key: jax.Array,
     special: SpecialTokens,
     sampling: Sampling,
+    start_B: Int[Array, " B"] | None = None,
 ) -> Generation:
     """Continues each row until its end token or `sampling.max_length`.
 
@@ -105,16 +105,20 @@ def generate(
       prefix [[TDEC]], lengths [1]      ->  tokens [[TDEC], a, b, </s>, <pad>], lengths [4]
       prefix zeros((1, 0)), lengths [0] ->  tokens [[a, b, </s>, <pad>, <pad>]], lengths [3]
 
+    A decoder alone is given a prompt `[a, b, c]` as start a and prefix [b, c], without a start id.
+
     Traceable: called inside `jax.jit`, usually through `compiled`. The whole batch runs until its
     last row has ended.
 
     Args:
       model: bound CodeT5p (parameters inside).
-      encoder_tokens_BS, encoder_segments_BS: the prompts; segment 0 is padding.
+      encoder_tokens_BS, encoder_segments_BS: the prompts; segment 0 is padding. None: the decoder
+        alone.
       prefix_BP, prefix_lengths_B: right-padded forced tokens and their counts, at most max_length.
       key: for sampling; unused at temperature 0.
       special: token ids.
       sampling: how to choose, and the lengths.
+      start_B: what the decoder reads first; None: `special.decoder_start`.
     """
     batch, prefix_width = prefix_BP.shape
     length = sampling.max_length
@@ -123,8 +127,12 @@ def generate(
             f"prefix of width {prefix_width} does not fit max_length = {length}; raise max_length"
         )
     forced_BT = jnp.pad(prefix_BP, ((0, 0), (0, length - prefix_width)))
-    encoded_BSD = model.encode(encoder_tokens_BS, encoder_segments_BS)
-    cache = model.init_cache(encoded_BSD, encoder_segments_BS, length)
+    encoded_BSD = None
+    if encoder_tokens_BS is not None:
+        encoded_BSD = model.encode(encoder_tokens_BS, encoder_segments_BS)
+    cache = model.init_cache(encoded_BSD, encoder_segments_BS, length, batch)
+    if start_B is None:
+        start_B = jnp.full(batch, special.decoder_start, jnp.int32)
 
     def running(carry: tuple) -> Array:
         step, _, _, _, ended_B = carry
@@ -147,7 +155,7 @@ def generate(
     start = (
         jnp.int32(0),
         cache,
-        jnp.full((batch, 1), special.decoder_start, jnp.int32),
+        start_B[:, None].astype(jnp.int32),
         jnp.full((batch, length), special.pad, jnp.int32),
         jnp.zeros(batch, bool),
     )
@@ -163,14 +171,12 @@ def _lengths(tokens_BT: Array, prefix_lengths_B: Array, ended_B: Array, eos: int
     return jnp.where(ended_B, first_end_B + 1, length).astype(jnp.int32)
 
 
-def compiled(
-    model: Any, special: SpecialTokens, sampling: Sampling
-) -> Callable[[Any, ArrayLike, ArrayLike, ArrayLike, ArrayLike, jax.Array], Generation]:
-    """`(params, encoder_tokens, encoder_segments, prefix, prefix_lengths, key) -> Generation`,
-    compiled once for each set of shapes."""
+def compiled(model: Any, special: SpecialTokens, sampling: Sampling) -> Callable[..., Generation]:
+    """`(params, encoder_tokens, encoder_segments, prefix, prefix_lengths, key, start=None) ->
+    Generation`, compiled once for each set of shapes."""
 
     @jax.jit
-    def run(params, encoder_tokens, encoder_segments, prefix, prefix_lengths, key):
+    def run(params, encoder_tokens, encoder_segments, prefix, prefix_lengths, key, start=None):
         return generate(
             model.bind(params),
             encoder_tokens,
@@ -180,6 +186,7 @@ def compiled(
             key,
             special,
             sampling,
+            start,
         )
 
     return run

@@ -23,6 +23,7 @@ CONFIG_CLASSES = {
     "codet5p_bimodal": "CodeT5pBimodalConfig",
 }
 LOG_TEMPERATURE = "log_temperature"
+SCALE_OUTPUTS = "scale_decoder_outputs"
 
 _ACTIVATIONS = {
     "relu": "relu",
@@ -40,20 +41,33 @@ class TokenIds:
     """Special tokens of an exported model; the defaults are CodeT5's."""
 
     pad: int = 0
-    bos: int = 1
+    bos: int | None = 1
     eos: int = 2
     decoder_start: int = 0
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> "TokenIds":
-        """Those that a `config.json` names; T5's where it names none."""
-        pad = _token(values, "pad_token_id", 0)
+        """Those that a `config.json` names; T5's, which has no bos, where it names none."""
+        pad = _token(values, "pad_token_id") or 0
+        eos, start = _token(values, "eos_token_id"), _token(values, "decoder_start_token_id")
         return cls(
             pad=pad,
-            bos=_token(values, "bos_token_id", 1),
-            eos=_token(values, "eos_token_id", 1),
-            decoder_start=_token(values, "decoder_start_token_id", pad),
+            bos=_token(values, "bos_token_id"),
+            eos=1 if eos is None else eos,
+            decoder_start=pad if start is None else start,
         )
+
+    def require_rows(self, rows: int) -> None:
+        """Fails if an id is none of the rows of the embedding.
+
+        Raises:
+          ValueError: names the token.
+        """
+        for name, number in dataclasses.asdict(self).items():
+            if number is not None and number >= rows:
+                raise ValueError(
+                    f"the {name} token has id {number:,}, but the embedding has {rows:,} rows"
+                )
 
 
 def load_config(folder: Path) -> dict[str, Any]:
@@ -79,6 +93,8 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
       ValueError: none of those that convert.
     """
     kind, classes = values.get("model_type"), values.get("architectures") or []
+    if not isinstance(classes, list):
+        raise ValueError(f"{where}: expected a list of names as architectures, found {classes!r}")
     if kind in CONFIG_CLASSES:
         return kind
     if kind in ("t5", "mt5"):
@@ -103,6 +119,10 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
             raise ValueError(f"{where}: expected a number as {name}, found {value!r}")
         return value
 
+    pooling = values.get("pooling", "first") if arch in CONFIG_CLASSES else "first"
+    if pooling not in ("first", "mean"):
+        raise ValueError(f"{where}: expected first or mean as pooling, found {pooling!r}")
+
     activation, gated = _activation(values.get("feed_forward_proj", "relu"), where)
     layers = number("num_layers")
     tied = values.get("tie_word_embeddings")
@@ -120,6 +140,7 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
             relative_buckets=number("relative_attention_num_buckets", 32),
             relative_max_distance=number("relative_attention_max_distance", 128),
             tie_embeddings=tied is not False or arch in ENCODERS,
+            pooling=pooling,
             embed_dim=number("embed_dim", 256) if arch in CONFIG_CLASSES else None,
             matching_head=arch == "codet5p_bimodal",
             dropout=float(number("dropout_rate", 0.1, (int, float))),
@@ -128,8 +149,13 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
         text = str(error)
         raise ValueError(text if text.startswith(str(where)) else f"{where}: {text}") from None
     eps = float(number("layer_norm_epsilon", 1e-6, (int, float)))
+    if not 0 <= eps < 1:
+        raise ValueError(f"{where}: expected a small number as layer_norm_epsilon, found {eps}")
+    # transformers v5 writes that weights are tied whether they are or not, and what it makes of it.
+    unscaled = values.get(SCALE_OUTPUTS) is False and config.tie_embeddings
     return dataclasses.replace(
         config,
+        scale_tied_head=not (unscaled and config.decoder.num_layers),
         encoder=dataclasses.replace(config.encoder, norm_eps=eps),
         decoder=dataclasses.replace(config.decoder, norm_eps=eps),
     )
@@ -140,7 +166,9 @@ def exported(config: ModelConfig, arch: str) -> ModelConfig:
     if arch in ENCODERS:
         none = dataclasses.replace(config.decoder, num_layers=0)
         # An encoder has no output projection, so nothing says whether it is tied.
-        config = dataclasses.replace(config, decoder=none, matching_head=False, tie_embeddings=True)
+        config = dataclasses.replace(
+            config, decoder=none, matching_head=False, tie_embeddings=True, scale_tied_head=True
+        )
     if arch == "t5_encoder" or arch == "t5":
         config = dataclasses.replace(config, embed_dim=None, matching_head=False, pooling="first")
     return config
@@ -189,17 +217,22 @@ def to_hugging_face(
         "is_encoder_decoder": arch not in ENCODERS,
         "use_cache": arch not in ENCODERS,
         "pad_token_id": tokens.pad,
-        "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos,
         "dtype": dtype,
     }
+    if tokens.bos is not None:
+        values["bos_token_id"] = tokens.bos
     if arch not in ENCODERS:
         values["decoder_start_token_id"] = tokens.decoder_start
         # The decoder starts from decoder_start_token_id alone; the prompt is for the encoder.
         values["prompt_to_decoder"] = False
+        if network.tie_embeddings and not network.scale_tied_head:
+            values[SCALE_OUTPUTS] = False
     if arch in CONFIG_CLASSES:
         module = MODELING_FILE.removesuffix(".py")
         values["embed_dim"] = config.embed_dim
+        if config.pooling != "first":
+            values["pooling"] = config.pooling
         values["auto_map"] = {
             "AutoConfig": f"{module}.{CONFIG_CLASSES[arch]}",
             "AutoModel": f"{module}.{cls}",
@@ -212,19 +245,21 @@ def to_hugging_face(
 
 def generation_config(tokens: TokenIds) -> dict[str, Any]:
     """The `generation_config.json` that makes `generate` start and end as training taught it."""
-    return {
+    values = {
         "pad_token_id": tokens.pad,
         "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos,
         "decoder_start_token_id": tokens.decoder_start,
     }
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _token(values: Mapping[str, Any], name: str, default: int) -> int:
+def _token(values: Mapping[str, Any], name: str) -> int | None:
+    """A token's id, the first where there are several."""
     value = values.get(name)
     if isinstance(value, list) and value:
         value = value[0]
-    return value if type(value) is int and value >= 0 else default
+    return value if type(value) is int and value >= 0 else None
 
 
 def _activation(spec: Any, where: Path) -> tuple[Any, bool]:

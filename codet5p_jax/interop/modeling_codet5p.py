@@ -11,17 +11,31 @@ from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 
 class CodeT5pEmbeddingConfig(T5Config):
-    """T5's encoder and `embed_dim`, the width of the embedding."""
+    """T5's encoder, `embed_dim`, the width of the embedding, and `pooling`: "first" or "mean"."""
 
     model_type = "codet5p_embedding"
     embed_dim: int = 256
+    pooling: str = "first"
 
 
 class CodeT5pBimodalConfig(T5Config):
-    """T5 and `embed_dim`, the width of the embedding."""
+    """T5, `embed_dim`, the width of the embedding, and `pooling`: "first" or "mean"."""
 
     model_type = "codet5p_bimodal"
     embed_dim: int = 256
+    pooling: str = "first"
+
+
+def _embed(model, input_ids, attention_mask):
+    """Unit vectors [batch, embed_dim] of the first token, `<s>`, or of the mean of all tokens."""
+    states = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    if model.config.pooling == "first":
+        pooled = states[:, 0]
+    else:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = mask.unsqueeze(-1).to(states.dtype)
+        pooled = (states * real).sum(1) / real.sum(1).clamp(min=1)
+    return nn.functional.normalize(model.proj(pooled), dim=-1)
 
 
 class CodeT5pEmbeddingModel(T5EncoderModel):
@@ -35,9 +49,8 @@ class CodeT5pEmbeddingModel(T5EncoderModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask=None):
-        """[batch, embed_dim] from the state of the first token, `<s>`."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return nn.functional.normalize(self.proj(states[:, 0]), dim=-1)
+        """Unit vectors [batch, embed_dim]."""
+        return _embed(self, input_ids, attention_mask)
 
 
 class CodeT5pBimodalModel(T5ForConditionalGeneration):
@@ -52,9 +65,8 @@ class CodeT5pBimodalModel(T5ForConditionalGeneration):
         self.post_init()
 
     def embed(self, input_ids, attention_mask=None):
-        """[batch, embed_dim] from the encoder's state of the first token, `<s>`."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return nn.functional.normalize(self.proj(states[:, 0]), dim=-1)
+        """Unit vectors [batch, embed_dim] of what the encoder reads."""
+        return _embed(self, input_ids, attention_mask)
 
     def match(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None):
         """[batch, 2], logits of no match and match: the encoder reads text, the decoder code that

@@ -75,11 +75,11 @@ class SafetensorsFolder:
         self.where = folder
         self.tensors: dict[str, TensorInfo] = {}
         index = folder / INDEX
-        if not index.is_file():
-            if not (folder / SINGLE).is_file():
-                raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        if (folder / SINGLE).is_file():  # of both, transformers reads this one too
             self.tensors = _read_header(folder / SINGLE)
             return
+        if not index.is_file():
+            raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
         weight_map = read_index(index)
         for shard in dict.fromkeys(weight_map.values()):
             found = _read_header(folder / shard)
@@ -150,7 +150,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON; {error}") from None
 
 
@@ -165,10 +165,13 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
                 f"claims {length:,}"
             )
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
             entries = {k: v for k, v in header.items() if k != "__metadata__"}
-        except (ValueError, AttributeError, RecursionError):
-            raise ValueError(f"{path}: its header is no JSON object") from None
+        except (ValueError, AttributeError, RecursionError) as error:
+            told = (
+                error if isinstance(error, _RepeatedNameError) else "its header is no JSON object"
+            )
+            raise ValueError(f"{path}: {told}") from None
     start, tensors = 8 + length, {}
     for name, fields in entries.items():
         tensors[name] = _tensor_info(path, name, fields, start)
@@ -188,11 +191,25 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+class _RepeatedNameError(ValueError):
+    pass
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in out if names.count(name) > 1)
+        raise _RepeatedNameError(f"its header has {repeated!r} twice")
+    return out
+
+
 def _tensor_info(path: Path, name: str, fields: Any, start: int) -> TensorInfo:
     try:
         kind, shape, (first, last) = fields["dtype"], fields["shape"], fields["data_offsets"]
         numbers = [*shape, first, last]
-        if not all(type(n) is int and n >= 0 for n in numbers) or last < first:
+        sound = isinstance(kind, str) and all(type(n) is int and n >= 0 for n in numbers)
+        if not sound or last < first:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ValueError(

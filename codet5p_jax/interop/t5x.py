@@ -98,7 +98,15 @@ class T5XFolder:
 
     def _read_stored(self, stored: str) -> np.ndarray:
         array = self._stored[stored]
-        return array if isinstance(array, np.ndarray) else np.asarray(array.read().result())
+        if isinstance(array, np.ndarray):
+            return array
+        try:
+            return np.asarray(array.read().result())
+        except Exception as error:  # TensorStore raises ValueError with pages of context
+            raise ValueError(
+                f"{self.where}: {stored} cannot be read; a file of it is missing or damaged: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from None
 
 
 def is_t5x(folder: Path) -> bool:
@@ -138,6 +146,11 @@ def _config(source: T5XFolder) -> ModelConfig:
 
     vocab_size, width = shape("token_embedder/embedding")
     heads, buckets = shape(f"encoder/{_BIAS}")
+    if not (heads and layers("encoder") and layers("decoder")):
+        raise ValueError(
+            f"{source.where}: expected an encoder and a decoder with heads, found "
+            f"{layers('encoder')} and {layers('decoder')} layers and {heads} heads"
+        )
     gated = "encoder/layers_0/mlp/wi_0/kernel" in tensors
     joined = shape("encoder/layers_0/attention/query/kernel")[1]
     return t5(
@@ -215,7 +228,11 @@ def _array(folder: Path, name: str, leaf: Any) -> Any:
     path = folder / f"target.{name.replace('/', '.')}"
     if not path.is_dir():
         raise ValueError(f"{folder / FILE}: {name} should lie in {path.name}, which is absent")
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path.resolve())}}
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": str(path.resolve())},
+        "fill_missing_data_reads": False,  # a missing file would read as zeros
+    }
     try:
         return ts.open(spec, read=True).result()
     except Exception as error:  # TensorStore raises ValueError with pages of context

@@ -5,6 +5,7 @@ are one tensor each there, and stacked along a leading axis here.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,16 @@ import numpy as np
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 
 LAYER = "{layer}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The steps from `start` to `stop` of `total` along axis N of a tensor that holds several
+    parameters, such as the queries, keys and values of one fused projection."""
+
+    start: int
+    stop: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -23,14 +34,16 @@ class Entry:
       theirs: name of the tensor; with `{layer}` there is one for each layer, and the first axis of
         our parameter counts them.
       axes: of one tensor, theirs then ours: `(H K) D -> D H K` splits the first axis and moves the
-        last one to the front.
+        last one to the front. Groups on the right are axes of ours that they have apart.
       aliases: other names under which files hold the same tensor, instead or as well.
+      piece: which part of the tensor's axis N is the parameter; None: all of the tensor.
     """
 
     ours: str
     theirs: str
     axes: str
     aliases: tuple[str, ...] = ()
+    piece: Piece | None = None
 
     @property
     def layered(self) -> bool:
@@ -49,42 +62,70 @@ class Entry:
         >>> Entry("q", "q.weight", "(H K) D -> D H K").their_shape((512, 8, 64))
         (512, 512)
         """
-        groups, sizes, _ = self._layout(shape)
-        return tuple(math.prod(sizes[c] for c in group) for group in groups)
+        left, _, sizes = self._layout(shape[1:] if self.layered else shape)
+        return tuple(math.prod(sizes[c] for c in group) for group in left)
 
     def to_ours(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """A view of one of their tensors as our parameter (one layer of it where layered)."""
-        groups, sizes, order = self._layout(shape)
-        letters = [c for group in groups for c in group]
-        return array.reshape([sizes[c] for c in letters]).transpose(
-            [letters.index(c) for c in order]
-        )
+        """One of their tensors as our parameter (one layer of it where layered): a view, or a copy
+        where ours has groups."""
+        mine = shape[1:] if self.layered else shape
+        return self._apart(array, mine).reshape(mine)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`."""
-        groups, sizes, order = self._layout(array.shape, whole=True)
-        moved = array.transpose([order.index(c) for group in groups for c in group])
-        return moved.reshape([math.prod(sizes[c] for c in group) for group in groups])
+        """The inverse of `to_ours`, of a whole tensor."""
+        assert self.piece is None, "a piece is put into a tensor"
+        left, right, sizes = self._layout(array.shape)
+        order = [c for group in right for c in group]
+        moved = array.reshape([sizes[c] for c in order])
+        moved = moved.transpose([order.index(c) for group in left for c in group])
+        return moved.reshape([math.prod(sizes[c] for c in group) for group in left])
+
+    def put(self, array: np.ndarray, theirs: np.ndarray) -> None:
+        """Writes our parameter (one layer of it where layered) to its place in their tensor, which
+        is contiguous."""
+        place = self._apart(theirs, array.shape)
+        place[...] = array.reshape(place.shape)
+
+    def _apart(self, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """A view of their tensor with each letter an axis of its own, in our order."""
+        left, right, sizes = self._layout(shape)
+        letters = [c for group in left for c in group]
+        view = theirs.reshape([sizes[c] for c in letters])
+        if self.piece is not None:
+            own = slice(self.piece.start, self.piece.stop)
+            view = view[tuple(own if c == "N" else slice(None) for c in letters)]
+        return view.transpose([letters.index(c) for group in right for c in group])
 
     def _layout(
-        self, shape: tuple[int, ...], whole: bool = False
-    ) -> tuple[list[list[str]], dict[str, int], list[str]]:
-        """Groups of their axes, size of each axis, order of our axes."""
-        left, _, right = self.axes.partition("->")
-        order = right.split()
-        groups: list[list[str]] = []
-        inside = False
-        for token in left.replace("(", " ( ").replace(")", " ) ").split():
-            if token in "()":
-                inside = token == "("
-                if inside:
-                    groups.append([])
-            elif inside:
-                groups[-1].append(token)
-            else:
-                groups.append([token])
-        mine = shape[1:] if self.layered and not whole else shape
-        return groups, dict(zip(order, mine, strict=True)), order
+        self, shape: tuple[int, ...]
+    ) -> tuple[list[list[str]], list[list[str]], dict[str, int]]:
+        """Groups of their axes, groups of ours, and the size of each axis of theirs."""
+        left, right = (_groups(side) for side in self.axes.split("->"))
+        sizes: dict[str, int] = {}
+        for group, size in zip(right, shape, strict=True):
+            # The letter that nothing else says takes what is left.
+            own = self.piece.stop - self.piece.start if self.piece and "N" in group else 1
+            rest = [c for c in group if c != "N"] if self.piece else group
+            sizes |= dict.fromkeys(rest, size // own)
+        if self.piece is not None:
+            sizes["N"] = self.piece.total
+        return left, right, sizes
+
+
+def _groups(side: str) -> list[list[str]]:
+    """`(H K) D` as [[H, K], [D]]."""
+    groups: list[list[str]] = []
+    inside = False
+    for token in side.replace("(", " ( ").replace(")", " ) ").split():
+        if token in "()":
+            inside = token == "("
+            if inside:
+                groups.append([])
+        elif inside:
+            groups[-1].append(token)
+        else:
+            groups.append([token])
+    return groups
 
 
 Table = tuple[Entry, ...]
@@ -172,5 +213,10 @@ def hugging_face(config: ModelConfig) -> Table:
     return (embedding, *table)
 
 
-IGNORED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
-"""Tensors of old files that no version of T5 reads."""
+IGNORED = re.compile(
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    r"|.*\.(attn|attention|crossattention)\.(bias|masked_bias|causal_mask)"
+    r"|.*\.rotary_emb\.inv_freq"
+)
+"""Tensors that no version of PyTorch's classes reads, and buffers that follow from the
+configuration."""

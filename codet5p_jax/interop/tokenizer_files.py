@@ -10,6 +10,7 @@ from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import read_json
 
 ROLES, CONFIG = "roles.json", "tokenizer_config.json"
+SENTENCEPIECE = "sentencepiece.model"  # of a SeqIO task; transformers calls it spiece.model
 FILES = (
     "tokenizer.json",
     CONFIG,
@@ -18,6 +19,7 @@ FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     "spiece.model",
+    SENTENCEPIECE,
     ROLES,
 )
 
@@ -28,6 +30,11 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     References to code are dropped from `tokenizer_config.json`.
     """
     found = [name for name in FILES if (source / name).is_file()]
+    for name in found:
+        # A hub's cache holds links to files named after their hashes, beside the snapshots.
+        real = (source / name).resolve()
+        if real.parent not in (source.resolve(), source.resolve().parent.parent / "blobs"):
+            raise ValueError(f"{source / name} is a link out of the folder, to {real}")
     if found:
         target.mkdir(parents=True, exist_ok=True)
     for name in found:
@@ -49,6 +56,10 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
       ValueError: a token of another kind has no row; names it.
     """
     copy_tokenizer(source, target)
+    if (target / SENTENCEPIECE).exists():
+        (target / SENTENCEPIECE).rename(target / "spiece.model")
+        if not (target / CONFIG).exists():
+            _write(target / CONFIG, {"tokenizer_class": "T5Tokenizer"})
     _drop(target, rows)
     roles = _roles(target)
     if roles is not None and not (target / CONFIG).exists():

@@ -31,7 +31,7 @@ from codet5p_jax.interop.safetensors_files import (
     Source,
     natural_key,
 )
-from codet5p_jax.interop.tables import IGNORED, Entry, Table, hugging_face
+from codet5p_jax.interop.tables import IGNORED, LAYER, Entry, Table, hugging_face
 from codet5p_jax.models.codet5p import INITIAL_TEMPERATURE, CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import ParamSpec, flatten
@@ -158,6 +158,12 @@ class ForeignWeights:
     ):
         self.config, self.where = config, source.where
         self._source, self._constants = source, dict(constants or {})
+        layers = max(config.encoder.num_layers, config.decoder.num_layers)
+        if layers > len(source.tensors):  # before names are made of a number that a file claims
+            raise ValueError(
+                f"{source.where}: its configuration has {layers:,} layers, but there are "
+                f"{len(source.tensors):,} tensors"
+            )
         specs: dict[str, ParamSpec] = dict(flatten(CodeT5p(config).specs))
         self.shapes = {path: spec.shape for path, spec in specs.items()}
         self._entries = {entry.ours: _chosen(entry, source) for entry in table}
@@ -204,7 +210,8 @@ class ForeignWeights:
         return self._entries[path].names(self.shapes[path])
 
     def _check(self, table: Table) -> None:
-        tensors, used, problems = self._source.tensors, set[str](IGNORED), []
+        tensors, problems = self._source.tensors, []
+        used = {name for name in tensors if IGNORED.fullmatch(name)}
         for path, entry in self._entries.items():
             expected = entry.their_shape(self.shapes[path])
             for name in self._names(path):
@@ -262,12 +269,20 @@ def open_hugging_face(
     where = folder / "config.json"
     arch = arch or hf_config.recognise(values, where)
     config = hf_config.to_model_config(values, arch, where)
+    source = _source(folder, allow_pickle)
+    if (
+        not config.scale_tied_head
+        and arch in hf_config.ARCHITECTURES
+        and "lm_head.weight" in source.tensors
+    ):
+        # As transformers v5 saves T5 v1.1, whose projection is one of its own.
+        config = dataclasses.replace(config, tie_embeddings=False, scale_tied_head=True)
     constants = {}
     if config.embed_dim is not None:
         value = values.get(LOG_TEMPERATURE)
         value = value if isinstance(value, float) else math.log(INITIAL_TEMPERATURE)
         constants[LOG_TEMPERATURE] = np.asarray(value, np.float32)
-    return ForeignWeights(_source(folder, allow_pickle), config, hugging_face(config), constants)
+    return ForeignWeights(source, config, hugging_face(config), constants)
 
 
 def export_hugging_face(
@@ -362,12 +377,18 @@ def nonfinite(array: np.ndarray) -> int:
     return sum(int(x.size - np.count_nonzero(np.isfinite(x))) for x in layers)
 
 
+def only_pickled(folder: Path) -> bool:
+    """Whether a folder has pickles and no safetensors files."""
+
+    def has(*names: str) -> bool:
+        return any((folder / name).is_file() for name in names)
+
+    safe = has(safetensors_files.SINGLE, safetensors_files.INDEX)
+    return not safe and has(torch_files.SINGLE, torch_files.INDEX)
+
+
 def _source(folder: Path, allow_pickle: bool) -> Source:
-    safe = any(
-        (folder / name).is_file() for name in (safetensors_files.SINGLE, safetensors_files.INDEX)
-    )
-    pickled = any((folder / name).is_file() for name in (torch_files.SINGLE, torch_files.INDEX))
-    if safe or not pickled:
+    if not only_pickled(folder):
         return SafetensorsFolder(folder)
     if not allow_pickle:
         raise ValueError(
@@ -380,8 +401,8 @@ def _source(folder: Path, allow_pickle: bool) -> Source:
 def _chosen(entry: Entry, source: Source) -> Entry:
     """The entry under the first of its names that the source has."""
     for name in (entry.theirs, *entry.aliases):
-        if name in source.tensors:
-            return Entry(entry.ours, name, entry.axes)
+        if name.replace(LAYER, "0") in source.tensors:
+            return dataclasses.replace(entry, theirs=name, aliases=())
     return entry
 
 
@@ -414,11 +435,27 @@ def _write_tensors(
     tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
     with SafetensorsWriter(folder, tensors, max_shard_bytes) as writer:
         for entry in table:
+            if entry.piece is not None:
+                continue
             array = weights.read(entry.ours)
             layers: Iterable[np.ndarray] = array if entry.layered else (array,)
             for name, layer in zip(entry.names(array.shape), layers, strict=True):
                 theirs = entry.to_theirs(np.asarray(layer))
                 writer.write(name, cast(theirs, tensors[name][0], name, where))
+        fused: dict[str, list[tuple[Entry, Index]]] = {}
+        for entry in table:
+            if entry.piece is not None:
+                for i, name in enumerate(entry.names(weights.shapes[entry.ours])):
+                    index = (slice(i, i + 1),) if entry.layered else ()
+                    fused.setdefault(name, []).append((entry, index))
+        for name, parts in fused.items():
+            whole = np.empty(tensors[name][1], tensors[name][0])
+            for entry, index in parts:
+                rest = (slice(None),) * (len(weights.shapes[entry.ours]) - len(index))
+                array = weights.read(entry.ours, index=(*index, *rest))
+                layer = array[0] if entry.layered else array
+                entry.put(cast(layer, whole.dtype, name, where), whole)
+            writer.write(name, whole)
 
 
 def _write_json(path: Path, values: Any) -> None:

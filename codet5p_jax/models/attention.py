@@ -157,13 +157,14 @@ def rotary(
     dim: int,
     base: float,
     interleaved: bool,
+    scale: float = 1.0,
 ) -> Float[Array, "B T H K"]:
-    """Rotates the first `dim` features of each head by position-dependent angles.
+    """Rotates the first `dim` features of each head by angles that grow with position / `scale`.
 
     Pairs are features (2i, 2i+1) when interleaved (GPT-J), (i, i + dim/2) otherwise (LLaMA).
     """
     frequencies = base ** -(np.arange(0, dim, 2, dtype=np.float32) / dim)
-    angles_TF = positions_T[:, None].astype(jnp.float32) * frequencies
+    angles_TF = positions_T[:, None].astype(jnp.float32) / scale * frequencies
     cos_T1F, sin_T1F = jnp.cos(angles_TF)[:, None], jnp.sin(angles_TF)[:, None]
     rotated, rest = x_BTHK[..., :dim].astype(jnp.float32), x_BTHK[..., dim:]
     if interleaved:

@@ -41,18 +41,23 @@ class CodeT5p(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        V, D = config.vocab_size, config.encoder.d_model
-        if config.decoder.d_model != D:
+        towers = [t for t in (config.encoder, config.decoder) if t.num_layers]
+        V, D = config.vocab_size, towers[0].d_model
+        if towers[-1].d_model != D:
             raise ValueError(
                 "encoder and decoder share one embedding and so need one width; found d_model "
-                f"{D} and {config.decoder.d_model}"
+                f"{D} and {towers[-1].d_model}"
             )
-        self.embedding = declare((V, D), ("vocab", "embed"), normal(1.0))
-        self.encoder = Stack(config.encoder, config)
+        rows = normal(config.embedding_stddev)
+        self.embedding = declare((V, D), ("vocab", "embed"), rows)
+        if config.encoder.num_layers:
+            self.encoder = Stack(config.encoder, config)
         if config.decoder.num_layers:
             self.decoder = Stack(config.decoder, config)
-        if config.decoder.num_layers and not config.tie_embeddings:
-            self.lm_head = declare((V, D), ("vocab", "embed"), normal(D**-0.5))
+            if not config.tie_embeddings:
+                self.lm_head = declare((V, D), ("vocab", "embed"), normal(D**-0.5))
+            if config.head_bias:
+                self.lm_head_bias = declare((V,), ("vocab",), zeros)
         if config.embed_dim is not None:
             self.projection = Dense(D, config.embed_dim)
             # Learned on a log scale: one Adam step is then a factor, whatever the learning rate.
@@ -145,6 +150,7 @@ class CodeT5p(nnx.Module):
             self._head(),
             targets_BT,
             weights_BT,
+            self.lm_head_bias[...] if self.config.head_bias else None,
             chunk=self.config.loss_chunk,
             z_loss=z_loss,
             label_smoothing=label_smoothing,
@@ -154,16 +160,24 @@ class CodeT5p(nnx.Module):
         """fp32 logits; for decoding, where T is 1, and for tests."""
         states = self._scale_for_head(states_BTD)
         head = self._head().astype(states.dtype)
-        return jnp.einsum("BTD,VD->BTV", states, head, preferred_element_type=jnp.float32)
+        y = jnp.einsum("BTD,VD->BTV", states, head, preferred_element_type=jnp.float32)
+        return y + self.lm_head_bias[...] if self.config.head_bias else y
 
     def init_cache(
         self,
-        encoded_BSD: Float[Array, "B S D"],
-        encoder_segments_BS: Int[Array, "B S"],
+        encoded_BSD: Float[Array, "B S D"] | None,
+        encoder_segments_BS: Int[Array, "B S"] | None,
         max_length: int,
+        batch: int | None = None,
     ) -> dict[str, Any]:
-        """A decoder cache for `max_length` positions; encoder rows must not be packed."""
-        return self.decoder.init_cache(encoded_BSD, encoder_segments_BS, max_length)
+        """A decoder cache for `max_length` positions; encoder rows must not be packed.
+
+        Without `encoded_BSD`, `batch` says for how many rows, and cross-attention is bypassed.
+        """
+        if encoded_BSD is not None:
+            batch = encoded_BSD.shape[0]
+        assert batch is not None, "without encoder states, `batch` is needed"
+        return self.decoder.init_cache(encoded_BSD, encoder_segments_BS, batch, max_length)
 
     def decode_step(
         self, tokens_B1: Int[Array, "B 1"], cache: dict[str, Any]
@@ -179,7 +193,7 @@ class CodeT5p(nnx.Module):
 
     def _scale_for_head(self, states: Array) -> Array:
         # T5 v1.0 rescales what meets the tied embedding, whose rows have unit variance.
-        if not self.config.tie_embeddings:
+        if not (self.config.tie_embeddings and self.config.scale_tied_head):
             return states
         return states * jnp.asarray(self.config.decoder.d_model**-0.5, states.dtype)
 

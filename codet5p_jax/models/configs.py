@@ -16,7 +16,7 @@ class StackConfig:
 
     Attributes:
       num_layers, d_model, num_heads, head_dim, d_ff: sizes; heads × head_dim need not be d_model.
-        A decoder of 0 layers is none: the model is an encoder.
+        A tower of 0 layers is none: the model is an encoder, or a decoder alone.
       num_kv_heads: key-value heads, a divisor of num_heads (grouped queries); None: num_heads.
       causal: whether a position sees only itself and earlier ones.
       cross_attention: which layers read the encoder: "all", "none" or layer indices.
@@ -24,16 +24,22 @@ class StackConfig:
       norm_eps: added to the variance.
       activation: of the feed-forward network; "gelu" is exact, "gelu_tanh" GPT-2's approximation.
       gated: multiply the activation by a second projection.
-      parallel: attention, cross-attention and feed-forward read one norm and add up (GPT-J).
+      parallel: attention, cross-attention and feed-forward read the same input and add up (GPT-J).
+      shared_norm: where parallel, they read it through one norm, else each through its own
+        (GPT-NeoX).
       qkv_bias, out_bias, mlp_bias: additive terms of the projections.
-      position: "relative" (T5's learned bias, shared by the layers), "rotary" or "none".
+      position: "relative" (T5's learned bias, shared by the layers), "rotary", "learned" (GPT-2's
+        vectors, added to the embedding) or "none".
       relative_buckets, relative_max_distance: of the learned bias.
+      max_positions: rows of the learned positions, and so the longest sequence.
       rotary_dim, rotary_base, rotary_interleaved: rotated features per head (None: all), frequency
         base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
+      rotary_scale: positions are divided by it (linear scaling to longer contexts).
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
 
     Raises:
-      ValueError: a size is not positive, or num_kv_heads does not divide num_heads.
+      ValueError: a size is not positive, num_kv_heads does not divide num_heads, or learned
+        positions have no number.
     """
 
     num_layers: int
@@ -49,14 +55,17 @@ class StackConfig:
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
     gated: bool = False
     parallel: bool = False
+    shared_norm: bool = True
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    position: Literal["relative", "rotary", "none"] = "relative"
+    position: Literal["relative", "rotary", "learned", "none"] = "relative"
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    max_positions: int | None = None
     rotary_dim: int | None = None
     rotary_base: float = 10_000.0
+    rotary_scale: float = 1.0
     rotary_interleaved: bool = False
     scale_attention: bool = False
 
@@ -64,12 +73,15 @@ class StackConfig:
         if self.num_layers < 0:
             raise ValueError(f"num_layers has to be 0 or more, found {self.num_layers}")
         sizes = ("d_model", "num_heads", "head_dim", "d_ff", "num_kv_heads")
-        more = ("relative_buckets", "relative_max_distance", "rotary_dim")
+        more = ("relative_buckets", "relative_max_distance", "rotary_dim", "max_positions")
         _check_sizes(self, (*sizes, *more))
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ValueError(
                 f"num_kv_heads has to divide num_heads={self.num_heads}, found {self.num_kv_heads}"
             )
+
+        if self.position == "learned" and self.max_positions is None:
+            raise ValueError("position = 'learned' needs max_positions, the rows of its table")
 
     def reads_encoder(self, layer: int) -> bool:
         """Whether `layer` has cross-attention."""
@@ -84,9 +96,12 @@ class ModelConfig:
 
     Attributes:
       vocab_size: rows of the embedding.
-      encoder, decoder: the towers; a decoder with num_layers = 0 is left out.
-      tie_embeddings: the output projection is the embedding; decoder states are then multiplied by
-        d_model^-0.5 before it (T5 v1.0).
+      encoder, decoder: the towers; one with num_layers = 0 is left out.
+      tie_embeddings: the output projection is the embedding.
+      scale_tied_head: decoder states are multiplied by d_model^-0.5 before a tied projection (T5
+        v1.0, whose embedding has unit variance).
+      head_bias: whether the output projection adds a bias (CodeGen).
+      embedding_stddev: of initial rows.
       embed_dim: width E of the contrastive projection; None: the model has none.
       matching_head: whether the model has the two-way text-code matching head.
       pooling: what `embed` pools: the first token (the paper's [CLS]) or the mean of real tokens.
@@ -105,6 +120,9 @@ class ModelConfig:
     encoder: StackConfig
     decoder: StackConfig
     tie_embeddings: bool = True
+    scale_tied_head: bool = True
+    head_bias: bool = False
+    embedding_stddev: float = 1.0
     embed_dim: int | None = None
     matching_head: bool = False
     pooling: Literal["first", "mean"] = "first"
@@ -116,8 +134,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self, ("vocab_size", "embed_dim", "loss_chunk"))
-        if self.encoder.num_layers < 1:
-            raise ValueError("encoder.num_layers has to be 1 or more, found 0")
+        if not (self.encoder.num_layers or self.decoder.num_layers):
+            raise ValueError("encoder.num_layers and decoder.num_layers are both 0")
+        if not self.encoder.num_layers and self.decoder.cross_attention not in ("none", ()):
+            raise ValueError(
+                f"decoder.cross_attention = {self.decoder.cross_attention!r} reads the encoder, "
+                "which has num_layers = 0"
+            )
+        if self.embed_dim is not None and not self.encoder.num_layers:
+            raise ValueError("embed_dim projects the encoder, which has num_layers = 0")
         if self.matching_head and not self.decoder.num_layers:
             raise ValueError("matching_head reads the decoder, which has num_layers = 0")
         if not 0 <= self.dropout < 1:

@@ -32,12 +32,13 @@ def token_losses(
     kernel_VD: Float[Array, "V D"],
     targets_BT: Int[Array, "B T"],
     weights_BT: Float[Array, "B T"],
+    bias_V: Float[Array, "V"] | None = None,
     *,
     chunk: int,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> TokenLosses:
-    """Sums of weighted losses of `softmax(states · kernelᵀ)` against `targets`.
+    """Sums of weighted losses of `softmax(states · kernelᵀ + bias)` against `targets`.
 
     With smoothing ε the target distribution is 1 − ε on the target and ε/(V−1) elsewhere, less its
     own entropy, so that a perfect prediction still costs 0 (T5X's convention). z_loss adds
@@ -48,6 +49,7 @@ def token_losses(
       kernel_VD: output projection, one row per vocabulary entry.
       targets_BT: ids; entries of weight 0 may be anything in range.
       weights_BT: fp32.
+      bias_V: of the output projection; None: it has none.
       chunk: target positions whose logits [B, chunk, V] exist at a time.
     """
     T = states_BTD.shape[1]
@@ -57,32 +59,42 @@ def token_losses(
         states_BTD = jnp.pad(states_BTD, (*widths, (0, 0)))
         targets_BT, weights_BT = jnp.pad(targets_BT, widths), jnp.pad(weights_BT, widths)
     loss, z, correct = _chunked(
-        states_BTD, kernel_VD, targets_BT, weights_BT, min(chunk, T), z_loss, label_smoothing
+        states_BTD,
+        kernel_VD,
+        bias_V,
+        targets_BT,
+        weights_BT,
+        min(chunk, T),
+        z_loss,
+        label_smoothing,
     )
     return TokenLosses(loss, z, correct, jnp.sum(weights_BT))
 
 
-def _sums(states, kernel, targets, weights, chunk, z_loss, label_smoothing):
-    sums, _ = _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, False)
+def _sums(*args):
+    sums, _ = _scan(*args, with_gradients=False)
     return sums
 
 
-def _forward(states, kernel, targets, weights, chunk, z_loss, label_smoothing):
-    return _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, True)
+def _forward(*args):
+    return _scan(*args, with_gradients=True)
 
 
 def _backward(chunk, z_loss, label_smoothing, gradients, cotangents):
     del chunk, z_loss, label_smoothing
-    d_states, d_kernel = gradients
+    d_states, *d_head = gradients
     g = cotangents[0]  # the other outputs are for reporting
-    return g.astype(d_states.dtype) * d_states, (g * d_kernel).astype(d_kernel.dtype), None, None
+    d_kernel, d_bias = (None if d is None else (g * d).astype(d.dtype) for d in d_head)
+    return g.astype(d_states.dtype) * d_states, d_kernel, d_bias, None, None
 
 
-_chunked = jax.custom_vjp(_sums, nondiff_argnums=(4, 5, 6))
+_chunked = jax.custom_vjp(_sums, nondiff_argnums=(5, 6, 7))
 _chunked.defvjp(_forward, _backward)
 
 
-def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with_gradients):
+def _scan(
+    states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing, *, with_gradients
+):
     """Sums over chunks and, if asked for, the gradients of the first sum."""
     B, T, D = states.shape
     V = kernel.shape[0]
@@ -96,9 +108,11 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
         entropy = -(high * jnp.log(high) + (V - 1) * low * jnp.log(low + 1e-20))
 
     def body(carry, part):
-        (loss_sum, z_sum, correct_sum), d_kernel = carry
+        (loss_sum, z_sum, correct_sum), (d_kernel, d_bias) = carry
         x_BCD, y_BC, w_BC = part
         logits = jnp.einsum("BCD,DV->BCV", x_BCD, kernel_DV, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits += bias
         top = jnp.max(logits, axis=-1, keepdims=True)
         exp = jnp.exp(logits - top)
         total = jnp.sum(exp, axis=-1, keepdims=True)
@@ -114,7 +128,7 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
             correct_sum + jnp.sum(jnp.where(target_logit_BC >= top[..., 0], w_BC, 0.0)),
         )
         if not with_gradients:
-            return (sums, d_kernel), None
+            return (sums, (None, None)), None
         # d loss / d logits = w (softmax (1 + 2 z log Z) − target distribution)
         scale_BC1 = (w_BC * (1.0 + 2.0 * z_loss * log_z_BC))[..., None] / total
         is_target = jnp.arange(V) == y_BC[..., None]
@@ -123,20 +137,25 @@ def _scan(states, kernel, targets, weights, chunk, z_loss, label_smoothing, with
         d_x = jnp.einsum("BCV,VD->BCD", d_logits, cast_kernel)
         # [D, V], so that it is the small operand that has to be turned round
         d_kernel += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits, preferred_element_type=jnp.float32)
-        return (sums, d_kernel), d_x
+        if bias is not None:
+            d_bias += jnp.sum(d_logits, axis=(0, 1), dtype=jnp.float32)
+        return (sums, (d_kernel, d_bias)), d_x
 
     zero = jnp.zeros((), jnp.float32)
     d_kernel = jnp.zeros((D, V), jnp.float32) if with_gradients else None
-    init = ((zero, zero, zero), d_kernel)
+    d_bias = jnp.zeros(V, jnp.float32) if with_gradients and bias is not None else None
+    init = ((zero, zero, zero), (d_kernel, d_bias))
     if number == 1:
-        (sums, d_kernel), d_states = body(init, (states, targets, weights))
+        (sums, (d_kernel, d_bias)), d_states = body(init, (states, targets, weights))
     else:
         # [B, T, ...] -> [T / chunk, B, chunk, ...]: rows stay where they are sharded
         split = lambda x: jnp.moveaxis(x.reshape(B, number, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
-        (sums, d_kernel), parts = jax.lax.scan(
+        (sums, (d_kernel, d_bias)), parts = jax.lax.scan(
             body, init, jax.tree.map(split, (states, targets, weights))
         )
         d_states = None if parts is None else jnp.moveaxis(parts, 0, 1).reshape(B, T, D)
     if d_kernel is None:
         return sums, None
-    return sums, (d_states, d_kernel.T.astype(kernel.dtype))
+    if bias is not None and d_bias is not None:
+        d_bias = d_bias.astype(bias.dtype)
+    return sums, (d_states, d_kernel.T.astype(kernel.dtype), d_bias)

@@ -117,6 +117,7 @@ class Attention(nnx.Module):
             dim=self.cfg.rotary_dim or self.cfg.head_dim,
             base=self.cfg.rotary_base,
             interleaved=self.cfg.rotary_interleaved,
+            scale=self.cfg.rotary_scale,
         )
 
 
@@ -160,7 +161,7 @@ class Block(nnx.Module):
         if cross:
             self.cross_attention = Attention(cfg, kv_width=encoder_width)
         self.feed_forward = FeedForward(cfg)
-        if not cfg.parallel:
+        if not (cfg.parallel and cfg.shared_norm):
             if cross:
                 self.cross_attention_norm = Norm(cfg)
             self.feed_forward_norm = Norm(cfg)
@@ -213,11 +214,17 @@ class Block(nnx.Module):
         def feed_forward(u: Array) -> Array:
             return dropout(self.feed_forward(u, rate, keys[4]), rate, keys[5])
 
-        reads_encoder = self.cross and (encoded_BSD is not None or cache is not None)
+        reads_encoder = self.cross and (
+            encoded_BSD is not None if cache is None else "cross_k" in cache
+        )
         if self.cfg.parallel:
             u = self.attention_norm(x_BTD)
-            y = x_BTD + self_attention(u) + feed_forward(u)
-            return (y + cross_attention(u) if reads_encoder else y), new_cache
+            own = not self.cfg.shared_norm
+            y = x_BTD + self_attention(u)
+            y += feed_forward(self.feed_forward_norm(x_BTD) if own else u)
+            if reads_encoder:
+                y += cross_attention(self.cross_attention_norm(x_BTD) if own else u)
+            return y, new_cache
         x_BTD += self_attention(self.attention_norm(x_BTD))
         if reads_encoder:
             x_BTD += cross_attention(self.cross_attention_norm(x_BTD))

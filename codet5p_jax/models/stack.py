@@ -74,6 +74,10 @@ class Stack(nnx.Module):
                 ("buckets", "heads"),
                 normal(cfg.d_model**-0.5),
             )
+        if cfg.position == "learned":
+            assert cfg.max_positions is not None
+            shape, stddev = (cfg.max_positions, cfg.d_model), model_cfg.embedding_stddev
+            self.positions = declare(shape, ("positions", "embed"), normal(stddev))
         self.final_norm = Norm(cfg)
 
     def __call__(
@@ -101,6 +105,9 @@ class Stack(nnx.Module):
             if encoder_segments_BS is None
             else segment_mask(segments_BT, encoder_segments_BS, causal=False),
         }
+        if cfg.position == "learned":
+            self._check_length(T)
+            x_BTD += self.positions[...][:T].astype(x_BTD.dtype)
         x_BTD = constrain(dropout(x_BTD, rate, keys[0]), "batch", "length", "features")
         for index, name in enumerate(self.group_names):
             group_key = None if keys[1] is None else jax.random.fold_in(keys[1], index)
@@ -132,6 +139,14 @@ class Stack(nnx.Module):
             x_BTD = body(x_BTD, layer, args)
         return x_BTD
 
+    def _check_length(self, length: int) -> None:
+        limit = self.cfg.max_positions if self.cfg.position == "learned" else None
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"a sequence of {length:,} tokens does not fit the {limit:,} learned positions "
+                "(StackConfig.max_positions)"
+            )
+
     def _bias(self, num_queries: int, num_keys: int) -> Array | None:
         if self.cfg.position != "relative":
             return None
@@ -145,22 +160,26 @@ class Stack(nnx.Module):
 
     def init_cache(
         self,
-        encoded_BSD: Float[Array, "B S De"],
-        encoder_segments_BS: Int[Array, "B S"],
+        encoded_BSD: Float[Array, "B S De"] | None,
+        encoder_segments_BS: Int[Array, "B S"] | None,
+        batch: int,
         max_length: int,
     ) -> dict[str, Any]:
-        """An empty cache of `max_length` positions, with the keys and values of the encoder."""
-        B, G = encoded_BSD.shape[0], self.cfg.num_kv_heads or self.cfg.num_heads
-        cache: dict[str, Any] = {
-            "index": jnp.zeros((), jnp.int32),
-            "encoder_segments": encoder_segments_BS,
-        }
+        """An empty cache of `max_length` positions, with the keys and values of the encoder.
+
+        Without `encoded_BSD`, cross-attention is bypassed.
+        """
+        self._check_length(max_length)
+        G = self.cfg.num_kv_heads or self.cfg.num_heads
+        cache: dict[str, Any] = {"index": jnp.zeros((), jnp.int32)}
+        if encoded_BSD is not None:
+            cache["encoder_segments"] = encoder_segments_BS
         for name in self.group_names:
             graphdef, state = nnx.split(getattr(self, name))
             number = jax.tree.leaves(state)[0].shape[0]
-            shape = (number, B, max_length, G, self.cfg.head_dim)
-            group = {k: jnp.zeros(shape, encoded_BSD.dtype) for k in ("k", "v")}
-            if getattr(self, name).cross:
+            shape = (number, batch, max_length, G, self.cfg.head_dim)
+            group = {k: jnp.zeros(shape, self.model_cfg.dtype) for k in ("k", "v")}
+            if getattr(self, name).cross and encoded_BSD is not None:
                 project = lambda s, g=graphdef: nnx.merge(g, s).cross_keys_values(encoded_BSD)  # noqa: E731
                 group["cross_k"], group["cross_v"] = jax.lax.map(project, state)
             cache[name] = group
@@ -181,12 +200,17 @@ class Stack(nnx.Module):
                 bidirectional=not cfg.causal,
                 max_distance=cfg.relative_max_distance,
             )
+        if cfg.position == "learned":
+            x_B1D += self.positions[...][index].astype(x_B1D.dtype)
+        encoder_segments = cache.get("encoder_segments")
         args = {
             "mask_B1TS": as_mask((jnp.arange(max_length) <= index)[None, None, None]),
             "bias_HTS": bias,
             "positions_T": index[None],
             "encoded_BSD": None,
-            "cross_mask_B1TS": as_mask((cache["encoder_segments"] == 1)[:, None, None]),
+            "cross_mask_B1TS": None
+            if encoder_segments is None
+            else as_mask((encoder_segments == 1)[:, None, None]),
         }
         new_cache = {**cache, "index": index + 1}
         for name in self.group_names:

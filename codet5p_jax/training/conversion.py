@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
     hf_config,
@@ -37,6 +38,8 @@ from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, release_memory, write_weights
 
 Say = Callable[[str], None]
+TOKEN_IDS = tuple(field.name for field in dataclasses.fields(TokenIds))
+"""Which special ids a checkpoint keeps, for what is exported of it."""
 
 
 def import_weights(
@@ -91,6 +94,8 @@ def import_weights(
         directory.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if not tokenizer_files.copy_tokenizer(source, directory.tokenizer):
             say(f"{source} has no tokenizer files")
+        elif vocab_size is not None:
+            _add_prefixes(directory.tokenizer, vocab_size, say)
         directory.checkpoints.mkdir()
         meta = {
             "step": 0,
@@ -99,7 +104,7 @@ def import_weights(
             "token_ids": asdict(TokenIds.from_config(values)),
         }
         write_weights(directory.checkpoints / "0", arrays(), meta)
-    say(f"{_summary(weights)} from {source} to {model_dir}")
+    say(f"{_summary(weights.shapes)} from {source} to {model_dir}")
 
 
 def export_weights(
@@ -133,9 +138,20 @@ def export_weights(
     """
     stored = StoredWeights(Path(model_dir), step)
     weights = _resized(stored, vocab_size, 1)
+    if vocab_size is not None and vocab_size > stored.config.vocab_size:
+        raise ValueError(
+            f"vocab_size {vocab_size:,} is more than the {stored.config.vocab_size:,} rows that "
+            f"{model_dir} has; rows are added on import"
+        )
     ids = stored.meta.get("token_ids")
     tokenizer = stored.tokenizer if stored.tokenizer.is_dir() else None
-    tokens = tokenizer_files.token_ids(tokenizer) or (TokenIds(**ids) if ids else None)
+    tokens = TokenIds(**ids) if ids else tokenizer_files.token_ids(tokenizer)
+    if tokens is None:
+        raise ValueError(
+            f"neither the checkpoint nor the tokenizer in {model_dir} says which ids are pad and "
+            'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
+        )
+    tokens.require_rows(weights.config.vocab_size)
     left_out = export_hugging_face(
         Path(folder),
         _Reporting(weights, say),
@@ -147,10 +163,11 @@ def export_weights(
     )
     if left_out:
         say(f"left out, since the architecture has no place for them: {', '.join(left_out)}")
-    say(f"{_summary(weights)} from {model_dir} to {folder}")
+    kept = {path: shape for path, shape in weights.shapes.items() if path not in left_out}
+    say(f"{_summary(kept)} from {model_dir} to {folder}")
 
 
-def check_exportable(config: ModelConfig) -> None:
+def check_exportable(config: ModelConfig, arch: str | None = None) -> None:
     """Fails before anything is trained where `export_weights` would fail after it.
 
     Raises:
@@ -161,7 +178,10 @@ def check_exportable(config: ModelConfig) -> None:
             "export_to works in a run of one process; leave it out, and use `codet5p convert "
             "export` when the run has ended"
         )
-    arch = hf_config.default_architecture(config)
+    arch = arch or hf_config.default_architecture(config)
+    if arch == sentence_transformers.ARCHITECTURE:
+        sentence_transformers.files(config)
+        arch = "t5_encoder"
     hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
 
 
@@ -278,7 +298,7 @@ def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
 
 
 def _resized(weights: Weights, vocab_size: int | None, multiple: int) -> Weights:
-    rows = vocab_size or weights.config.vocab_size
+    rows = weights.config.vocab_size if vocab_size is None else vocab_size
     if multiple < 1 or rows < 1:
         raise ValueError(f"expected numbers of 1 or more, found {vocab_size} and {multiple}")
     rows = -(-rows // multiple) * multiple
@@ -307,6 +327,20 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _summary(weights: Weights) -> str:
-    number = sum(int(np.prod(shape)) for shape in weights.shapes.values())
+def _add_prefixes(folder: Path, rows: int, say: Say) -> None:
+    """Gives a tokenizer `[ENC]`, `[TDEC]` and `[CDEC]` where rows for just these were added."""
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except (OSError, ValueError, KeyError):  # none that stage 2 could use
+        return
+    wider = tokenizer.with_prefixes()
+    if rows == wider.vocab_size > tokenizer.vocab_size:
+        for name in tokenizer_files.FILES:
+            (folder / name).unlink(missing_ok=True)
+        wider.save(folder)
+        say("the tokenizer has [ENC], [TDEC] and [CDEC] now, as the rows of the embedding have")
+
+
+def _summary(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    number = sum(int(np.prod(shape)) for shape in shapes.values())
     return f"{number:,} parameters"

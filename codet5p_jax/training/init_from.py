@@ -15,6 +15,7 @@ from codet5p_jax.interop.weights import (
     ForeignWeights,
     ResizedVocabulary,
     Weights,
+    only_pickled,
     open_hugging_face,
     place,
 )
@@ -140,6 +141,7 @@ def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[s
         }
     else:
         loaded = _read_stored(plan, mine, shardings)
+    _check_finite(loaded, plan.path, mesh)
     if not plan.rows:
         return loaded
 
@@ -164,7 +166,29 @@ def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[s
 
 def _foreign(source: InitFrom) -> ForeignWeights | None:
     prefix, colon, folder = source.path.partition(":")
-    return open_hugging_face(Path(folder)) if colon and prefix == "hf" else None
+    if not (colon and prefix == "hf"):
+        return None
+    if only_pickled(Path(folder)):
+        raise ValueError(
+            f"{folder} has its weights only as a pickle, which training does not read; make a "
+            f"model directory of it first: codet5p convert import --allow_pickle --from {folder}"
+        )
+    return open_hugging_face(Path(folder))
+
+
+def _check_finite(arrays: dict[str, jax.Array], where: Path, mesh: Mesh) -> None:
+    """Fails where weights are NaN or infinite: nothing could be learned from there."""
+    count = jax.jit(
+        lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), tree),
+        compiler_options=compiler_options(mesh),
+    )
+    found = {name: int(n) for name, n in jax.device_get(count(arrays)).items() if n}
+    if found:
+        name = next(iter(found))
+        raise ValueError(
+            f"init_from {where}: {name} has {found[name]:,} values that are NaN or infinite"
+            + (f", and so have {len(found) - 1} more parameters" if len(found) > 1 else "")
+        )
 
 
 def _read_stored(

@@ -29,7 +29,7 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
     state_bytes,
 )
-from codet5p_jax.training.conversion import check_exportable, export_weights
+from codet5p_jax.training.conversion import TOKEN_IDS, check_exportable, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.init_from import load_init, plan_init
@@ -115,6 +115,7 @@ def train(
     logging: Logging = Logging(),
     num_workers: int = 0,
     export_to: str | Path | None = None,
+    export_arch: str | None = None,
     operative_config: str = "",
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -144,6 +145,7 @@ def train(
       logging: how often, where to.
       num_workers: processes that make batches; 0: a thread.
       export_to: a Hugging Face folder that the finished run is written to, unless it exists.
+      export_arch: its architecture, as `codet5p convert export --arch`; None: with every part.
       operative_config: text kept beside the checkpoints.
       progress: what to show; None: a live line in a terminal, plain lines otherwise.
 
@@ -154,7 +156,7 @@ def train(
     """
     check_settings(accumulate, ema_decay)
     if export_to is not None:
-        check_exportable(model)
+        check_exportable(model, export_arch)
     with ExitStack() as stack:
         main = jax.process_index() == 0
         progress = progress or default_progress(main)
@@ -305,6 +307,7 @@ def train(
                     "model": config_to_json(model),
                     "operative_config": operative_config,
                     "tokenizer": "../../tokenizer",
+                    "token_ids": {name: getattr(mixture.special, name) for name in TOKEN_IDS},
                 }
                 saver.save(state, step, meta)
 
@@ -354,7 +357,7 @@ def train(
             if Path(export_to).exists():
                 progress.say(f"{export_to} exists and is left as it is")
             else:
-                export_weights(model_dir, export_to, say=progress.say)
+                export_weights(model_dir, export_to, arch=export_arch, say=progress.say)
         return _result(step, step < total, directory, evaluation.split)
 
 

@@ -50,13 +50,24 @@ def test_a_wrong_setting_of_the_model_is_named(name, value):
         dataclasses.replace(MODEL, **{name: value})
 
 
+def test_a_model_has_a_tower():
+    none = dataclasses.replace(MODEL.decoder, num_layers=0)
+    with pytest.raises(ValueError, match="num_layers are both 0"):
+        dataclasses.replace(MODEL, encoder=none, decoder=none)
+
+
+def test_learned_positions_have_a_number():
+    with pytest.raises(ValueError, match="needs max_positions"):
+        dataclasses.replace(MODEL.decoder, position="learned")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("float16"), jnp.float32])
 def test_a_dtype_is_given_by_name_or_as_itself(dtype):
     assert dataclasses.replace(MODEL, dtype=dtype).dtype is dtype
 
 
 def test_t5_is_checked_as_well():
-    with pytest.raises(ValueError, match="num_layers has to be 1 or more, found 0"):
+    with pytest.raises(ValueError, match="cross_attention = 'all' reads the encoder, which has num_layers"):
         t5(
             vocab_size=10, d_model=8, num_heads=4, head_dim=2, d_ff=16,
             num_encoder_layers=0, num_decoder_layers=2,

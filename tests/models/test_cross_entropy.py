@@ -45,26 +45,32 @@ def test_values(arrays, chunk, z_loss, smoothing):
     assert float(got.weight) == arrays[3].sum()
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("z_loss", "smoothing"), [(0.0, 0.0), (1e-2, 0.1)])
-def test_gradients_equal_those_of_plain_autodiff(arrays, z_loss, smoothing):
+def test_gradients_equal_those_of_plain_autodiff(arrays, z_loss, smoothing, with_bias):
     states, kernel, targets, weights = arrays
+    bias = jnp.linspace(-1, 1, len(kernel)) if with_bias else None
 
-    def plain(states, kernel):
+    def plain(states, kernel, bias):
         logits = jnp.einsum("BTD,VD->BTV", states, kernel)
+        logits = logits if bias is None else logits + bias
         log_z = jax.nn.logsumexp(logits, axis=-1)
         V = kernel.shape[0]
         q = jnp.where(jnp.arange(V) == targets[..., None], 1 - smoothing, smoothing / (V - 1))
         nll = -jnp.sum(q * (logits - log_z[..., None]), -1)
         return jnp.sum(weights * (nll + z_loss * log_z**2))
 
-    def ours(states, kernel):
-        sums = token_losses(states, kernel, targets, weights, chunk=4, z_loss=z_loss,
+    def ours(states, kernel, bias):
+        sums = token_losses(states, kernel, targets, weights, bias, chunk=4, z_loss=z_loss,
                             label_smoothing=smoothing)  # fmt: skip
         return sums.loss
 
     # scaled, so that a cotangent other than one is seen to be honoured
-    got = jax.grad(lambda s, k: 3.0 * ours(s, k), argnums=(0, 1))(states, kernel)
-    expected = jax.grad(lambda s, k: 3.0 * plain(s, k), argnums=(0, 1))(states, kernel)
+    inputs, number = (states, kernel, bias), (0, 1, 2) if with_bias else (0, 1)
+    if not smoothing:  # else less the entropy, a constant
+        np.testing.assert_allclose(ours(*inputs), plain(*inputs), rtol=1e-5)
+    got = jax.grad(lambda *x: 3.0 * ours(*x), argnums=number)(*inputs)
+    expected = jax.grad(lambda *x: 3.0 * plain(*x), argnums=number)(*inputs)
     for g, e in zip(got, expected, strict=True):
         np.testing.assert_allclose(g, e, atol=1e-5)
 
