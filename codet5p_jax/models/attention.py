@@ -15,9 +15,14 @@ MASKED = -1e9
 
 
 def segment_mask(
-    q_segments_BT: Int[Array, "B T"], kv_segments_BS: Int[Array, "B S"], *, causal: bool
+    q_segments_BT: Int[Array, "B T"],
+    kv_segments_BS: Int[Array, "B S"],
+    *,
+    causal: bool,
+    window: int | None = None,
 ) -> Float[Array, "B 1 T S"]:
-    """0 where a query may look (same segment and, if causal, not ahead), else `MASKED`.
+    """0 where a query may look, else `MASKED`: the same segment and, if causal, not ahead, and no
+    further back than the last `window` positions.
 
     >>> segments = jnp.array([[1, 1, 0]])
     >>> (segment_mask(segments, segments, causal=True)[0, 0] == 0).astype(int)
@@ -29,6 +34,8 @@ def segment_mask(
     if causal:
         T, S = mask_BTS.shape[1:]
         mask_BTS &= jnp.tril(jnp.ones((T, S), bool), S - T)
+        if window is not None:
+            mask_BTS &= jnp.triu(jnp.ones((T, S), bool), S - T - window + 1)
     return as_mask(mask_BTS[:, None])
 
 

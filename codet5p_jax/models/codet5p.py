@@ -186,7 +186,10 @@ class CodeT5p(nnx.Module):
         return self.decoder.step(self._embed_tokens(tokens_B1), cache)
 
     def _embed_tokens(self, tokens: Array) -> Array:
-        return self.embedding[...].astype(self.config.dtype)[tokens]
+        embedded = self.embedding[...].astype(self.config.dtype)[tokens]
+        if not self.config.scale_embedding:
+            return embedded
+        return embedded * jnp.asarray(embedded.shape[-1] ** 0.5, embedded.dtype)
 
     def _head(self) -> Array:
         return self.embedding[...] if self.config.tie_embeddings else self.lm_head[...]

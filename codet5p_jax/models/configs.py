@@ -19,9 +19,12 @@ class StackConfig:
         A tower of 0 layers is none: the model is an encoder, or a decoder alone.
       num_kv_heads: key-value heads, a divisor of num_heads (grouped queries); None: num_heads.
       causal: whether a position sees only itself and earlier ones.
+      attention_window: of a causal tower, how many positions one sees, itself among them (sliding
+        window); None: all. Scores outside are masked, not saved.
       cross_attention: which layers read the encoder: "all", "none" or layer indices.
       norm: "rms" (no mean, no bias) or "layer".
       norm_eps: added to the variance.
+      norm_plus_one: norms multiply by 1 + scale, and scale starts at 0 (Gemma).
       activation: of the feed-forward network; "gelu" is exact, "gelu_tanh" GPT-2's approximation.
       gated: multiply the activation by a second projection.
       parallel: attention, cross-attention and feed-forward read the same input and add up (GPT-J).
@@ -31,15 +34,16 @@ class StackConfig:
       position: "relative" (T5's learned bias, shared by the layers), "rotary", "learned" (GPT-2's
         vectors, added to the embedding) or "none".
       relative_buckets, relative_max_distance: of the learned bias.
-      max_positions: rows of the learned positions, and so the longest sequence.
+      max_positions: the longest sequence, and the rows of learned positions; None: no limit.
       rotary_dim, rotary_base, rotary_interleaved: rotated features per head (None: all), frequency
         base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
       rotary_scale: positions are divided by it (linear scaling to longer contexts).
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
 
     Raises:
-      ValueError: a size is not positive, num_kv_heads does not divide num_heads, or learned
-        positions have no number.
+      ValueError: a size is not positive, num_kv_heads does not divide num_heads, learned positions
+        have no number, rotary_dim is odd or more than head_dim, or a tower that is not causal has a
+        window.
     """
 
     num_layers: int
@@ -49,9 +53,11 @@ class StackConfig:
     d_ff: int
     num_kv_heads: int | None = None
     causal: bool = False
+    attention_window: int | None = None
     cross_attention: Literal["all", "none"] | tuple[int, ...] = "none"
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
+    norm_plus_one: bool = False
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
     gated: bool = False
     parallel: bool = False
@@ -74,14 +80,21 @@ class StackConfig:
             raise ValueError(f"num_layers has to be 0 or more, found {self.num_layers}")
         sizes = ("d_model", "num_heads", "head_dim", "d_ff", "num_kv_heads")
         more = ("relative_buckets", "relative_max_distance", "rotary_dim", "max_positions")
-        _check_sizes(self, (*sizes, *more))
+        _check_sizes(self, (*sizes, *more, "attention_window"))
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ValueError(
                 f"num_kv_heads has to divide num_heads={self.num_heads}, found {self.num_kv_heads}"
             )
-
         if self.position == "learned" and self.max_positions is None:
             raise ValueError("position = 'learned' needs max_positions, the rows of its table")
+        rotated = self.rotary_dim or self.head_dim
+        if self.position == "rotary" and (rotated % 2 or rotated > self.head_dim):
+            raise ValueError(
+                f"rotary positions turn pairs of the head_dim={self.head_dim} features; expected "
+                f"an even rotary_dim of at most as many, found {rotated}"
+            )
+        if self.attention_window is not None and not self.causal:
+            raise ValueError("attention_window looks back only; it needs causal = True")
 
     def reads_encoder(self, layer: int) -> bool:
         """Whether `layer` has cross-attention."""
@@ -101,6 +114,7 @@ class ModelConfig:
       scale_tied_head: decoder states are multiplied by d_model^-0.5 before a tied projection (T5
         v1.0, whose embedding has unit variance).
       head_bias: whether the output projection adds a bias (CodeGen).
+      scale_embedding: embedded tokens are multiplied by d_model^0.5 (Gemma).
       embedding_stddev: of initial rows.
       embed_dim: width E of the contrastive projection; None: the model has none.
       matching_head: whether the model has the two-way text-code matching head.
@@ -122,6 +136,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     scale_tied_head: bool = True
     head_bias: bool = False
+    scale_embedding: bool = False
     embedding_stddev: float = 1.0
     embed_dim: int | None = None
     matching_head: bool = False

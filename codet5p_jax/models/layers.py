@@ -27,8 +27,8 @@ class Norm(nnx.Module):
     """RMSNorm, or LayerNorm with bias; statistics in fp32."""
 
     def __init__(self, cfg: StackConfig):
-        self.kind, self.eps = cfg.norm, cfg.norm_eps
-        self.scale = declare((cfg.d_model,), ("norm",), ones)
+        self.kind, self.eps, self.plus_one = cfg.norm, cfg.norm_eps, cfg.norm_plus_one
+        self.scale = declare((cfg.d_model,), ("norm",), zeros if cfg.norm_plus_one else ones)
         if cfg.norm == "layer":
             self.bias = declare((cfg.d_model,), ("norm",), zeros)
 
@@ -38,7 +38,7 @@ class Norm(nnx.Module):
         if self.kind == "layer":
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y *= self.scale[...]
+        y *= self.scale[...] + 1 if self.plus_one else self.scale[...]
         if self.kind == "layer":
             y += self.bias[...]
         return y.astype(x.dtype)
@@ -133,6 +133,8 @@ class FeedForward(nnx.Module):
         self.wo = declare((F, D), ("mlp", "embed"), normal(F**-0.5))
         if cfg.mlp_bias:
             self.wi_bias = declare((F,), ("mlp",), zeros)
+            if cfg.gated:
+                self.gate_bias = declare((F,), ("mlp",), zeros)
             self.wo_bias = declare((D,), ("norm",), zeros)
 
     def __call__(
@@ -144,7 +146,10 @@ class FeedForward(nnx.Module):
         if self.cfg.mlp_bias:
             h_BTF += self.wi_bias[...].astype(dtype)
         if self.cfg.gated:
-            h_BTF *= act(dense(x_BTD, self.gate[...]))
+            gate_BTF = dense(x_BTD, self.gate[...])
+            if self.cfg.mlp_bias:
+                gate_BTF += self.gate_bias[...].astype(dtype)
+            h_BTF *= act(gate_BTF)
         else:
             h_BTF = act(h_BTF)
         h_BTF = dropout(h_BTF, dropout_rate, key)

@@ -97,7 +97,9 @@ class Stack(nnx.Module):
         rate = self.model_cfg.dropout
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         args = {
-            "mask_B1TS": segment_mask(segments_BT, segments_BT, causal=cfg.causal),
+            "mask_B1TS": segment_mask(
+                segments_BT, segments_BT, causal=cfg.causal, window=cfg.attention_window
+            ),
             "bias_HTS": self._bias(T, T),
             "positions_T": jnp.arange(T),
             "encoded_BSD": encoded_BSD,
@@ -105,8 +107,8 @@ class Stack(nnx.Module):
             if encoder_segments_BS is None
             else segment_mask(segments_BT, encoder_segments_BS, causal=False),
         }
+        self._check_length(T)
         if cfg.position == "learned":
-            self._check_length(T)
             x_BTD += self.positions[...][:T].astype(x_BTD.dtype)
         x_BTD = constrain(dropout(x_BTD, rate, keys[0]), "batch", "length", "features")
         for index, name in enumerate(self.group_names):
@@ -140,11 +142,11 @@ class Stack(nnx.Module):
         return x_BTD
 
     def _check_length(self, length: int) -> None:
-        limit = self.cfg.max_positions if self.cfg.position == "learned" else None
+        limit = self.cfg.max_positions
         if limit is not None and length > limit:
             raise ValueError(
-                f"a sequence of {length:,} tokens does not fit the {limit:,} learned positions "
-                "(StackConfig.max_positions)"
+                f"a sequence of {length:,} tokens does not fit the {limit:,} positions of the "
+                "network (StackConfig.max_positions)"
             )
 
     def _bias(self, num_queries: int, num_keys: int) -> Array | None:
@@ -203,8 +205,11 @@ class Stack(nnx.Module):
         if cfg.position == "learned":
             x_B1D += self.positions[...][index].astype(x_B1D.dtype)
         encoder_segments = cache.get("encoder_segments")
+        seen = jnp.arange(max_length) <= index
+        if cfg.attention_window is not None:
+            seen &= jnp.arange(max_length) > index - cfg.attention_window
         args = {
-            "mask_B1TS": as_mask((jnp.arange(max_length) <= index)[None, None, None]),
+            "mask_B1TS": as_mask(seen[None, None, None]),
             "bias_HTS": bias,
             "positions_T": index[None],
             "encoded_BSD": None,

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.models.attention import relative_bias, relative_bias_row, relative_bucket
+from codet5p_jax.models.attention import (
+    relative_bias,
+    relative_bias_row,
+    relative_bucket,
+    segment_mask,
+)
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.stack import Stack
 
@@ -37,6 +42,28 @@ def test_bias_is_the_table_looked_up_at_every_pair(bidirectional, T, S):
     if T <= S:
         row = relative_bias_row(table, jnp.int32(T - 1), S, **kw)
         np.testing.assert_array_equal(row[:, 0], got[:, -1])
+
+
+def test_a_window_ends_behind_a_position():
+    segments = jnp.ones((1, 5), jnp.int32)
+    seen = segment_mask(segments, segments, causal=True, window=2)[0, 0] == 0
+    np.testing.assert_array_equal(seen, np.eye(5) + np.eye(5, k=-1))
+
+
+def test_a_cache_sees_what_a_window_lets_through():
+    stack, _ = causal_stack(d_ff=16, attention_window=3, max_positions=7)
+    x = jax.random.normal(jax.random.key(0), (2, 7, 32))
+    whole = stack(x, jnp.ones((2, 7), jnp.int32))
+    cache, steps = stack.init_cache(None, None, 2, 7), []
+    for t in range(7):
+        y, cache = stack.step(x[:, t : t + 1], cache)
+        steps.append(y)
+    np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, atol=1e-5)
+    far = stack(x.at[:, 0].add(1.0), jnp.ones((2, 7), jnp.int32))
+    # Two layers of 3 positions each reach 4 positions back.
+    np.testing.assert_array_equal(far[:, 5:], whole[:, 5:])
+    with pytest.raises(ValueError, match=r"8 tokens does not fit the 7 positions of the network"):
+        stack.init_cache(None, None, 2, 8)
 
 
 def causal_stack(**kw) -> tuple[Stack, dict]:

@@ -61,13 +61,24 @@ def test_learned_positions_have_a_number():
         dataclasses.replace(MODEL.decoder, position="learned")
 
 
+@pytest.mark.parametrize("rotary_dim", [1, 4])
+def test_rotary_positions_turn_pairs_within_a_head(rotary_dim):
+    with pytest.raises(ValueError, match=f"rotary_dim of at most as many, found {rotary_dim}"):
+        dataclasses.replace(STACK, position="rotary", rotary_dim=rotary_dim)
+
+
+def test_a_window_looks_back():
+    with pytest.raises(ValueError, match="attention_window looks back only"):
+        dataclasses.replace(STACK, attention_window=3)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("float16"), jnp.float32])
 def test_a_dtype_is_given_by_name_or_as_itself(dtype):
     assert dataclasses.replace(MODEL, dtype=dtype).dtype is dtype
 
 
 def test_t5_is_checked_as_well():
-    with pytest.raises(ValueError, match="cross_attention = 'all' reads the encoder, which has num_layers"):
+    with pytest.raises(ValueError, match="cross_attention = 'all' reads the encoder, which has"):
         t5(
             vocab_size=10, d_model=8, num_heads=4, head_dim=2, d_ff=16,
             num_encoder_layers=0, num_decoder_layers=2,
