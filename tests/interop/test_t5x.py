@@ -143,3 +143,21 @@ def test_what_is_damaged_is_named(tmp_path):
     write(tmp_path / "d", theirs)
     with pytest.raises(ValueError, match="decoder/layers_1/mlp/wo/kernel is missing"):
         open_t5x(tmp_path / "d")
+
+
+def test_a_missing_chunk_is_no_zeros(tmp_path):
+    config, params = network(False)
+    write(tmp_path / "c", theirs_of(config, params, split_heads=False))
+    (tmp_path / "c/target.token_embedder.embedding/0.0").unlink()
+    weights = open_t5x(tmp_path / "c")
+    with pytest.raises(ValueError, match="token_embedder/embedding cannot be read; a file of it"):
+        weights.read("embedding")
+
+
+def test_a_network_without_heads_is_none(tmp_path):
+    config, params = network(False)
+    theirs = theirs_of(config, params, split_heads=False)
+    theirs["encoder/relpos_bias/rel_embedding"] = np.zeros((0, 32), np.float32)
+    write(tmp_path / "c", theirs)
+    with pytest.raises(ValueError, match="expected an encoder and a decoder with heads, found 3"):
+        open_t5x(tmp_path / "c")
