@@ -6,6 +6,7 @@ import pytest
 import tensorstore as ts
 from flax.serialization import msgpack_serialize
 
+from codet5p_jax.cli.main import main
 from codet5p_jax.interop.t5x import open_t5x
 from codet5p_jax.models import CodeT5p, init_params, t5
 from codet5p_jax.models.params import flatten
@@ -117,6 +118,17 @@ def test_every_parameter_arrives(tmp_path, gated, layout):
     assert found.keys() == params.keys()
     for path, array in params.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+def test_the_import_is_verified(tmp_path, capsys):
+    config, params = network(True)
+    write(tmp_path / "c", theirs_of(config, params, split_heads=False))
+    import_weights(tmp_path / "c", tmp_path / "run")
+    assert main(["convert", "verify", str(tmp_path / "c"), str(tmp_path / "run")]) == 0
+    assert "PyTorch reads no T5X checkpoint" in capsys.readouterr().out
+    write(tmp_path / "d", theirs_of(config, params | {"embedding": -params["embedding"]}, False))
+    assert main(["convert", "verify", str(tmp_path / "d"), str(tmp_path / "run")]) == 1
+    assert "DIFFERS  embedding: sha256" in capsys.readouterr().out
 
 
 def test_layers_with_biases_of_their_own_are_no_t5(tmp_path):
