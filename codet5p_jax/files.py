@@ -29,15 +29,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
     """A temporary sibling of `target` to write to, renamed to it at the end; removed on an error.
+
+    Args:
+      target: the folder; what is missing above it is made.
+      size: bytes that are going to be written.
 
     Raises:
       FileExistsError: `target` exists and is not an empty folder.
+      OSError: the disk has fewer free bytes than `size`, or was filled meanwhile.
     """
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise FileExistsError(f"{target} exists; name another folder, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise OSError(
+            f"{target} takes {size / 1e6:,.1f} MB, and {target.parent} has {free / 1e6:,.1f} MB "
+            "free; free some space, or name a folder on another disk"
+        )
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
     try:
         os.chmod(partial, 0o755)  # mkdtemp makes folders that only their owner can read
@@ -46,6 +57,12 @@ def new_folder(target: Path) -> Iterator[Path]:
             sync(path)
         os.replace(partial, target)
         sync(target.parent)
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(
+                f"the disk was full before {target} was complete; none is left"
+            ) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

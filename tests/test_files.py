@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 
 import pytest
@@ -61,3 +62,27 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(FileExistsError, match="made exists; name another folder"):
         make(fail=False)
     assert [f.name for f in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_disk_without_room_is_named_before_and_while_writing(tmp_path, monkeypatch):
+    def write(error=None):
+        with new_folder(tmp_path / "made", size=2_000_000) as partial:
+            (partial / "file").write_text("x")
+            if error is not None:
+                raise error
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error in (full, ValueError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}")):
+        with pytest.raises(OSError, match=r"the disk was full before .*made was complete"):
+            write(error)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_999_999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"made takes 2.0 MB, and .* has 2.0 MB free"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "link"):
+        pass

@@ -281,23 +281,27 @@ def _feed_forward_proj(activation: str, gated: bool) -> str:
     return name
 
 
-def _check_same(mine: ModelConfig, theirs: ModelConfig, arch: str) -> None:
+def differences(mine: ModelConfig, theirs: ModelConfig) -> list[tuple[str, Any, Any]]:
+    """Fields that decide what is computed and differ, as (path, of `mine`, of `theirs`)."""
     same = {name: getattr(mine, name) for name in _RUNTIME}
     one, other = dataclasses.asdict(mine), dataclasses.asdict(dataclasses.replace(theirs, **same))
-    if not mine.decoder.num_layers:
-        del one["decoder"], other["decoder"]
-    differing = [
-        f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in _differing(one, other) if a != b
-    ]
+    for tower in ("encoder", "decoder"):
+        if not one[tower]["num_layers"] and not other[tower]["num_layers"]:
+            del one[tower], other[tower]
+    return [found for found in _fields(one, other) if found[1] != found[2]]
+
+
+def _check_same(mine: ModelConfig, theirs: ModelConfig, arch: str) -> None:
+    differing = [f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in differences(mine, theirs)]
     if differing:
         raise ValueError(f"the network is no {arch}: {'; '.join(differing[:5])}")
 
 
-def _differing(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def _fields(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(one, dict):
         return [
             found
             for name in one
-            for found in _differing(one[name], other[name], f"{path}.{name}" if path else name)
+            for found in _fields(one[name], other[name], f"{path}.{name}" if path else name)
         ]
     return [(path, one, other)]

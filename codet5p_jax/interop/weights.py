@@ -327,10 +327,11 @@ def export_hugging_face(
     chosen = FLOATS[dtype] if dtype else None
     table = hugging_face(network)
     shapes = {path: spec.shape for path, spec in flatten(CodeT5p(network).specs)}
-    dtypes = [chosen or weights.dtype(path) for path in shapes if path != LOG_TEMPERATURE]
-    widest = max(dtypes, key=lambda d: d.itemsize).name
+    dtypes = {p: chosen or weights.dtype(p) for p in shapes if p != LOG_TEMPERATURE}
+    widest = max(dtypes.values(), key=lambda d: d.itemsize).name
+    size = sum(math.prod(shapes[path]) * dtype.itemsize for path, dtype in dtypes.items())
     values = hf_config.to_hugging_face(config, arch, tokens, widest, temperature)
-    with new_folder(folder) as partial:
+    with new_folder(folder, size) as partial:
         _write_json(partial / "config.json", values)
         if arch not in hf_config.ENCODERS:
             generation = hf_config.generation_config(tokens)

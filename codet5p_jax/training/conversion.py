@@ -1,15 +1,13 @@
 """Model directories from the weights of others, and the reverse, one parameter at a time."""
 
 import dataclasses
-import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.data.tokenizer import Tokenizer
@@ -18,7 +16,6 @@ from codet5p_jax.interop import (
     hf_config,
     sentence_transformers,
     tokenizer_files,
-    torch_outputs,
 )
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
@@ -30,10 +27,7 @@ from codet5p_jax.interop.weights import (
     nonfinite,
     open_hugging_face,
 )
-from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.models.params import flatten
-from codet5p_jax.training.checkpoints import nested
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, release_memory, write_weights
 
@@ -88,7 +82,7 @@ def import_weights(
             _report_nonfinite(path, array, say)
             yield path, array
 
-    with new_folder(model_dir) as partial:
+    with new_folder(model_dir, _bytes(weights, chosen)) as partial:
         directory = ModelDir(partial)
         config = config_to_json(weights.config)
         directory.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -185,95 +179,6 @@ def check_exportable(config: ModelConfig, arch: str | None = None) -> None:
     hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
 
 
-@dataclass(frozen=True)
-class Verification:
-    """How a folder and a model directory compare.
-
-    Attributes:
-      tensors: how many were compared.
-      problems: what differs, a line each.
-      notes: what differs and does not matter: dtypes where the values are the same.
-    """
-
-    tensors: int
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def verify_weights(
-    folder: str | Path,
-    model_dir: str | Path,
-    *,
-    arch: str | None = None,
-    step: int | None = None,
-    allow_pickle: bool = False,
-) -> Verification:
-    """Compares every parameter by name, shape, dtype and SHA-256 of its bytes.
-
-    Where the dtypes differ, the wider one is rounded to the narrower one first.
-    """
-    theirs = open_hugging_face(Path(folder), arch, allow_pickle=allow_pickle)
-    mine = StoredWeights(Path(model_dir), step)
-    problems, notes = [], []
-    for path in dict.fromkeys([*theirs.shapes, *mine.shapes]):
-        if path not in mine.shapes:
-            problems.append(f"{path}: not in {model_dir}")
-        elif path not in theirs.shapes:
-            problems.append(f"{path}: not in {folder}")
-        elif theirs.shapes[path] != mine.shapes[path]:
-            problems.append(f"{path}: {theirs.shapes[path]} there, {mine.shapes[path]} here")
-        else:
-            _compare(path, theirs, mine, problems, notes)
-    release_memory()
-    return Verification(len(theirs.shapes), tuple(problems), tuple(notes))
-
-
-def compare_outputs(
-    folder: str | Path, model_dir: str | Path, *, arch: str | None = None, step: int | None = None
-) -> dict[str, float]:
-    """The largest absolute difference of each output between PyTorch, reading the folder, and this
-    network, reading the model directory, at fp32 on random tokens. Needs torch and transformers.
-
-    Both models are in memory at once.
-    """
-    folder = Path(folder)
-    values = hf_config.load_config(folder)
-    arch = arch or hf_config.recognise(values, folder / "config.json")
-    stored = StoredWeights(Path(model_dir), step)
-    network = hf_config.exported(stored.config, arch)
-    network = dataclasses.replace(network, dtype=np.float32)
-    specs = flatten(CodeT5p(network).specs)
-    arrays = ((path, jnp.asarray(stored.read(path, np.dtype(np.float32)))) for path, _ in specs)
-    rng = np.random.default_rng(0)
-    rows = values["vocab_size"]
-    tokens, targets = rng.integers(0, rows, (2, 32)), rng.integers(0, rows, (2, 16))
-    segments = np.ones_like(tokens)
-    segments[1, 20:] = 0
-    inputs = [x.astype(np.int32) for x in (tokens, segments, targets)]
-    theirs = torch_outputs.outputs(folder, arch, *inputs)
-    mine = _outputs(CodeT5p(network).bind(nested(dict(arrays))), *map(jnp.asarray, inputs))
-    real = segments > 0
-    for found in (theirs, mine):
-        found["encoder states"] = np.asarray(found["encoder states"])[real]
-    return {name: float(np.max(np.abs(theirs[name] - mine[name]))) for name in theirs}
-
-
-def _outputs(
-    model: CodeT5p, tokens: jax.Array, segments: jax.Array, targets: jax.Array
-) -> dict[str, Any]:
-    encoded = model.encode(tokens, segments)
-    out: dict[str, Any] = {"encoder states": encoded}
-    if model.config.embed_dim is not None:
-        out["embeddings"] = model.embed(encoded, segments)
-    if model.config.decoder.num_layers:
-        ones = jnp.ones_like(targets)
-        states = model.decode(targets, ones, encoded, segments)
-        out["logits"] = model.logits(states)
-        if model.config.matching_head:
-            out["matching logits"] = model.match(states, ones)
-    return out
-
-
 class _Reporting:
     """Weights that say so when values are not finite."""
 
@@ -305,28 +210,6 @@ def _resized(weights: Weights, vocab_size: int | None, multiple: int) -> Weights
     return weights if rows == weights.config.vocab_size else ResizedVocabulary(weights, rows)
 
 
-def _compare(
-    path: str, theirs: Weights, mine: Weights, problems: list[str], notes: list[str]
-) -> None:
-    kinds = theirs.dtype(path), mine.dtype(path)
-    a, b = theirs.read(path), mine.read(path)
-    if kinds[0] != kinds[1]:
-        narrow = min(kinds, key=lambda d: d.itemsize)
-        a, b = a.astype(narrow), b.astype(narrow)
-        notes.append(f"{path}: {kinds[0]} there, {kinds[1]} here")
-    sums = [_sha256(x) for x in (a, b)]
-    if sums[0] != sums[1]:
-        largest = np.max(np.abs(a.astype(np.float32) - b.astype(np.float32)))
-        problems.append(
-            f"{path}: sha256 {sums[0][:12]} there, {sums[1][:12]} here; "
-            f"largest difference {largest:.3g}"
-        )
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
-
-
 def _add_prefixes(folder: Path, rows: int, say: Say) -> None:
     """Gives a tokenizer `[ENC]`, `[TDEC]` and `[CDEC]` where rows for just these were added."""
     try:
@@ -341,6 +224,13 @@ def _add_prefixes(folder: Path, rows: int, say: Say) -> None:
         say("the tokenizer has [ENC], [TDEC] and [CDEC] now, as the rows of the embedding have")
 
 
+def _bytes(weights: Weights, dtype: np.dtype | None) -> int:
+    return sum(
+        math.prod(shape) * (dtype or weights.dtype(path)).itemsize
+        for path, shape in weights.shapes.items()
+    )
+
+
 def _summary(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    number = sum(int(np.prod(shape)) for shape in shapes.values())
+    number = sum(math.prod(shape) for shape in shapes.values())
     return f"{number:,} parameters"

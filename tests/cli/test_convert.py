@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_verify_agrees_and_compares_outputs(tmp_path, tokenizer, capsys):
     out = capsys.readouterr().out
     for name in ("encoder states", "embeddings", "logits", "matching logits"):
         assert f"largest difference of {name}: " in out
-    assert "0 differ" in out
+    assert ", 0 differences" in out
 
 
 def test_verify_names_what_differs(tmp_path, tokenizer, capsys):
@@ -101,6 +102,119 @@ def test_verify_names_what_differs(tmp_path, tokenizer, capsys):
     out = capsys.readouterr().out
     assert "DIFFERS  encoder/final_norm/scale: sha256" in out
     assert "largest difference 2" in out
+
+
+def imported(tmp_path, tokenizer, *args, **settings):
+    make(tmp_path / "a", tokenizer, **settings)
+    assert convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run", *args) == 0
+
+
+def exported(tmp_path, *args):
+    assert convert("export", "--from", tmp_path / "run", "--to", tmp_path / "b", *args) == 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "pooling"),
+    [
+        ("t5", "first"),
+        ("t5_encoder", "first"),
+        ("codet5p_embedding", "mean"),
+        ("sentence_transformers", "mean"),
+    ],
+)
+def test_a_part_is_verified_as_the_part_that_it_is(tmp_path, tokenizer, capsys, arch, pooling):
+    pytest.importorskip("transformers")
+    imported(tmp_path, tokenizer, embed_dim=4, matching_head=True, pooling=pooling)
+    exported(tmp_path, "--arch", arch)
+    assert convert("verify", tmp_path / "b", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"note: .* has no place for .*matching_head/kernel", out)
+    assert ", 0 differences" in out
+    if arch == "sentence_transformers":
+        from safetensors.numpy import load_file, save_file
+
+        file = tmp_path / "b/2_Dense/model.safetensors"
+        tensors = load_file(file)
+        tensors["linear.bias"][1] += 1
+        save_file(tensors, file)
+        assert convert("verify", tmp_path / "b", tmp_path / "run") == 1
+        assert "DIFFERS  projection/bias" in capsys.readouterr().out
+
+
+def test_added_rows_are_verified_without(tmp_path, tokenizer, capsys):
+    imported(tmp_path, tokenizer, "--pad_vocab_to_multiple", 128)
+    assert convert("verify", tmp_path / "a", tmp_path / "run") == 0
+    assert re.search(r"note: \d+ rows of the vocabulary are not in .*a\n", capsys.readouterr().out)
+    exported(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    rows = tokenizer[0].vocab_size
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run", "--vocab_size", rows - 3)
+    assert convert("verify", tmp_path / "b", tmp_path / "run") == 1
+    assert "DIFFERS  embedding: shape (384, 8) there, " in capsys.readouterr().out
+
+
+def test_another_dtype_is_a_difference_unless_ignored(tmp_path, tokenizer, capsys):
+    imported(tmp_path, tokenizer)
+    exported(tmp_path, "--dtype", "bfloat16")
+    assert convert("verify", tmp_path / "b", tmp_path / "run") == 1
+    assert "DIFFERS  embedding: bfloat16 there, float32 here" in capsys.readouterr().out
+    assert convert("verify", tmp_path / "b", tmp_path / "run", "--ignore_dtype") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"note: \d+ dtypes differ, compared after rounding", out)
+
+
+def test_another_network_with_the_same_tensors_is_a_difference(tmp_path, tokenizer, capsys):
+    imported(tmp_path, tokenizer)
+    path = tmp_path / "a/config.json"
+    values = json.loads(path.read_text()) | {"relative_attention_max_distance": 64}
+    path.write_text(json.dumps(values))
+    assert convert("verify", tmp_path / "a", tmp_path / "run") == 1
+    out = capsys.readouterr().out
+    assert "DIFFERS  encoder.relative_max_distance: 64 there, 128 here" in out
+
+
+def test_special_ids_are_those_of_the_folder(tmp_path, tokenizer):
+    """Flan-T5 ends with 1 and has no token that begins."""
+    make(tmp_path / "a", tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "a" / name
+        values = json.loads(path.read_text()) | {"eos_token_id": 1}
+        del values["bos_token_id"]
+        path.write_text(json.dumps(values, indent=2) + "\n")
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    exported(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "b" / name).read_text()) == json.loads(
+            (tmp_path / "a" / name).read_text()
+        )
+
+
+def test_rows_for_the_prefixes_bring_their_tokens(tmp_path, tokenizer, capsys):
+    full, _ = tokenizer
+    make(tmp_path / "a", tokenizer)
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    exported(tmp_path, "--vocab_size", full.vocab_size - 3)
+    shutil.rmtree(tmp_path / "run")
+    source = ("--from", tmp_path / "b", "--to", tmp_path / "run")
+    convert("import", *source, "--vocab_size", full.vocab_size)
+    assert "the tokenizer has [ENC], [TDEC] and [CDEC] now" in capsys.readouterr().out
+    assert Tokenizer.load(tmp_path / "run/tokenizer").fingerprint == full.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (10_000, "vocab_size 10,000 is more than the .* rows"),
+        (0, "expected numbers of 1 or more"),
+        (2, "the eos token has id 2, but the embedding has 2 rows"),
+    ],
+)
+def test_rows_that_cannot_be_exported(tmp_path, tokenizer, capsys, rows, message):
+    imported(tmp_path, tokenizer)
+    target = ("--to", tmp_path / "b", "--vocab_size", rows)
+    assert convert("export", "--from", tmp_path / "run", *target) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "b").exists()
 
 
 def test_rows_and_dtype(tmp_path, tokenizer, capsys):

@@ -1,5 +1,6 @@
 """Folders both ways against `transformers` on random weights at fp32."""
 
+import dataclasses
 import functools
 import json
 
@@ -11,6 +12,7 @@ import pytest
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.tokenizer_files import export_tokenizer
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
@@ -132,6 +134,38 @@ def test_what_transformers_saves_is_imported(tmp_path, variant):
     weights = open_hugging_face(tmp_path / "b")
     assert weights.config == config
     assert_same_outputs(model, weights.config, nested(weights))
+
+
+def test_a_tied_projection_without_the_scale(tmp_path):
+    """`scale_decoder_outputs` of transformers v5: tied, and yet no 1/sqrt(d_model)."""
+    config = dataclasses.replace(config_of(), scale_tied_head=False)
+    params = params_of(config)
+    export(tmp_path / "m", config, params)
+    assert json.loads((tmp_path / "m/config.json").read_text())["scale_decoder_outputs"] is False
+    weights = open_hugging_face(tmp_path / "m")
+    assert weights.config == config
+    model = load_theirs(transformers.T5ForConditionalGeneration, tmp_path / "m")
+    assert_same_outputs(model, config, params)
+
+
+def test_a_sentencepiece_tokenizer_loads_there(tmp_path):
+    """That of a SeqIO task, as training leaves it: `sentencepiece.model`."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("def add(a, b): return a + b\nprint(add(1, 2))\n" * 20)
+    (tmp_path / "t").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "t/sentencepiece"),
+        vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    config = config_of()
+    tokens = TokenIds(pad=0, bos=None, eos=1, decoder_start=0)
+    export(tmp_path / "m", config, params_of(config), tokenizer=tmp_path / "t", tokens=tokens)
+    assert not (tmp_path / "m/sentencepiece.model").exists()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    mine = sentencepiece.SentencePieceProcessor(str(tmp_path / "t/sentencepiece.model"))
+    assert theirs("add(b)").input_ids == [*mine.encode("add(b)"), 1]
+    assert theirs.eos_token_id == 1
 
 
 def test_mt5_is_read_as_the_t5_that_it_is(tmp_path):
@@ -303,8 +337,6 @@ def test_tokens_without_rows_in_the_files_of_codet5(tmp_path):
     ],
 )
 def test_a_network_that_is_none_of_theirs(tmp_path, change, pattern):
-    import dataclasses
-
     config = config_of(embed_dim=4, matching_head=True)
     for name, value in change.items():
         if isinstance(value, dict):

@@ -6,6 +6,7 @@ import pytest
 import tensorstore as ts
 from flax.serialization import msgpack_serialize
 
+from codet5p_jax.cli.main import main
 from codet5p_jax.interop.t5x import open_t5x
 from codet5p_jax.models import CodeT5p, init_params, t5
 from codet5p_jax.models.params import flatten
@@ -119,6 +120,17 @@ def test_every_parameter_arrives(tmp_path, gated, layout):
         np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
+def test_the_import_is_verified(tmp_path, capsys):
+    config, params = network(True)
+    write(tmp_path / "c", theirs_of(config, params, split_heads=False))
+    import_weights(tmp_path / "c", tmp_path / "run")
+    assert main(["convert", "verify", str(tmp_path / "c"), str(tmp_path / "run")]) == 0
+    assert "PyTorch reads no T5X checkpoint" in capsys.readouterr().out
+    write(tmp_path / "d", theirs_of(config, params | {"embedding": -params["embedding"]}, False))
+    assert main(["convert", "verify", str(tmp_path / "d"), str(tmp_path / "run")]) == 1
+    assert "DIFFERS  embedding: sha256" in capsys.readouterr().out
+
+
 def test_layers_with_biases_of_their_own_are_no_t5(tmp_path):
     config, params = network(False)
     theirs = scanned(theirs_of(config, params, split_heads=True), shared_bias=False)
@@ -143,3 +155,21 @@ def test_what_is_damaged_is_named(tmp_path):
     write(tmp_path / "d", theirs)
     with pytest.raises(ValueError, match="decoder/layers_1/mlp/wo/kernel is missing"):
         open_t5x(tmp_path / "d")
+
+
+def test_a_missing_chunk_is_no_zeros(tmp_path):
+    config, params = network(False)
+    write(tmp_path / "c", theirs_of(config, params, split_heads=False))
+    (tmp_path / "c/target.token_embedder.embedding/0.0").unlink()
+    weights = open_t5x(tmp_path / "c")
+    with pytest.raises(ValueError, match="token_embedder/embedding cannot be read; a file of it"):
+        weights.read("embedding")
+
+
+def test_a_network_without_heads_is_none(tmp_path):
+    config, params = network(False)
+    theirs = theirs_of(config, params, split_heads=False)
+    theirs["encoder/relpos_bias/rel_embedding"] = np.zeros((0, 32), np.float32)
+    write(tmp_path / "c", theirs)
+    with pytest.raises(ValueError, match="expected an encoder and a decoder with heads, found 3"):
+        open_t5x(tmp_path / "c")

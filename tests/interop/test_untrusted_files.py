@@ -10,6 +10,7 @@ import pytest
 
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder, parse_size
+from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import (
     ArrayWeights,
     export_hugging_face,
@@ -126,6 +127,10 @@ def test_a_wrong_shape(folder):
         ({"vocab_size": 9}, r"shared.weight has shape \(7, 4\).*expected \(9, 4\)"),
         ({"feed_forward_proj": "gated-gelu"}, r"DenseReluDense.wi_0.weight is missing"),
         ({"tie_word_embeddings": False}, r"lm_head.weight is missing"),
+        ({"num_layers": 10**12}, r"has 1,000,000,000,000 layers, but there are \d+ tensors"),
+        ({"architectures": "T5"}, r"config.json: expected a list of names as architectures"),
+        ({"layer_norm_epsilon": -1.0}, r"expected a small number as layer_norm_epsilon, found -1"),
+        ({"layer_norm_epsilon": float("nan")}, r"as layer_norm_epsilon, found nan"),
         ({"d_model": "4"}, r"config.json: expected a number as d_model, found '4'"),
         ({"d_model": None}, r"config.json: expected a number as d_model, found None"),
         ({"d_kv": True}, r"config.json: expected a number as d_kv, found True"),
@@ -165,6 +170,7 @@ def test_a_truncated_file(folder, left):
         (lambda h: h["shared.weight"].update(data_offsets=[4, 0]), "shared.weight lacks a sound"),
         (lambda h: h.update({"shared.weight": 3}), "shared.weight lacks a sound"),
         (lambda h: h["shared.weight"].pop("dtype"), "shared.weight lacks a sound"),
+        (lambda h: h["shared.weight"].update(dtype=["F32"]), "shared.weight lacks a sound"),
         (lambda h: h["shared.weight"].update(data_offsets=[0, 112]), "leave a gap or overlap"),
     ],
 )
@@ -178,6 +184,40 @@ def test_a_header_that_is_no_json(folder):
     fails(folder, "header is no JSON object")
     (folder / SINGLE).write_bytes(struct.pack("<Q", 2) + b"[]")
     fails(folder, "header is no JSON object")
+
+
+def test_a_header_with_a_name_twice(folder):
+    data = (folder / SINGLE).read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    text = data[8 : 8 + length].replace(b'"shared.weight"', b'"encoder.final_layer_norm.weight"')
+    (folder / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    fails(folder, "its header has 'encoder.final_layer_norm.weight' twice")
+
+
+def test_a_single_file_goes_before_an_index(folder, sharded):
+    """As in transformers, whose folders may keep the index of an earlier save."""
+    shutil.copy(sharded / SHARDED, folder)
+    np.testing.assert_array_equal(
+        open_hugging_face(folder).read("embedding"), params()["embedding"]
+    )
+
+
+def test_a_tokenizer_file_that_is_a_link_out_of_the_folder(folder, tmp_path):
+    (tmp_path / "secret").write_text("{}")
+    (folder / "vocab.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"vocab.json is a link out of the folder, to .*secret"):
+        copy_tokenizer(folder, tmp_path / "t")
+
+
+def test_the_cache_of_a_hub_is_links(folder, tmp_path):
+    snapshot, blob = tmp_path / "snapshots/abc", tmp_path / "blobs/0123"
+    snapshot.mkdir(parents=True)
+    blob.parent.mkdir()
+    blob.write_text("{}")
+    (snapshot / "vocab.json").symlink_to(blob)
+    # <model>/snapshots/<commit>/file -> <model>/blobs/<hash>
+    assert copy_tokenizer(snapshot, tmp_path / "t")
+    assert (tmp_path / "t/vocab.json").read_text() == "{}"
 
 
 def test_a_dtype_that_weights_do_not_have(folder):

@@ -1,6 +1,7 @@
 """A Hugging Face folder as the start of a run, and one as its end."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -96,6 +97,40 @@ def test_a_run_begins_and_ends_with_a_folder(folder, tmp_path):
     assert 0 < moved.max() < 0.1, "near the weights it came from"
     # Started again, it is as it was.
     synthetic.run(tmp_path / "cache", tmp_path / "run", init_from=init, **settings)
+
+
+def test_a_part_of_a_run_is_exported(tmp_path):
+    write_cache(tmp_path / "cache")
+    synthetic.run(
+        tmp_path / "cache",
+        tmp_path / "run",
+        model=tiny_config(embed_dim=4, matching_head=True, pooling="mean"),
+        phases=[Phase("pairs", 4, 8)],
+        evaluation=dataclasses.replace(synthetic.EVALUATION, every=None),
+        export_to=tmp_path / "exported",
+        export_arch="codet5p_embedding",
+    )
+    values = json.loads((tmp_path / "exported/config.json").read_text())
+    assert (values["model_type"], values["pooling"]) == ("codet5p_embedding", "mean")
+    assert (values["pad_token_id"], values["eos_token_id"]) == (0, 2), "as the data has them"
+
+
+def test_weights_that_are_not_finite_start_no_run(folder):
+    params = {path: np.array(array) for path, array in folder[1].items()}
+    params["embedding"][3, :2] = np.nan
+    path = folder[0].parent / "broken"
+    export_hugging_face(path, ArrayWeights(tiny_config(), params))
+    specs = CodeT5p(tiny_config()).specs
+    plan = plan_init(InitFrom(f"hf:{path}"), specs)
+    with pytest.raises(ValueError, match="embedding has 2 values that are NaN or infinite"):
+        load_init(plan, specs, make_mesh(MeshConfig(fsdp=8)), seed=0)
+
+
+def test_pickles_have_to_be_converted_first(folder, tmp_path):
+    pickled = shutil.copytree(folder[0], tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"codet5p convert import --allow_pickle --from .*pickled"):
+        plan_init(InitFrom(f"hf:{pickled}"), CodeT5p(tiny_config()).specs)
 
 
 def test_what_cannot_be_exported_is_not_trained(tmp_path):

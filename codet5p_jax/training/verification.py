@@ -1,0 +1,193 @@
+"""Whether a folder of others and a model directory are the same network with the same weights."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codet5p_jax.interop import hf_config, sentence_transformers, torch_outputs
+from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.t5x import is_t5x, open_t5x
+from codet5p_jax.interop.weights import (
+    ArrayWeights,
+    ResizedVocabulary,
+    Weights,
+    open_hugging_face,
+)
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import flatten
+from codet5p_jax.training.checkpoints import nested
+from codet5p_jax.training.stored_weights import StoredWeights, release_memory
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a folder and a model directory compare.
+
+    Attributes:
+      tensors: how many were compared.
+      problems: what differs, a line each.
+      notes: what the model directory has in addition: parts that the architecture leaves out, and
+        added rows of the vocabulary.
+      rounded: parameters whose dtypes differ, where that was not to be reported.
+    """
+
+    tensors: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    rounded: tuple[str, ...]
+
+
+def verify_weights(
+    folder: str | Path,
+    model_dir: str | Path,
+    *,
+    arch: str | None = None,
+    step: int | None = None,
+    allow_pickle: bool = False,
+    ignore_dtype: bool = False,
+) -> Verification:
+    """Compares the networks, and every parameter of the folder by name, shape, dtype and SHA-256 of
+    its bytes.
+
+    Args:
+      folder: of Hugging Face, or a T5X checkpoint.
+      model_dir: as training or `import_weights` wrote it; may have more parts than the folder's
+        architecture, and more rows of the vocabulary.
+      arch: one of `hf_config.ARCHITECTURES`; None: what `config.json` says.
+      step: of the checkpoint; None: the newest.
+      allow_pickle: whether to read `pytorch_model.bin`; needs torch.
+      ignore_dtype: where dtypes differ, round the wider one instead of reporting it.
+
+    Raises:
+      FileNotFoundError, ValueError: one of the two is not what it should be.
+    """
+    folder = Path(folder)
+    mine: Weights = StoredWeights(Path(model_dir), step)
+    theirs, network = _open(folder, arch, allow_pickle)
+    notes = []
+    added = mine.config.vocab_size - network.vocab_size
+    if added > 0:
+        mine = ResizedVocabulary(mine, network.vocab_size)
+        notes.append(f"{added:,} rows of the vocabulary are not in {folder}")
+    problems = [
+        f"{path}: {a!r} there, {b!r} here"
+        for path, a, b in hf_config.differences(network, _part(mine.config, network))
+    ]
+    left_out = sorted(mine.shapes.keys() - theirs.keys())
+    if left_out:
+        notes.append(f"{folder} has no place for {', '.join(left_out)}")
+    rounded = []
+    for path, source in theirs.items():
+        if path not in mine.shapes:
+            problems.append(f"{path}: not in {model_dir}")
+            continue
+        if source.shapes[path] != mine.shapes[path]:
+            problems.append(f"{path}: shape {source.shapes[path]} there, {mine.shapes[path]} here")
+            continue
+        kinds = source.dtype(path), mine.dtype(path)
+        if kinds[0] != kinds[1]:
+            told = f"{path}: {kinds[0]} there, {kinds[1]} here"
+            (rounded if ignore_dtype else problems).append(told)
+        difference = _difference(source.read(path), mine.read(path))
+        if difference:
+            problems.append(f"{path}: {difference}")
+    release_memory()
+    return Verification(len(theirs), tuple(problems), tuple(notes), tuple(rounded))
+
+
+def compare_outputs(
+    folder: str | Path, model_dir: str | Path, *, arch: str | None = None, step: int | None = None
+) -> dict[str, float]:
+    """The largest absolute difference of each output between PyTorch, reading the folder, and this
+    network, reading the model directory, at fp32 on random tokens. Needs torch and transformers.
+
+    Both models are in memory at once.
+    """
+    folder = Path(folder)
+    values = hf_config.load_config(folder)
+    arch = arch or hf_config.recognise(values, folder / "config.json")
+    stored = StoredWeights(Path(model_dir), step)
+    network = hf_config.exported(stored.config, arch)
+    network = dataclasses.replace(network, dtype=np.float32)
+    specs = flatten(CodeT5p(network).specs)
+    arrays = ((path, jnp.asarray(stored.read(path, np.dtype(np.float32)))) for path, _ in specs)
+    rng = np.random.default_rng(0)
+    rows = values["vocab_size"]
+    tokens, targets = rng.integers(0, rows, (2, 32)), rng.integers(0, rows, (2, 16))
+    segments = np.ones_like(tokens)
+    segments[1, 20:] = 0
+    inputs = [x.astype(np.int32) for x in (tokens, segments, targets)]
+    theirs = torch_outputs.outputs(folder, arch, *inputs)
+    mine = _outputs(CodeT5p(network).bind(nested(dict(arrays))), *map(jnp.asarray, inputs))
+    if "logits" in mine:
+        mine["logits"] = mine["logits"][..., :rows]
+    real = segments > 0
+    for found in (theirs, mine):
+        found["encoder states"] = np.asarray(found["encoder states"])[real]
+    return {name: float(np.max(np.abs(theirs[name] - mine[name]))) for name in theirs}
+
+
+def _open(
+    folder: Path, arch: str | None, allow_pickle: bool
+) -> tuple[dict[str, Weights], ModelConfig]:
+    """Where each parameter of the folder is read, and its network."""
+    if is_t5x(folder):
+        weights: Weights = open_t5x(folder)
+        return dict.fromkeys(weights.shapes, weights), weights.config
+    weights = open_hugging_face(folder, arch, allow_pickle=allow_pickle)
+    sources: dict[str, Weights] = dict.fromkeys(weights.shapes, weights)
+    if (folder / sentence_transformers.MODULES).is_file():
+        file = SafetensorsFolder(folder / sentence_transformers.DENSE_FOLDER)
+        arrays = {}
+        for entry in sentence_transformers.DENSE_TABLE:
+            array = file.read(entry.theirs)
+            arrays[entry.ours] = entry.to_ours(array, array.shape[::-1])
+        sources |= dict.fromkeys(arrays, ArrayWeights(weights.config, arrays))
+    return sources, weights.config
+
+
+def _part(mine: ModelConfig, theirs: ModelConfig) -> ModelConfig:
+    """The part of a network that an architecture with what `theirs` has would keep."""
+    if theirs.embed_dim is not None:
+        arch = "codet5p_bimodal" if theirs.matching_head else "codet5p_embedding"
+    else:
+        arch = "t5" if theirs.decoder.num_layers else "t5_encoder"
+    return hf_config.exported(mine, arch)
+
+
+def _difference(theirs: np.ndarray, mine: np.ndarray) -> str:
+    """Empty where the bytes are equal, after rounding to the narrower dtype."""
+    narrow = min((theirs.dtype, mine.dtype), key=lambda d: d.itemsize)
+    theirs, mine = theirs.astype(narrow, copy=False), mine.astype(narrow, copy=False)
+    sums = [_sha256(x) for x in (theirs, mine)]
+    if sums[0] == sums[1]:
+        return ""
+    largest = np.max(np.abs(theirs.astype(np.float32) - mine.astype(np.float32)))
+    return f"sha256 {sums[0][:12]} there, {sums[1][:12]} here; largest difference {largest:.3g}"
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _outputs(
+    model: CodeT5p, tokens: jax.Array, segments: jax.Array, targets: jax.Array
+) -> dict[str, Any]:
+    encoded = model.encode(tokens, segments)
+    out: dict[str, Any] = {"encoder states": encoded}
+    if model.config.embed_dim is not None:
+        out["embeddings"] = model.embed(encoded, segments)
+    if model.config.decoder.num_layers:
+        ones = jnp.ones_like(targets)
+        states = model.decode(targets, ones, encoded, segments)
+        out["logits"] = model.logits(states)
+        if model.config.matching_head:
+            out["matching logits"] = model.match(states, ones)
+    return out
