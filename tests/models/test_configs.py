@@ -67,7 +67,9 @@ def test_a_dtype_is_given_by_name_or_as_itself(dtype):
 
 
 def test_t5_is_checked_as_well():
-    with pytest.raises(ValueError, match="cross_attention = 'all' reads the encoder, which has num_layers"):
+    with pytest.raises(
+        ValueError, match="cross_attention = 'all' reads the encoder, which has num_layers"
+    ):
         t5(
             vocab_size=10, d_model=8, num_heads=4, head_dim=2, d_ff=16,
             num_encoder_layers=0, num_decoder_layers=2,
