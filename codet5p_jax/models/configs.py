@@ -124,7 +124,7 @@ class ModelConfig:
         and losses stay fp32.
       remat: "none" keeps every activation, "dots" keeps matrix products, "full" recomputes a block.
       scan_layers: run a stack as one scanned body (quick to compile) or unrolled.
-      loss_chunk: target positions whose logits exist at one time in `token_losses`.
+      loss_chunk: most target positions whose logits exist at one time in `token_losses`.
 
     Raises:
       ValueError: a size is not positive, dropout is no rate below one, or dtype is another.

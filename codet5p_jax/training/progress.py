@@ -60,11 +60,13 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A bar with the loss of the last step; lines of evaluations above it."""
+    """A bar with the loss of the last step and the number of skipped ones; lines of evaluations
+    above it."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
+        self._loss, self._skipped = "", 0
 
     def say(self, line: str) -> None:
         """Prints the line above the bar."""
@@ -89,10 +91,13 @@ class LiveProgress:
         self._bar.start()
 
     def advance(self, step: int, values: Mapping[str, float]) -> None:
-        """Moves the bar."""
-        self._bar.update(
-            self._task, completed=step, description=f"loss {values.get('loss', 0):.4f}"
-        )
+        """Moves the bar; a step that was skipped has no loss, but is counted."""
+        if "loss" in values:
+            self._loss = f"loss {values['loss']:.4f}"
+        self._skipped += round(values.get("skipped", 0))
+        skipped = f"{self._skipped} skipped" if self._skipped else ""
+        shown = " | ".join(part for part in (self._loss, skipped) if part)
+        self._bar.update(self._task, completed=step, description=shown)
 
     def record(self, record: Record) -> None:
         """Prints evaluations; the bar itself shows the rest."""
@@ -121,13 +126,16 @@ def default_progress(main: bool) -> Progress:
 
 
 def format_record(record: Record, total_steps: int) -> str:
-    """`step 20/100 train | loss 9.1702 | … | 1,234 tokens/s`: losses, learning rate, speed."""
+    """`step 20/100 train | loss 9.1702 | … | 2 skipped | 1,234 tokens/s`: losses, learning rate,
+    steps skipped if there were any, speed."""
     parts = [f"step {record['step']}/{total_steps} {record['split']}"]
     for name, value in record.items():
         if isinstance(value, float) and (name == "loss" or name.endswith("/loss")):
             parts.append(f"{name.removesuffix('/loss')} {value:.4f}")
     if "learning_rate" in record:
         parts.append(f"lr {record['learning_rate']:.3g}")
+    if record.get("skipped"):
+        parts.append(f"{record['skipped']:.0f} skipped")
     timing = record.get("timing", {})
     if "tokens_per_second" in timing:
         parts.append(f"{timing['tokens_per_second']:,.0f} tokens/s")

@@ -58,10 +58,12 @@ class Recorder:
         return self._accumulator.totals
 
     def finish_interval(self, step: int) -> None:
-        """Writes the means since the last record. Waits for the device."""
+        """Writes the means since the last record, of `skipped` the sum. Waits for the device."""
         self._show(self._accumulator.drain())
         seconds = max(time.perf_counter() - self._started, 1e-9)
         means = self._accumulator.means()
+        if "skipped" in means:  # a number of steps says more than their share
+            means["skipped"] = self._accumulator.totals["skipped"][0]
         timing = {
             "seconds": seconds,
             "steps_per_second": self._steps / seconds,

@@ -56,7 +56,7 @@ from codet5p_jax.training.phases import (
 from codet5p_jax.training.progress import Progress, default_progress, process_age
 from codet5p_jax.training.recorder import Recorder
 from codet5p_jax.training.schedules import Schedule
-from codet5p_jax.training.state import abstract_state, compiler_options, init_state
+from codet5p_jax.training.state import TrainState, abstract_state, compiler_options, init_state
 from codet5p_jax.training.step import make_train_step
 
 
@@ -152,7 +152,7 @@ def train(
     Raises:
       ValueError, OSError: settings that do not fit each other, the data or MODEL_DIR, before
         anything expensive happens; a checkpoint that cannot be written.
-      FloatingPointError: `max_nonfinite` was reached.
+      FloatingPointError: `max_nonfinite` was reached, or no step at all was finite.
     """
     check_settings(accumulate, ema_decay)
     if export_to is not None:
@@ -341,6 +341,8 @@ def train(
                 progress.say(laps.line())
             if step % logging.every == 0 or step == total:
                 recorder.finish_interval(step)
+            if step == total:
+                _require_progress(state)
             if evaluation.every and (step % evaluation.every == 0 or step == total):
                 evaluate(step)
             if step % checkpoints.every == 0 or step == total:
@@ -393,6 +395,16 @@ def _termination() -> Iterator[Callable[[int], bool]]:
         yield lambda step: event.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _require_progress(state: TrainState) -> None:
+    """Fails where every step of a run that ends was skipped: its weights are the initial ones."""
+    if int(state.skipped) == int(state.step):
+        raise FloatingPointError(
+            f"loss or gradients were finite in none of the {int(state.step)} steps, so nothing was "
+            "learned and the run is not saved as finished; lower the learning rate, lengthen the "
+            "warm-up, or look at the data and the weights of init_from"
+        )
 
 
 class _Laps:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.models.cross_entropy import token_losses
+from codet5p_jax.models import CodeT5p, t5
+from codet5p_jax.models.cross_entropy import chunk_length, token_losses
+from codet5p_jax.objectives import CodeToText, TextCodePairs, TextToCode
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.batches import abstract_batch
+from codet5p_jax.training.optimizers import AdamW
+from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.state import abstract_state
+from codet5p_jax.training.step import make_train_step
 
 
 def reference(states, kernel, targets, weights, z_loss, smoothing):
@@ -91,8 +99,10 @@ def largest_buffer(hlo: str) -> int:
     return max(math.prod(map(int, s.split(","))) for s in shapes)
 
 
-def test_the_compiled_gradient_holds_no_logits_of_the_whole_batch():
-    B, T, D, V, chunk = 4, 64, 16, 512, 16
+@pytest.mark.parametrize(("chunk", "longest"), [(8, 8), (16, 16), (64, 16), (1000, 16)])
+def test_the_compiled_gradient_holds_no_logits_of_the_whole_batch(chunk, longest):
+    """Not even where all targets would fit into a chunk."""
+    B, T, D, V = 4, 64, 16, 512
     f = jax.grad(lambda s, k, t, w: token_losses(s, k, t, w, chunk=chunk).loss, argnums=(0, 1))
     args = (
         jax.ShapeDtypeStruct((B, T, D), jnp.float32),
@@ -100,8 +110,98 @@ def test_the_compiled_gradient_holds_no_logits_of_the_whole_batch():
         jax.ShapeDtypeStruct((B, T), jnp.int32),
         jax.ShapeDtypeStruct((B, T), jnp.float32),
     )
-    assert largest_buffer(jax.jit(f).lower(*args).compile().as_text()) == B * chunk * V
-    whole = jax.jit(
-        jax.grad(lambda s, k, t, w: token_losses(s, k, t, w, chunk=T).loss, argnums=(0, 1))
+    assert largest_buffer(jax.jit(f).lower(*args).compile().as_text()) == B * longest * V
+
+
+def test_chunks_are_equal_and_cover_the_targets():
+    for length in range(1, 300):
+        for longest in (1, 7, 128):
+            chunk = chunk_length(length, longest)
+            assert chunk <= longest
+            assert chunk < length or length == 1
+            number = -(-length // chunk)
+            assert number * chunk - length < number, "less than a position a chunk is padding"
+
+
+def test_a_training_step_of_stage_2_holds_no_logits_of_the_whole_batch():
+    B, V, text, code = 8, 1024, 16, 24
+    model = CodeT5p(
+        t5(
+            vocab_size=V, d_model=16, num_heads=2, head_dim=8, d_ff=32, num_encoder_layers=1,
+            num_decoder_layers=1, embed_dim=8, matching_head=True, scan_layers=False,
+        )
+    )  # fmt: skip
+    objectives = [
+        TextCodePairs(text_length=text, code_length=code, queue_size=2 * B),
+        TextToCode(inputs_length=text, targets_length=code),
+        CodeToText(inputs_length=code, targets_length=text),
+    ]
+    rate = Constant(1e-4).make(10)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        rule = AdamW().make(rate, model.specs)
+        step = make_train_step(model, objectives, {}, rule, rate, seed=0)
+        state = abstract_state(model, objectives, rule, mesh)
+        batch = abstract_batch(objectives, dict.fromkeys((o.name for o in objectives), B), mesh)
+        hlo = step.lower(state, batch).compile().as_text()
+    assert largest_buffer(hlo) < B * text * V
+    assert largest_buffer(hlo) == B * (code // 4) * V, "a chunk of the longest targets"
+
+
+def vocabulary_products(jaxpr, V: int) -> int:
+    """Matrix products that read or write an array with a side of V, in all of a jaxpr."""
+    number = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            number += any(V in x.aval.shape for x in (*eqn.invars, *eqn.outvars))
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                number += vocabulary_products(getattr(inner, "jaxpr", inner), V)
+    return number
+
+
+def is_jaxpr(x) -> bool:
+    return hasattr(getattr(x, "jaxpr", x), "eqns")
+
+
+@pytest.mark.parametrize(
+    ("held_fixed", "products"), [("", 3), ("kernel", 2), ("states", 2), ("bias", 3)]
+)
+def test_what_is_held_fixed_costs_no_product(arrays, held_fixed, products):
+    """Values and the other gradients stay as they are, also under `stop_gradient`."""
+    states, kernel, targets, weights = arrays
+    V = len(kernel)
+    values = {"states": states, "kernel": kernel, "bias": jnp.linspace(-1, 1, V)}
+
+    def loss(moving, fixed):
+        x = {**moving, **jax.lax.stop_gradient(fixed)}
+        arguments = (x["states"], x["kernel"], targets, weights, x["bias"])
+        return token_losses(*arguments, chunk=4, z_loss=1e-2).loss
+
+    fixed = {k: v for k, v in values.items() if k == held_fixed}
+    moving = {k: v for k, v in values.items() if k != held_fixed}
+    both = jax.jit(jax.value_and_grad(loss))
+    assert vocabulary_products(jax.make_jaxpr(both)(moving, fixed).jaxpr, V) == products
+    # Parameters that are all differentiated, one of which the loss then takes for a constant.
+    stopped = jax.jit(
+        jax.value_and_grad(
+            lambda all_: loss({k: all_[k] for k in moving}, {k: all_[k] for k in fixed})
+        )
     )
-    assert largest_buffer(whole.lower(*args).compile().as_text()) == B * T * V
+    assert vocabulary_products(jax.make_jaxpr(stopped)(values).jaxpr, V) == products
+
+    value, gradients = both(moving, fixed)
+    expected, all_gradients = both(values, {})
+    np.testing.assert_array_equal(value, expected)
+    for name in moving:
+        np.testing.assert_array_equal(gradients[name], all_gradients[name])
+    _, of_stopped = stopped(values)
+    for name in values:
+        wanted = all_gradients[name] if name in moving else jnp.zeros_like(values[name])
+        np.testing.assert_array_equal(of_stopped[name], wanted)
+
+
+def test_a_gradient_of_what_is_only_reported_is_zero(arrays):
+    states, *rest = arrays
+    gradient = jax.grad(lambda s: token_losses(s, *rest, chunk=4).correct)(states)
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(states))

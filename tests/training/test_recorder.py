@@ -69,6 +69,15 @@ def test_an_interval_becomes_a_record_with_its_rates():
     assert closed == "closed"
 
 
+def test_a_record_counts_the_steps_that_were_skipped():
+    log = Log()
+    r = recorder(log)
+    for skipped in (0, 1, 1):
+        r.add(metrics(1.0, skipped) | {"skipped": pair(skipped)}, waited=0.0, flops=0.0)
+    r.finish_interval(3)
+    assert log[0]["skipped"] == 2
+
+
 def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run():
     r = recorder(Log(), step=10)
     for number in (1, 2, 0, 1, 2):
@@ -85,6 +94,9 @@ def test_a_record_in_one_line(capsys):
     progress.begin(0, 100)
     progress.record(RECORD)
     assert capsys.readouterr().out == LINE + "\n"
+    assert format_record({**RECORD, "skipped": 0.0}, 100) == LINE
+    skipped = format_record({**RECORD, "skipped": 2.0}, 100)
+    assert skipped == LINE.replace("lr 0.001", "lr 0.001 | 2 skipped")
 
 
 def test_a_live_line(monkeypatch):
@@ -96,14 +108,17 @@ def test_a_live_line(monkeypatch):
     )
     progress = LiveProgress()
     progress.begin(10, 100)
-    progress.advance(20, {"loss": 1.23456})
+    progress.advance(20, {"loss": 1.23456, "skipped": 0.0})
+    console.print("")  # a line of its own for what the bar shows now
+    assert "skipped" not in screen.getvalue()
+    progress.advance(21, {"skipped": 1.0})
     progress.record(RECORD)
     progress.record({**RECORD, "split": "validation"})
     progress.end()
     progress.end()
     shown = screen.getvalue()
-    assert "20/100" in shown
-    assert "loss 1.2346" in shown
+    assert "21/100" in shown
+    assert "loss 1.2346 | 1 skipped" in shown
     assert LINE.replace("train", "validation") in shown
     assert LINE not in shown, "the bar says it already"
 

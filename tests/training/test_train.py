@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from codet5p_jax.models import CodeT5p
+from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.checkpoints import InitFrom, load_params, restore_latest, saved_steps
+from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.optimizers import AdamW
@@ -198,6 +201,30 @@ def test_stage_2_starts_from_the_weights_of_stage_1_on_any_mesh(
     stage1, _, _ = load_params(whole[0])
     moved = np.abs(np.asarray(params["embedding"])[:64] - np.asarray(stage1["embedding"]))
     assert 0 < moved.max() < 0.1, "near the weights it came from"
+
+
+class NotFinite(SpanDenoising):
+    """Span denoising whose loss is NaN."""
+
+    def loss(self, model, batch, state, key, train):
+        losses, state = super().loss(model, batch, state, key, train)
+        return {n: loss._replace(sum=loss.sum * jnp.nan) for n, loss in losses.items()}, state
+
+
+def test_a_run_without_a_finite_step_fails(workplace, several_devices, capsys):
+    directory = workplace / "not_finite"
+    settings = {
+        "objectives": [NotFinite(inputs_length=16, targets_length=12)],
+        "phases": [Phase("denoise", 4, 8)],
+        "evaluation": Evaluation(),
+        **several_devices,
+    }
+    with pytest.raises(FloatingPointError, match="finite in none of the 4 steps, so nothing was"):
+        run(workplace / "cache", directory, **settings)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines if line.startswith("step ")] == ["2 skipped"] * 2
+    assert [r["skipped"] for r in read_records(ModelDir(directory).metrics)] == [2, 2]
+    assert 4 not in saved_steps(ModelDir(directory).checkpoints), "it can be started again"
 
 
 @pytest.mark.parametrize(
