@@ -4,10 +4,12 @@ An NNX module declares its parameters as `nnx.Param(ParamSpec(...))`. Nothing is
 `init_params` maps the declared tree to arrays.
 """
 
+import difflib
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import jax
@@ -70,6 +72,25 @@ def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
     """Yields (`a/b/c`, leaf) of a nested dict of specs or arrays, sorted by path."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_spec):
         yield path_name(path), leaf
+
+
+def nested(flat: Mapping[str, Any]) -> Params:
+    """A flat dict of `a/b/c` as nested dicts."""
+    out: Params = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return out
+
+
+def nearest_pattern(pattern: str, names: Sequence[str]) -> str:
+    """Of all names, and of all groups of names as `a/b/.*`, the one that looks most like it."""
+    # `a/b/c` lies in `a/b/.*` and in `a/.*`
+    groups = {f"{part}/.*" for name in names for part in PurePosixPath(name).parents[:-1]}
+    return difflib.get_close_matches(pattern, [*sorted(groups), *names], n=1, cutoff=0.0)[0]
 
 
 def init_params(specs: Params, key: jax.Array) -> Params:

@@ -24,7 +24,14 @@ from jax.sharding import Mesh
 from codet5p_jax.files import write_text
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, path_name
+from codet5p_jax.models.params import (
+    Params,
+    ParamSpec,
+    flatten,
+    logical_axes,
+    nested,
+    path_name,
+)
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
 from codet5p_jax.training.model_dir import ModelDir, load_config
 from codet5p_jax.training.state import TrainState
@@ -158,7 +165,7 @@ def restore_latest(
             for damaged in unreadable:
                 _move_away(damaged, directory.damaged / damaged.name)
         rest = trees["training"]
-        return TrainState(params=trees["params"], **rest), meta
+        return TrainState(params=trees["params"], frozen=trees.get("frozen", {}), **rest), meta
     if steps:
         raise OSError(
             f"none of the checkpoints {steps} of {directory.root} can be read; nothing was "
@@ -272,8 +279,8 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
       OSError: it cannot be read.
     """
     arrays = read(path, {"meta": None})["meta"]["arrays"]
-    params = {name: shape for name, shape in arrays.items() if name.startswith("params/")}
-    return {name.removeprefix("params/"): tuple(shape) for name, shape in params.items()}
+    parts = {name.partition("/")[::2]: tuple(shape) for name, shape in arrays.items()}
+    return {name: shape for (part, name), shape in parts.items() if part in ("params", "frozen")}
 
 
 def read_params(
@@ -287,12 +294,18 @@ def read_params(
     Raises:
       OSError: the checkpoint cannot be read.
     """
-    tree = nested(wanted)
     arrays = read(path, {"meta": None})["meta"]["arrays"]
-    if any(name.startswith("training/ema/") for name in arrays):
-        found = read(path, {"training": {"ema": tree}}, partial=True, pad=pad)
-        return found["training"]["ema"]
-    return read(path, {"params": tree}, partial=True, pad=pad)["params"]
+    frozen = {name: x for name, x in wanted.items() if f"frozen/{name}" in arrays}
+    tree = nested({name: x for name, x in wanted.items() if name not in frozen})
+    found: Params = {}
+    if tree and any(name.startswith("training/ema/") for name in arrays):
+        found = read(path, {"training": {"ema": tree}}, partial=True, pad=pad)["training"]["ema"]
+    elif tree:
+        found = read(path, {"params": tree}, partial=True, pad=pad)["params"]
+    if frozen:
+        rest = read(path, {"frozen": nested(frozen)}, partial=True, pad=pad)["frozen"]
+        found = nested({**dict(flatten(found)), **dict(flatten(rest))})
+    return found
 
 
 class _Mismatch(ValueError):
@@ -300,8 +313,9 @@ class _Mismatch(ValueError):
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
-    rest = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "params"}
-    return {"params": state.params, "training": rest}
+    parts = {f.name: getattr(state, f.name) for f in fields(state)}
+    trees = {"params": parts.pop("params"), "frozen": parts.pop("frozen"), "training": parts}
+    return {name: tree for name, tree in trees.items() if tree}
 
 
 def _shardings(specs: Params, mesh: Mesh) -> Params:
@@ -403,18 +417,6 @@ def _check_sizes(path: Path) -> None:
 
 def _is_checkpoint(path: Path) -> bool:
     return bool(ocp.is_orbax_checkpoint(str(path.resolve())))
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat dict of `a/b/c` as nested dicts."""
-    out: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return out
 
 
 def _first_line(error: BaseException) -> str:

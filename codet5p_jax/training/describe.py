@@ -14,6 +14,7 @@ from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count,
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
 from codet5p_jax.training.flops import step_flops
+from codet5p_jax.training.freezing import Split, Trainable, freeze, parts_table
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
@@ -36,6 +37,7 @@ def describe(
     optimizer: Optimizer = AdamW(),  # noqa: B008
     mesh: MeshConfig = MeshConfig(),  # noqa: B008
     num_devices: int | None = None,
+    trainable: Trainable | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
     schedule: Schedule | None = None,
@@ -44,7 +46,8 @@ def describe(
     """A report on a run; needs neither its data nor its devices.
 
     Args:
-      model, objectives, phases, optimizer, mesh, accumulate, ema_decay: as `train` takes them.
+      model, objectives, phases, optimizer, mesh, trainable, accumulate, ema_decay: as `train` takes
+        them.
       schedule, loss_weights: likewise; only checked.
       rows: of each phase, the rows of each objective in a batch (`data.position.divide_rows` of the
         mixture's rates).
@@ -60,8 +63,10 @@ def describe(
         raise ValueError(f"num_devices has to be 1 or more, found {num_devices}")
     check_settings(accumulate, ema_decay)
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
-    network = CodeT5p(model)
+    network, split = freeze(CodeT5p(model), trainable)
     lines = [*_parameter_table(network.specs, sizes), ""]
+    if split.frozen:
+        lines += [*parts_table(network.specs, split), ""]
     lines.append(
         f"mesh: {' x '.join(f'{a} {n}' for a, n in sizes.items())} = {num_devices} devices"
     )
@@ -69,7 +74,7 @@ def describe(
     check_loss_weights(loss_weights or {}, used)
     if schedule is not None:
         schedule.make(total_steps(phases))
-    lines += _state_memory(network, used, optimizer, sizes, ema_decay is not None)
+    lines += _state_memory(network, split, used, optimizer, sizes, ema_decay is not None)
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
         lines += ["", *_phase(network, used, phase, numbers, ways)]
@@ -95,15 +100,17 @@ def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:
 
 def _state_memory(
     network: CodeT5p,
+    split: Split,
     objectives: Sequence[Objective],
     optimizer: Optimizer,
     sizes: Mapping[str, int],
     ema: bool,
 ) -> list[str]:
     specs = network.specs
-    rule = optimizer.make(Constant(1.0).make(1), specs)
+    rule = optimizer.make(Constant(1.0).make(1), split(specs)[0])
     state = jax.eval_shape(
-        lambda key: new_state(network, objectives, rule, key, ema=ema), jax.random.key(0)
+        lambda key: new_state(network, objectives, rule, key, split=split, ema=ema),
+        jax.random.key(0),
     )
     by_name: dict[str, ParamSpec] = dict(flatten(specs))
     whole: dict[str, float] = {}
@@ -119,7 +126,7 @@ def _state_memory(
         local[part] = local.get(part, 0) + size / share
     whole["gradients"], local["gradients"] = whole["params"], local["params"]
     lines = ["state                  all devices   one device"]
-    for part in ("params", "gradients", "opt_state", "objective_state", "ema"):
+    for part in ("params", "frozen", "gradients", "opt_state", "objective_state", "ema"):
         if part in whole:
             lines.append(f"  {part:<18} {size_text(whole[part]):>13} {size_text(local[part]):>12}")
     total, one = sum(whole.values()), sum(local.values())

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.training.batches import open_loaders, place
+from codet5p_jax.training.freezing import merge
 from codet5p_jax.training.metrics import Accumulator
 from codet5p_jax.training.phases import Phase, check_rows
 from codet5p_jax.training.state import TrainState, compiler_options
@@ -76,7 +77,7 @@ class Evaluator:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Means over the split, by name; of the averaged weights where there are such."""
         accumulator = Accumulator()
-        params = state.params if state.ema is None else state.ema
+        params = merge(state.params if state.ema is None else state.ema, state.frozen)
         with jax.set_mesh(self._mesh):
             for loader, names in self._parts:
                 for batch in loader.eval_batches(self._settings.batches):

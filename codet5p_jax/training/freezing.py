@@ -5,18 +5,16 @@ gradient nor memory of the optimizer (paper §3.3: a frozen LLM as a deep decode
 """
 
 import dataclasses
-import difflib
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from codet5p_jax.models.params import Params, ParamSpec, flatten
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.params import Params, ParamSpec, flatten, nearest_pattern, nested
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,6 @@ class Trainable:
                 raise ValueError(
                     f"Trainable.patterns: {pattern!r} is no regular expression: {error}"
                 ) from None
-        if self.frozen_dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(
-                "Trainable.frozen_dtype has to be float32, bfloat16 or float16, found "
-                f"{self.frozen_dtype!r}"
-            )
 
     def split(self, specs: Params) -> "Split":
         """Which parameters of a network train.
@@ -66,16 +59,6 @@ class Trainable:
                 )
         frozen = (n for n in names if not any(re.fullmatch(p, n) for p in self.patterns))
         return Split(frozenset(frozen))
-
-    def specs(self, specs: Params) -> Params:
-        """The declarations of a network with the frozen ones in their dtype."""
-        frozen = self.split(specs).frozen
-        dtype = jnp.dtype(self.frozen_dtype)
-
-        def declare(name: str, spec: ParamSpec) -> ParamSpec:
-            return dataclasses.replace(spec, dtype=dtype) if name in frozen else spec
-
-        return nested({name: declare(name, spec) for name, spec in flatten(specs)})
 
 
 @dataclass(frozen=True)
@@ -94,28 +77,27 @@ class Split:
         return nested(parts[0]), nested(parts[1])
 
 
+def freeze(model: CodeT5p, trainable: Trainable | None) -> tuple[CodeT5p, Split]:
+    """The unbound network with what does not train declared in its dtype, and what that is.
+
+    Raises:
+      ValueError: a pattern matches no parameter.
+    """
+    if trainable is None:
+        return model, Split()
+    split = trainable.split(model.specs)
+    dtype = jnp.dtype(trainable.frozen_dtype)
+
+    def declare(name: str, spec: ParamSpec) -> ParamSpec:
+        return dataclasses.replace(spec, dtype=dtype) if name in split.frozen else spec
+
+    declared = {name: declare(name, spec) for name, spec in flatten(model.specs)}
+    return model.bind(nested(declared)), split
+
+
 def merge(trainable: Params, frozen: Params) -> Params:
     """The inverse of `Split`."""
     return nested({**dict(flatten(trainable)), **dict(flatten(frozen))}) if frozen else trainable
-
-
-def nested(flat: Mapping[str, Any]) -> Params:
-    """A flat dict of `a/b/c` as nested dicts."""
-    out: Params = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return out
-
-
-def nearest_pattern(pattern: str, names: list[str]) -> str:
-    """Of all names, and of all groups of names as `a/b/.*`, the one that looks most like it."""
-    # `a/b/c` lies in `a/b/.*` and in `a/.*`
-    groups = {f"{part}/.*" for name in names for part in PurePosixPath(name).parents[:-1]}
-    return difflib.get_close_matches(pattern, [*sorted(groups), *names], n=1, cutoff=0.0)[0]
 
 
 def parts_table(specs: Params, split: Split) -> list[str]:

@@ -4,17 +4,22 @@ All of them clip by the global norm first and treat a stack of layers as that ma
 (`parameter_roles.py`). Their state advances only with steps that are applied.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from codet5p_jax.models.params import Params, ParamSpec, flatten, is_spec, path_name
+from codet5p_jax.models.params import (
+    Params,
+    ParamSpec,
+    flatten,
+    is_spec,
+    nearest_pattern,
+    path_name,
+)
 from codet5p_jax.training.parameter_roles import (
     decays,
     is_hidden_matrix,
@@ -215,13 +220,9 @@ class WithRates:
             except re.error as error:
                 raise ValueError(f"rates: {pattern!r} is no regular expression: {error}") from error
             if not found:
-                # `a/b/c` lies in `a/b/.*` and in `a/.*`
-                parts = {
-                    f"{part}/.*" for name in names for part in PurePosixPath(name).parents[:-1]
-                }
-                near = difflib.get_close_matches(pattern, [*sorted(parts), *names], n=1, cutoff=0.0)
                 raise ValueError(
-                    f"rates: {pattern!r} matches no parameter; the nearest is {near[0]!r}"
+                    f"rates: {pattern!r} matches no parameter; the nearest is "
+                    f"{nearest_pattern(pattern, names)!r}"
                 )
 
         def factor(path: tuple[Any, ...], spec: ParamSpec) -> float:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from codet5p_jax.models.params import (
 )
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import param_shardings, replicated
+from codet5p_jax.training.freezing import Split
 
 
 @jax.tree_util.register_dataclass
@@ -30,12 +31,13 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, batches consumed; the next batch is number `step`.
-      params: fp32 parameters.
+      params: fp32 parameters that train.
       opt_state: the optimizer's.
       objective_state: by objective name; momentum encoders and queues.
-      ema: moving average of the parameters, or None.
+      ema: moving average of `params`, or None.
       skipped: int32 scalar, steps not applied because they were not finite.
       skipped_in_a_row: int32 scalar, how many of them are the latest ones.
+      frozen: the parameters that do not train, in a dtype of their own; empty where all train.
 
     Leaves are Any, for a tree of shapes, shardings or NumPy arrays is a TrainState as well.
     """
@@ -47,6 +49,7 @@ class TrainState:
     ema: Any
     skipped: Any
     skipped_in_a_row: Any
+    frozen: Params = field(default_factory=dict)
 
 
 def new_state(
@@ -55,6 +58,7 @@ def new_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     *,
+    split: Split = Split(),  # noqa: B008
     loaded: Mapping[str, jax.Array] | None = None,
     ema: bool = False,
 ) -> TrainState:
@@ -62,19 +66,23 @@ def new_state(
 
     Args:
       model: unbound.
+      split: which of its parameters are frozen.
       objectives: those of every phase.
       optimizer: the update rule.
       key: of the parameters that are drawn.
       loaded: values by path (`encoder/layers/attention/q`) instead of drawn ones.
       ema: whether to keep a moving average.
     """
-    params = _overlay(init_params(_without(model.specs, set(loaded or {})), key), loaded or {})
+    drawn = init_params(_without(model.specs, set(loaded or {})), key)
+    everything = _overlay(drawn, loaded or {})
+    params, frozen = split(everything)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         params=params,
+        frozen=frozen,
         opt_state=optimizer.init(params),
-        objective_state={o.name: o.init_state(model, params) for o in objectives},
+        objective_state={o.name: o.init_state(model, everything) for o in objectives},
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         skipped=zero,
         skipped_in_a_row=zero,
@@ -87,12 +95,14 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    split: Split = Split(),  # noqa: B008
     ema: bool = False,
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct` with shardings; allocates nothing."""
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(
-            lambda key: new_state(model, objectives, optimizer, key, ema=ema), jax.random.key(0)
+            lambda key: new_state(model, objectives, optimizer, key, split=split, ema=ema),
+            jax.random.key(0),
         )
     shardings = state_shardings(shapes, model.specs, mesh)
     return jax.tree.map(
@@ -130,13 +140,16 @@ def init_state(
     mesh: Mesh,
     *,
     seed: int,
+    split: Split = Split(),  # noqa: B008
     loaded: Mapping[str, jax.Array] | None = None,
     ema: bool = False,
 ) -> TrainState:
     """`new_state`, in one compiled program that writes every shard where it belongs."""
-    abstract = abstract_state(model, objectives, optimizer, mesh, ema=ema)
+    abstract = abstract_state(model, objectives, optimizer, mesh, split=split, ema=ema)
     make = jax.jit(
-        lambda key, loaded: new_state(model, objectives, optimizer, key, loaded=loaded, ema=ema),
+        lambda key, loaded: new_state(
+            model, objectives, optimizer, key, split=split, loaded=loaded, ema=ema
+        ),
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
         compiler_options=compiler_options(mesh),
     )

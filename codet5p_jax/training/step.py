@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import optax
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.params import Params
 from codet5p_jax.objectives.base import Objective
+from codet5p_jax.training.freezing import merge
 from codet5p_jax.training.schedules import LearningRate
 from codet5p_jax.training.state import TrainState
 
@@ -69,6 +71,7 @@ def make_train_step(
         new = TrainState(
             step=state.step + 1,
             params=params,
+            frozen=state.frozen,
             opt_state=opt_state,
             objective_state={**state.objective_state, **objective_state},
             ema=_average(ema_decay, state.ema, params),
@@ -186,7 +189,7 @@ def _gradients(
                 loss_weights,
                 weights,
                 accumulate,
-                params,
+                merge(params, state.frozen),
                 states,
                 micro,
                 key,
@@ -241,10 +244,14 @@ def _average(decay: float | None, ema: Params | None, params: Params) -> Params 
 
 def _keep_unless(applied: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     """`new` if applied, else `old` with the counters of `new`."""
-    kept = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
-    counters = {k: getattr(new, k) for k in ("step", "skipped", "skipped_in_a_row")}
-    fields = {k: getattr(kept, k) for k in ("params", "opt_state", "objective_state", "ema")}
-    return TrainState(**fields, **counters)
+    names = ("params", "opt_state", "objective_state", "ema")
+    kept = {
+        name: jax.tree.map(
+            lambda n, o: jnp.where(applied, n, o), getattr(new, name), getattr(old, name)
+        )
+        for name in names
+    }
+    return replace(new, **kept)
 
 
 def _token_counts(batch: GlobalBatch) -> Metrics:

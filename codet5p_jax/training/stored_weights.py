@@ -13,11 +13,10 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.models.params import flatten
+from codet5p_jax.models.params import flatten, nested
 from codet5p_jax.training.checkpoints import (
     checkpoint_path,
     context,
-    nested,
     read,
     read_params,
     seal,

@@ -32,6 +32,7 @@ from codet5p_jax.training.checkpoints import (
 from codet5p_jax.training.conversion import TOKEN_IDS, check_exportable, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
+from codet5p_jax.training.freezing import Trainable, freeze, parts_table
 from codet5p_jax.training.init_from import load_init, plan_init
 from codet5p_jax.training.model_dir import (
     ModelDir,
@@ -107,6 +108,7 @@ def train(
     init_from: InitFrom | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008
     seed: int = 0,
+    trainable: Trainable | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
     max_nonfinite: int = 20,
@@ -136,6 +138,7 @@ def train(
       init_from: weights to start from; of no effect once there is a checkpoint to resume.
       mesh: sizes of the mesh axes.
       seed: of initial values, dropout, order and noise.
+      trainable: which parameters train, and the dtype of the others; None: all train.
       accumulate: micro-batches per step.
       ema_decay: of a moving average of the weights, which is then what is evaluated and loaded.
       max_nonfinite: so many steps in a row whose loss or gradients are not finite end the run;
@@ -194,12 +197,16 @@ def train(
         laps.end("data")
 
         # ------------------------------------------------------------ model and optimizer
-        network = CodeT5p(model)
+        network, split = freeze(CodeT5p(model), trainable)
+        if split.frozen:
+            progress.say("\n".join(parts_table(network.specs, split)))
         total = total_steps(phases)
         learning_rate = schedule.make(total)
-        update_rule = optimizer.make(learning_rate, network.specs)
+        update_rule = optimizer.make(learning_rate, split(network.specs)[0])
         keeps_average = ema_decay is not None
-        abstract = abstract_state(network, used, update_rule, device_mesh, ema=keeps_average)
+        abstract = abstract_state(
+            network, used, update_rule, device_mesh, split=split, ema=keeps_average
+        )
         evaluator = None
         if evaluation.every is not None:
             evaluator = Evaluator(
@@ -270,6 +277,7 @@ def train(
                 update_rule,
                 device_mesh,
                 seed=seed,
+                split=split,
                 # Not kept in a variable: it would hold a second copy of the weights to the end.
                 loaded=plan and load_init(plan, network.specs, device_mesh, seed=seed),
                 ema=keeps_average,

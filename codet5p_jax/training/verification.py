@@ -21,8 +21,7 @@ from codet5p_jax.interop.weights import (
 )
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.models.params import flatten
-from codet5p_jax.training.checkpoints import nested
+from codet5p_jax.models.params import flatten, nested
 from codet5p_jax.training.stored_weights import StoredWeights, release_memory
 
 

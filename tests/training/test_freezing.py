@@ -1,0 +1,152 @@
+"""Runs in which some parameters do not train."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from codet5p_jax.models import CodeT5p
+from codet5p_jax.models.params import count, flatten
+from codet5p_jax.objectives import SpanDenoising
+from codet5p_jax.training.checkpoints import InitFrom, load_params
+from codet5p_jax.training.conversion import export_weights
+from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table
+from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.state import new_state
+from codet5p_jax.training.step import make_train_step
+from tests.training import synthetic
+from tests.training.synthetic import tiny_config, write_cache
+
+TRAINABLE = Trainable(("encoder/.*", ".*/cross_attention(_norm)?/.*"), "bfloat16")
+OBJECTIVE = SpanDenoising(inputs_length=16, targets_length=12)
+
+
+def batch(rows=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        OBJECTIVE.name: {
+            name: rng.integers(1, 40, (rows, *x.shape)).astype(x.dtype)
+            if "tokens" in name
+            else np.ones((rows, *x.shape), x.dtype)
+            for name, x in OBJECTIVE.spec.items()
+        }
+    }
+
+
+def trained(trainable, steps=3, **settings):
+    network, split = freeze(CodeT5p(tiny_config(dropout=0.0, **settings)), trainable)
+    rule = optax.adamw(1e-2)
+    make = jax.jit(lambda key: new_state(network, [OBJECTIVE], rule, key, split=split))
+    state = make(jax.random.key(0))
+    before = jax.tree.map(np.array, (state.params, state.frozen))
+    step = make_train_step(network, [OBJECTIVE], {}, rule, Constant(1e-2).make(9), seed=0)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, batch())
+        losses.append(float(metrics["loss"][0]))
+    return before, state, losses
+
+
+def test_what_is_frozen_keeps_every_bit_and_costs_no_slot():
+    (params, frozen), state, losses = trained(TRAINABLE)
+    assert losses[-1] < losses[0]
+    for name, array in flatten(frozen):
+        assert array.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.array(dict(flatten(state.frozen))[name]), array)
+    moved = dict(flatten(state.params))
+    for name, array in flatten(params):
+        assert array.dtype == np.float32
+        assert np.any(moved[name] != array), name
+    assert set(dict(flatten(params))) == {
+        name
+        for name, _ in flatten(CodeT5p(tiny_config()).specs)
+        if name.startswith("encoder/") or "cross_attention" in name
+    }
+    slots = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    assert slots == 2 * sum(x.size for x in jax.tree.leaves(params)) + 1  # and the count
+
+
+def test_gradients_are_those_of_the_whole_network():
+    """Step by step, a run that freezes in fp32 is one that trains all and is told rate 0."""
+    free = dataclasses.replace(TRAINABLE, frozen_dtype="float32")
+    _, state, losses = trained(free, steps=1)
+    network, _ = freeze(CodeT5p(tiny_config(dropout=0.0)), None)
+    split = free.split(network.specs)
+    mask = merge(*(jax.tree.map(lambda _, m=m: m, part) for part, m in zip(
+        split(network.specs), (True, False), strict=True)))  # fmt: skip
+    rule = optax.chain(
+        optax.masked(optax.adamw(1e-2), mask),
+        optax.masked(optax.set_to_zero(), jax.tree.map(lambda m: not m, mask)),
+    )
+    whole = jax.jit(lambda key: new_state(network, [OBJECTIVE], rule, key))(jax.random.key(0))
+    step = make_train_step(network, [OBJECTIVE], {}, rule, Constant(1e-2).make(9), seed=0)
+    whole, metrics = step(whole, batch())
+    np.testing.assert_allclose(losses[0], float(metrics["loss"][0]), rtol=1e-6)
+    expected = dict(flatten(whole.params))
+    for name, array in flatten(state.params):
+        np.testing.assert_allclose(array, expected[name], atol=1e-6, err_msg=name)
+
+
+def test_patterns_that_match_nothing_are_errors():
+    specs = CodeT5p(tiny_config()).specs
+    with pytest.raises(ValueError, match=r"'encodr/\.\*' matches no parameter; the .* 'encoder/\."):
+        Trainable(("encodr/.*",)).split(specs)
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
+        Trainable(("(",))
+    with pytest.raises(ValueError, match="nothing would train"):
+        Trainable(())
+
+
+def test_the_table_says_what_trains():
+    network, split = freeze(CodeT5p(tiny_config()), TRAINABLE)
+    lines = parts_table(network.specs, split)
+    cells = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    assert cells["encoder"][-1] == cells["decoder/cross_attention"][-1] == "yes"
+    assert cells["decoder"][-1] == cells["embedding"][-1] == "no"
+    numbers = [int(cell[0].replace(",", "")) for cell in cells.values()]
+    assert sum(numbers) == count(network.specs)
+    assert lines[-1].endswith(f"% of {count(network.specs):,} parameters train")
+
+
+def test_a_split_and_its_inverse():
+    tree = {"a": {"b": 1, "c": 2}, "d": 3}
+    one, other = Split(frozenset({"a/c", "d"}))(tree)
+    assert (one, other) == ({"a": {"b": 1}}, {"a": {"c": 2}, "d": 3})
+    assert merge(one, other) == tree
+    assert Split()(tree) == (tree, {})
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_run_that_is_resumed_and_exported(tmp_path, average):
+    """The frozen part comes out of checkpoints, evaluation and export as it went in."""
+    write_cache(tmp_path / "cache")
+    synthetic.run(tmp_path / "cache", tmp_path / "first", phases=[Phase("denoise", 3, 8)])
+    settings = {
+        "trainable": dataclasses.replace(TRAINABLE, frozen_dtype="float32"),
+        "init_from": InitFrom(str(tmp_path / "first")),
+        "phases": [Phase("denoise", 4, 8)],
+        "ema_decay": average,
+    }
+    whole = synthetic.run(tmp_path / "cache", tmp_path / "run", **settings)
+    loss = {k: v["span_denoising/loss"] for k, v in vars(whole).items() if k in ("before", "after")}
+    assert loss["after"] < loss["before"]
+    start, _, _ = load_params(tmp_path / "first")
+    end, _, _ = load_params(tmp_path / "run")
+    split = TRAINABLE.split(start)
+    ends = dict(flatten(end))
+    for name, array in flatten(start):
+        same = bool(np.array_equal(ends[name], array))
+        assert same == (name in split.frozen), name
+    shutil.rmtree(tmp_path / "run/checkpoints/4")  # as if it had been killed before
+    again = synthetic.run(tmp_path / "cache", tmp_path / "run", **settings)
+    assert again.after == whole.after
+    resumed, _, _ = load_params(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, resumed, end)
+    export_weights(tmp_path / "run", tmp_path / "exported", say=lambda _: None)
+    assert json.loads((tmp_path / "exported/config.json").read_text())["model_type"] == "t5"
