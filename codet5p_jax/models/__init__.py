@@ -1,7 +1,7 @@
 """The network: configurations, parameters, and `CodeT5p`."""
 
 from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.models.configs import ModelConfig, StackConfig, t5
+from codet5p_jax.models.configs import ModelConfig, StackConfig, codegen_stack, codet5p_codegen, t5
 from codet5p_jax.models.cross_entropy import TokenLosses
 from codet5p_jax.models.params import ParamSpec, abstract_params, init_params, logical_axes
 
@@ -12,6 +12,8 @@ __all__ = [
     "StackConfig",
     "TokenLosses",
     "abstract_params",
+    "codegen_stack",
+    "codet5p_codegen",
     "init_params",
     "logical_axes",
     "t5",

@@ -41,25 +41,27 @@ class CodeT5p(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        towers = [t for t in (config.encoder, config.decoder) if t.num_layers]
-        V, D = config.vocab_size, towers[0].d_model
-        if towers[-1].d_model != D:
-            raise ValueError(
-                "encoder and decoder share one embedding and so need one width; found d_model "
-                f"{D} and {towers[-1].d_model}"
-            )
+        last = config.decoder if config.decoder.num_layers else config.encoder
+        V, D, De = config.vocab_size, last.d_model, config.encoder.d_model
         rows = normal(config.embedding_stddev)
         self.embedding = declare((V, D), ("vocab", "embed"), rows)
+        if config.encoder_vocab_size is not None:
+            self.encoder_embedding = declare(
+                (config.encoder_vocab_size, De), ("vocab", "embed"), rows
+            )
+        if config.project_encoder:
+            self.encoder_to_decoder = Dense(De, D)
         if config.encoder.num_layers:
             self.encoder = Stack(config.encoder, config)
         if config.decoder.num_layers:
             self.decoder = Stack(config.decoder, config)
             if not config.tie_embeddings:
-                self.lm_head = declare((V, D), ("vocab", "embed"), normal(D**-0.5))
+                stddev = config.decoder.init_stddev or D**-0.5
+                self.lm_head = declare((V, D), ("vocab", "embed"), normal(stddev))
             if config.head_bias:
                 self.lm_head_bias = declare((V,), ("vocab",), zeros)
         if config.embed_dim is not None:
-            self.projection = Dense(D, config.embed_dim)
+            self.projection = Dense(De, config.embed_dim)
             # Learned on a log scale: one Adam step is then a factor, whatever the learning rate.
             self.log_temperature = declare((), (), _constant(math.log(INITIAL_TEMPERATURE)))
         if config.matching_head:
@@ -95,20 +97,26 @@ class CodeT5p(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "B S D"]:
         """Encoder states after the final norm."""
-        return self.encoder(self._embed_tokens(tokens_BS), segments_BS, key=key)
+        own = self.config.encoder_vocab_size is not None
+        table = self.encoder_embedding if own else self.embedding
+        return self.encoder(self._embed_tokens(tokens_BS, table), segments_BS, key=key)
 
     def decode(
         self,
         tokens_BT: Int[Array, "B T"],
         segments_BT: Int[Array, "B T"],
-        encoded_BSD: Float[Array, "B S D"] | None = None,
+        encoded_BSD: Float[Array, "B S De"] | None = None,
         encoder_segments_BS: Int[Array, "B S"] | None = None,
         *,
         key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Decoder states after the final norm. No `encoded_BSD`: cross-attention is bypassed."""
         return self.decoder(
-            self._embed_tokens(tokens_BT), segments_BT, encoded_BSD, encoder_segments_BS, key=key
+            self._embed_tokens(tokens_BT, self.embedding),
+            segments_BT,
+            self._for_decoder(encoded_BSD),
+            encoder_segments_BS,
+            key=key,
         )
 
     def embed(
@@ -165,7 +173,7 @@ class CodeT5p(nnx.Module):
 
     def init_cache(
         self,
-        encoded_BSD: Float[Array, "B S D"] | None,
+        encoded_BSD: Float[Array, "B S De"] | None,
         encoder_segments_BS: Int[Array, "B S"] | None,
         max_length: int,
         batch: int | None = None,
@@ -177,16 +185,22 @@ class CodeT5p(nnx.Module):
         if encoded_BSD is not None:
             batch = encoded_BSD.shape[0]
         assert batch is not None, "without encoder states, `batch` is needed"
+        encoded_BSD = self._for_decoder(encoded_BSD)
         return self.decoder.init_cache(encoded_BSD, encoder_segments_BS, batch, max_length)
 
     def decode_step(
         self, tokens_B1: Int[Array, "B 1"], cache: dict[str, Any]
     ) -> tuple[Float[Array, "B 1 D"], dict[str, Any]]:
         """Decoder states of the next position. Call it at most `max_length` times."""
-        return self.decoder.step(self._embed_tokens(tokens_B1), cache)
+        return self.decoder.step(self._embed_tokens(tokens_B1, self.embedding), cache)
 
-    def _embed_tokens(self, tokens: Array) -> Array:
-        embedded = self.embedding[...].astype(self.config.dtype)[tokens]
+    def _for_decoder(self, encoded: Array | None) -> Array | None:
+        if encoded is None or not self.config.project_encoder:
+            return encoded
+        return self.encoder_to_decoder(encoded)
+
+    def _embed_tokens(self, tokens: Array, table: nnx.Param) -> Array:
+        embedded = table[...].astype(self.config.dtype)[tokens]
         if not self.config.scale_embedding:
             return embedded
         return embedded * jnp.asarray(embedded.shape[-1] ** 0.5, embedded.dtype)

@@ -22,12 +22,16 @@ class StackConfig:
       attention_window: of a causal tower, how many positions one sees, itself among them (sliding
         window); None: all. Scores outside are masked, not saved.
       cross_attention: which layers read the encoder: "all", "none" or layer indices.
+      cross_parallel: cross-attention reads what self-attention reads and adds to the same sum (as
+        in CodeT5+ 2B and more); False: it reads, through a norm of its own, what self-attention
+        (and, where parallel, the feed-forward network) has made. None: as `parallel`.
+      cross_zero_init: its output projection starts at zero: the tower starts out as without it.
       norm: "rms" (no mean, no bias) or "layer".
       norm_eps: added to the variance.
       norm_plus_one: norms multiply by 1 + scale, and scale starts at 0 (Gemma).
       activation: of the feed-forward network; "gelu" is exact, "gelu_tanh" GPT-2's approximation.
       gated: multiply the activation by a second projection.
-      parallel: attention, cross-attention and feed-forward read the same input and add up (GPT-J).
+      parallel: attention and feed-forward read the same input and add up (GPT-J).
       shared_norm: where parallel, they read it through one norm, else each through its own
         (GPT-NeoX).
       qkv_bias, out_bias, mlp_bias: additive terms of the projections.
@@ -38,6 +42,7 @@ class StackConfig:
       rotary_dim, rotary_base, rotary_interleaved: rotated features per head (None: all), frequency
         base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
       rotary_scale: positions are divided by it (linear scaling to longer contexts).
+      init_stddev: of initial matrices (0.02 in GPT-2's family); None: inputs^-0.5, as T5.
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
 
     Raises:
@@ -55,6 +60,8 @@ class StackConfig:
     causal: bool = False
     attention_window: int | None = None
     cross_attention: Literal["all", "none"] | tuple[int, ...] = "none"
+    cross_parallel: bool | None = None
+    cross_zero_init: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     norm_plus_one: bool = False
@@ -73,6 +80,7 @@ class StackConfig:
     rotary_base: float = 10_000.0
     rotary_scale: float = 1.0
     rotary_interleaved: bool = False
+    init_stddev: float | None = None
     scale_attention: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +104,11 @@ class StackConfig:
         if self.attention_window is not None and not self.causal:
             raise ValueError("attention_window looks back only; it needs causal = True")
 
+    @property
+    def parallel_cross_attention(self) -> bool:
+        """`cross_parallel`, or what follows where it is None."""
+        return self.parallel if self.cross_parallel is None else self.cross_parallel
+
     def reads_encoder(self, layer: int) -> bool:
         """Whether `layer` has cross-attention."""
         if isinstance(self.cross_attention, str):
@@ -108,7 +121,11 @@ class ModelConfig:
     """An encoder, a decoder and the heads that join them.
 
     Attributes:
-      vocab_size: rows of the embedding.
+      vocab_size: rows of the embedding, of the decoder where the encoder has one of its own.
+      encoder_vocab_size: rows of an embedding of the encoder's own, whose width and tokenizer may
+        then be others than the decoder's; None: they share one.
+      project_encoder: decoders read encoder states through a projection to the decoder's width (the
+        `enc_to_dec_proj` of CodeT5+ 2B and more).
       encoder, decoder: the towers; one with num_layers = 0 is left out.
       tie_embeddings: the output projection is the embedding.
       scale_tied_head: decoder states are multiplied by d_model^-0.5 before a tied projection (T5
@@ -133,6 +150,8 @@ class ModelConfig:
     vocab_size: int
     encoder: StackConfig
     decoder: StackConfig
+    encoder_vocab_size: int | None = None
+    project_encoder: bool = False
     tie_embeddings: bool = True
     scale_tied_head: bool = True
     head_bias: bool = False
@@ -148,13 +167,25 @@ class ModelConfig:
     loss_chunk: int = 128
 
     def __post_init__(self) -> None:
-        _check_sizes(self, ("vocab_size", "embed_dim", "loss_chunk"))
+        _check_sizes(self, ("vocab_size", "encoder_vocab_size", "embed_dim", "loss_chunk"))
         if not (self.encoder.num_layers or self.decoder.num_layers):
             raise ValueError("encoder.num_layers and decoder.num_layers are both 0")
         if not self.encoder.num_layers and self.decoder.cross_attention not in ("none", ()):
             raise ValueError(
                 f"decoder.cross_attention = {self.decoder.cross_attention!r} reads the encoder, "
                 "which has num_layers = 0"
+            )
+        both = self.encoder.num_layers and self.decoder.num_layers
+        if not both and (self.encoder_vocab_size is not None or self.project_encoder):
+            raise ValueError(
+                "encoder_vocab_size and project_encoder are for an encoder beside a decoder; one "
+                "of them has num_layers = 0"
+            )
+        widths = self.encoder.d_model, self.decoder.d_model
+        if both and self.encoder_vocab_size is None and widths[0] != widths[1]:
+            raise ValueError(
+                f"one embedding has one width, found d_model {widths[0]} of the encoder and "
+                f"{widths[1]} of the decoder; set encoder_vocab_size for an embedding each"
             )
         if self.embed_dim is not None and not self.encoder.num_layers:
             raise ValueError("embed_dim projects the encoder, which has num_layers = 0")
@@ -230,6 +261,87 @@ def t5(
         matching_head=matching_head,
         pooling=pooling,
         dropout=dropout,
+        dtype=dtype,
+        remat=remat,
+        scan_layers=scan_layers,
+        loss_chunk=loss_chunk,
+    )
+
+
+def codegen_stack(
+    *,
+    num_layers: int,
+    d_model: int,
+    num_heads: int,
+    rotary_dim: int,
+    causal: bool,
+    cross_attention: Literal["all", "none"] | tuple[int, ...] = "none",
+) -> StackConfig:
+    """A tower of CodeGen (the frozen decoders of CodeT5+ 2B, 6B and 16B), or, where not causal, the
+    encoder that CodeT5+ makes of one."""
+    return StackConfig(
+        num_layers=num_layers,
+        d_model=d_model,
+        num_heads=num_heads,
+        head_dim=d_model // num_heads,
+        d_ff=4 * d_model,
+        causal=causal,
+        cross_attention=cross_attention,
+        norm="layer",
+        norm_eps=1e-5,
+        activation="gelu_tanh",
+        parallel=True,
+        mlp_bias=True,
+        position="rotary",
+        max_positions=2_048,
+        rotary_dim=rotary_dim,
+        rotary_interleaved=True,
+        init_stddev=0.02,
+        scale_attention=True,
+    )
+
+
+def codet5p_codegen(
+    *,
+    num_decoder_layers: int,
+    d_model: int,
+    num_heads: int,
+    num_encoder_layers: int = 20,
+    encoder_d_model: int = 1_024,
+    encoder_num_heads: int = 16,
+    encoder_rotary_dim: int = 32,
+    rotary_dim: int = 64,
+    vocab_size: int = 51_200,
+    dtype: DTypeLike = jnp.float32,
+    remat: Literal["none", "dots", "full"] = "none",
+    scan_layers: bool = True,
+    loss_chunk: int = 128,
+) -> ModelConfig:
+    """CodeT5+ 2B, 6B and 16B: a CodeGen decoder whose last layer reads an encoder made of CodeGen
+    350M, through a projection where their widths differ. Dropout is 0."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        encoder=codegen_stack(
+            num_layers=num_encoder_layers,
+            d_model=encoder_d_model,
+            num_heads=encoder_num_heads,
+            rotary_dim=encoder_rotary_dim,
+            causal=False,
+        ),
+        decoder=codegen_stack(
+            num_layers=num_decoder_layers,
+            d_model=d_model,
+            num_heads=num_heads,
+            rotary_dim=rotary_dim,
+            causal=True,
+            cross_attention=(num_decoder_layers - 1,),
+        ),
+        encoder_vocab_size=vocab_size,
+        project_encoder=encoder_d_model != d_model,
+        tie_embeddings=False,
+        head_bias=True,
+        embedding_stddev=0.02,
+        dropout=0.0,
         dtype=dtype,
         remat=remat,
         scan_layers=scan_layers,

@@ -11,7 +11,7 @@ from codet5p_jax.models.attention import attention, rotary
 from codet5p_jax.models.configs import StackConfig
 from codet5p_jax.models.dense import dense
 from codet5p_jax.models.dropout import dropout
-from codet5p_jax.models.params import declare, normal, ones, zeros
+from codet5p_jax.models.params import Initializer, declare, normal, ones, zeros
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -44,19 +44,24 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
+def _matrix(cfg: StackConfig, inputs: int) -> Initializer:
+    return normal(cfg.init_stddev or inputs**-0.5)
+
+
 class Attention(nnx.Module):
     """Projections around `attention`. Kernels are [D, H, K], so that heads shard as one axis."""
 
-    def __init__(self, cfg: StackConfig, kv_width: int | None = None):
+    def __init__(self, cfg: StackConfig, kv_width: int | None = None, zero_output: bool = False):
         self.cfg = cfg
         D, H, K = cfg.d_model, cfg.num_heads, cfg.head_dim
         G, Dkv = cfg.num_kv_heads or H, kv_width or D
         # T5 has no 1/sqrt(K) in attention: it is folded into the initial queries.
-        q_std = D**-0.5 if cfg.scale_attention else (D * K) ** -0.5
-        self.q = declare((D, H, K), ("embed", "heads", "head_dim"), normal(q_std))
-        self.k = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), normal(Dkv**-0.5))
-        self.v = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), normal(Dkv**-0.5))
-        self.o = declare((H, K, D), ("heads", "head_dim", "embed"), normal((H * K) ** -0.5))
+        q_inputs = D if cfg.scale_attention else D * K
+        self.q = declare((D, H, K), ("embed", "heads", "head_dim"), _matrix(cfg, q_inputs))
+        self.k = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), _matrix(cfg, Dkv))
+        self.v = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), _matrix(cfg, Dkv))
+        o_init = zeros if zero_output else _matrix(cfg, H * K)
+        self.o = declare((H, K, D), ("heads", "head_dim", "embed"), o_init)
         if cfg.qkv_bias:
             self.q_bias = declare((H, K), ("heads", "head_dim"), zeros)
             self.k_bias = declare((G, K), ("kv_heads", "head_dim"), zeros)
@@ -127,10 +132,10 @@ class FeedForward(nnx.Module):
     def __init__(self, cfg: StackConfig):
         self.cfg = cfg
         D, F = cfg.d_model, cfg.d_ff
-        self.wi = declare((D, F), ("embed", "mlp"), normal(D**-0.5))
+        self.wi = declare((D, F), ("embed", "mlp"), _matrix(cfg, D))
         if cfg.gated:
-            self.gate = declare((D, F), ("embed", "mlp"), normal(D**-0.5))
-        self.wo = declare((F, D), ("mlp", "embed"), normal(F**-0.5))
+            self.gate = declare((D, F), ("embed", "mlp"), _matrix(cfg, D))
+        self.wo = declare((F, D), ("mlp", "embed"), _matrix(cfg, F))
         if cfg.mlp_bias:
             self.wi_bias = declare((F,), ("mlp",), zeros)
             if cfg.gated:
@@ -164,11 +169,11 @@ class Block(nnx.Module):
         self.cfg, self.cross, self.dropout_rate = cfg, cross, dropout_rate
         self.attention_norm, self.attention = Norm(cfg), Attention(cfg)
         if cross:
-            self.cross_attention = Attention(cfg, kv_width=encoder_width)
+            self.cross_attention = Attention(cfg, encoder_width, cfg.cross_zero_init)
+            if not cfg.parallel_cross_attention:
+                self.cross_attention_norm = Norm(cfg)
         self.feed_forward = FeedForward(cfg)
         if not (cfg.parallel and cfg.shared_norm):
-            if cross:
-                self.cross_attention_norm = Norm(cfg)
             self.feed_forward_norm = Norm(cfg)
 
     def __call__(
@@ -222,19 +227,18 @@ class Block(nnx.Module):
         reads_encoder = self.cross and (
             encoded_BSD is not None if cache is None else "cross_k" in cache
         )
+        parallel_cross = self.cfg.parallel_cross_attention
+        u = self.attention_norm(x_BTD)
+        y = x_BTD + self_attention(u)
         if self.cfg.parallel:
-            u = self.attention_norm(x_BTD)
-            own = not self.cfg.shared_norm
-            y = x_BTD + self_attention(u)
-            y += feed_forward(self.feed_forward_norm(x_BTD) if own else u)
-            if reads_encoder:
-                y += cross_attention(self.cross_attention_norm(x_BTD) if own else u)
-            return y, new_cache
-        x_BTD += self_attention(self.attention_norm(x_BTD))
-        if reads_encoder:
-            x_BTD += cross_attention(self.cross_attention_norm(x_BTD))
-        x_BTD += feed_forward(self.feed_forward_norm(x_BTD))
-        return x_BTD, new_cache
+            y += feed_forward(u if self.cfg.shared_norm else self.feed_forward_norm(x_BTD))
+        if reads_encoder and parallel_cross:
+            y += cross_attention(u)
+        if reads_encoder and not parallel_cross:
+            y += cross_attention(self.cross_attention_norm(y))
+        if not self.cfg.parallel:
+            y += feed_forward(self.feed_forward_norm(y))
+        return y, new_cache
 
     def cross_keys_values(
         self, encoded_BSD: Float[Array, "B S De"]

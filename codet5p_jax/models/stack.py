@@ -64,7 +64,9 @@ class Stack(nnx.Module):
             block = Block(
                 cfg,
                 cross=cross,
-                encoder_width=model_cfg.encoder.d_model,
+                encoder_width=(
+                    cfg.d_model if model_cfg.project_encoder else model_cfg.encoder.d_model
+                ),
                 dropout_rate=model_cfg.dropout,
             )
             setattr(self, name, _stacked(block, number))

@@ -1,13 +1,14 @@
 """Shapes, initial values, modes and packing of the network."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.models import CodeT5p, abstract_params, init_params, t5
+from codet5p_jax.models import CodeT5p, abstract_params, codet5p_codegen, init_params, t5
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.params import count, flatten
 
@@ -181,6 +182,77 @@ def test_dropout_differs_between_layers_and_needs_a_key(bound):
 
 
 def test_widths_that_cannot_share_an_embedding():
-    wide = dataclasses.replace(TINY, decoder=dataclasses.replace(TINY.decoder, d_model=24))
-    with pytest.raises(ValueError, match="d_model 16 and 24"):
-        CodeT5p(wide)
+    decoder = dataclasses.replace(TINY.decoder, d_model=24)
+    with pytest.raises(ValueError, match=r"d_model 16 of the encoder and 24 of the decoder"):
+        dataclasses.replace(TINY, decoder=decoder)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "number", "trainable"),
+    [
+        (32, 2_560, 32, 3_112_427_008, 10.7),
+        (33, 4_096, 16, 7_439_753_216, 5.05),
+        (34, 6_144, 24, 16_493_680_640, 2.80),
+    ],
+)
+def test_parameters_of_the_large_ones(layers, width, heads, number, trainable):
+    """As published: all parameters, and the share of encoder, cross-attention and projection."""
+    config = codet5p_codegen(num_decoder_layers=layers, d_model=width, num_heads=heads)
+    sizes = {name: math.prod(s.shape) for name, s in flatten(CodeT5p(config).specs)}
+    assert sum(sizes.values()) == number
+    new = sum(n for name, n in sizes.items() if "encoder" in name or "cross_attention" in name)
+    assert abs(100 * new / number - trainable) < 0.05
+
+
+COMPOSED = codet5p_codegen(
+    num_decoder_layers=3, d_model=32, num_heads=4, num_encoder_layers=2, encoder_d_model=16,
+    encoder_num_heads=2, encoder_rotary_dim=4, rotary_dim=4, vocab_size=64,
+)  # fmt: skip
+
+
+def drawn(config, seed=0):
+    """Initial values moved a little, so that biases and norms count."""
+    params = init_params(CodeT5p(config).specs, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape).astype(np.float32)), params
+    )
+
+
+@pytest.mark.parametrize("cross_parallel", [None, False])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_large_decoder_starts_out_as_without_encoder(parallel, cross_parallel):
+    decoder = dataclasses.replace(
+        COMPOSED.decoder, parallel=parallel, cross_parallel=cross_parallel, cross_zero_init=True
+    )
+    config = dataclasses.replace(COMPOSED, decoder=decoder)
+    params = drawn(config)
+    fresh = dict(flatten(init_params(CodeT5p(config).specs, jax.random.key(0))))
+    params["decoder"]["layers_2"]["cross_attention"]["o"] = fresh[
+        "decoder/layers_2/cross_attention/o"
+    ]
+    bound = CodeT5p(config).bind(params)
+    tokens, ones = jnp.arange(12).reshape(2, 6), jnp.ones((2, 6), jnp.int32)
+    alone = bound.decode(tokens, ones)
+    joined = bound.decode(tokens, ones, bound.encode(tokens, ones), ones)
+    np.testing.assert_array_equal(alone, joined)
+    params["decoder"]["layers_2"]["cross_attention"]["o"] = drawn(config)["decoder"]["layers_2"][
+        "cross_attention"
+    ]["o"]
+    bound = CodeT5p(config).bind(params)
+    moved = bound.decode(tokens, ones, bound.encode(tokens, ones), ones)
+    assert float(jnp.max(jnp.abs(moved - alone))) > 1e-3
+
+
+@pytest.mark.parametrize("cross_parallel", [None, False])
+def test_a_cache_of_a_large_decoder_equals_recomputation(cross_parallel):
+    decoder = dataclasses.replace(COMPOSED.decoder, cross_parallel=cross_parallel)
+    config = dataclasses.replace(COMPOSED, decoder=decoder)
+    bound = CodeT5p(config).bind(drawn(config))
+    tokens, ones = jnp.arange(12).reshape(2, 6), jnp.ones((2, 6), jnp.int32)
+    encoded = bound.encode(tokens, ones)
+    whole = bound.decode(tokens, ones, encoded, ones)
+    cache = bound.init_cache(encoded, ones, 6)
+    for t in range(6):
+        state, cache = bound.decode_step(tokens[:, t : t + 1], cache)
+        np.testing.assert_allclose(state[:, 0], whole[:, t], atol=1e-5)
