@@ -24,7 +24,6 @@ def _read(split: str, language: str) -> Iterator[dict[str, str]]:
         settings.codesearchnet_dir(),
         language,
         split,
-        malformed=settings.malformed(),
         setting="codesearchnet_dir",
     )
 

@@ -33,7 +33,6 @@ def _read(split: str, language: str) -> Iterator[dict[str, str]]:
         language,
         split,
         keep=_filter(),
-        malformed=settings.malformed(),
         setting="github_code_dir",
     )
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from codet5p_jax.data.corpora.github_code import read_repo_list
-from codet5p_jax.data.corpora.malformed import Malformed
+from codet5p_jax.data.corpora.malformed import SHARE_VARIABLE, check_share
 from codet5p_jax.data.vocab import CodeVocabulary
 
 _VARIABLES = {
@@ -15,7 +15,7 @@ _VARIABLES = {
     "github_code_dir": "CODET5P_GITHUB_CODE_DIR",
     "codesearchnet_dir": "CODET5P_CODESEARCHNET_DIR",
     "excluded_repos": "CODET5P_EXCLUDED_REPOS",
-    "max_malformed_share": "CODET5P_MAX_MALFORMED_SHARE",
+    "max_malformed_share": SHARE_VARIABLE,
 }
 
 
@@ -40,7 +40,11 @@ def configure(
       excluded_repos: CODET5P_EXCLUDED_REPOS, optional: a text file with the repositories to leave
         out of github-code, one `owner/name` a line. The paper leaves out those of CodeSearchNet and
         of every downstream task.
-      max_malformed_share: CODET5P_MAX_MALFORMED_SHARE, optional: see `Malformed`.
+      max_malformed_share: CODET5P_MAX_MALFORMED_SHARE, optional: share of malformed records
+        above which a reader stops that was given no `Malformed` of its own; from 0 to 1.
+
+    Raises:
+      ValueError: max_malformed_share is not between 0 and 1.
     """
     paths = {
         "tokenizer": tokenizer,
@@ -52,7 +56,7 @@ def configure(
         if path is not None:
             os.environ[_VARIABLES[name]] = str(Path(path).absolute())
     if max_malformed_share is not None:
-        os.environ[_VARIABLES["max_malformed_share"]] = repr(max_malformed_share)
+        os.environ[_VARIABLES["max_malformed_share"]] = repr(check_share(max_malformed_share))
 
 
 def tokenizer() -> str:
@@ -74,18 +78,6 @@ def excluded_repos() -> frozenset[str]:
     """Repositories to leave out of github-code."""
     path = os.environ.get(_VARIABLES["excluded_repos"])
     return read_repo_list(path) if path else frozenset()
-
-
-def malformed() -> Malformed:
-    """A fresh counter of malformed records, with the configured limit."""
-    variable = _VARIABLES["max_malformed_share"]
-    value = os.environ.get(variable)
-    if not value:
-        return Malformed()
-    try:
-        return Malformed(max_malformed_share=float(value))
-    except ValueError:
-        raise ValueError(f"{variable}: expected a share such as 0.01, got {value!r}") from None
 
 
 STAGE1_VOCABULARY = CodeVocabulary(tokenizer)

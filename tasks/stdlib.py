@@ -7,7 +7,6 @@ from codet5p_jax.data.corpora import stdlib
 from codet5p_jax.data.corpora.files import split_of
 from codet5p_jax.data.corpora.pairs import PairFilter
 from codet5p_jax.data.seqio_tasks import examples_source
-from codet5p_jax.tasks import settings
 from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, add_stage1_tasks, add_stage2_tasks
 
 CHUNK_LENGTH = 256
@@ -16,7 +15,7 @@ CHUNK_LENGTH = 256
 @functools.cache
 def _pairs() -> tuple[dict[str, str], ...]:
     """All pairs: parsing takes seconds, and every task and split asks for them."""
-    return tuple(stdlib.documented_functions(malformed=settings.malformed()))
+    return tuple(stdlib.documented_functions())
 
 
 def _read_pairs(split: str) -> Iterator[dict[str, str]]:
@@ -24,7 +23,7 @@ def _read_pairs(split: str) -> Iterator[dict[str, str]]:
 
 
 def _read_modules(split: str) -> Iterator[dict[str, str]]:
-    return stdlib.modules(split, malformed=settings.malformed())
+    return stdlib.modules(split)
 
 
 def _fingerprint() -> list[object]:

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 
+from codet5p_jax.cli.arguments import share
 from codet5p_jax.cli.errors import ConfigError
 
 _SETTINGS = {  # parameters of `tasks.settings.configure`
@@ -12,7 +13,7 @@ _SETTINGS = {  # parameters of `tasks.settings.configure`
     "github_code_dir": "folder with the Parquet files of github-code (stage 1)",
     "codesearchnet_dir": "folder with LANGUAGE/final/jsonl/SPLIT/*.jsonl.gz (stage 2)",
     "excluded_repos": "text file with repositories to leave out of github-code, one a line",
-    "max_malformed_share": "share of malformed records above which reading stops",
+    "max_malformed_share": "share of malformed records above which reading stops (default: 0.01)",
 }
 
 
@@ -20,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     group = parser.add_argument_group("data")
     for name, text in _SETTINGS.items():
-        kind = float if name == "max_malformed_share" else str
-        metavar = "SHARE" if kind is float else "PATH"
+        kind, metavar = (share, "SHARE") if name == "max_malformed_share" else (str, "PATH")
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     group.add_argument(
         "--module",

@@ -64,6 +64,11 @@ def run(args: argparse.Namespace) -> int:
         encoder=encoder,
         tokenize=None if tokenizer is None else tokenizer.encode,
     )
+    if not hits:
+        print(
+            "no function has a word of the query; --mode embedding compares meanings",
+            file=sys.stderr,
+        )
     _print(hits)
     return 0
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from codet5p_jax.data import fingerprint
 from codet5p_jax.data.tokens import SpecialTokens
 
 VERSION = 1
@@ -187,7 +188,12 @@ class MixtureTask:
 
 @dataclass(frozen=True)
 class CachedMixture:
-    """One split of a cached mixture: all that training needs to know of its data."""
+    """One split of a cached mixture: all that training needs to know of its data.
+
+    Attributes:
+      tokenizer: folder of the files that the ids of every task come from; its name is the digest
+        of the vocabulary.
+    """
 
     name: str
     split: str
@@ -247,7 +253,8 @@ def open_mixture(cache_dir: str | Path, name: str, split: str) -> CachedMixture:
     """Opens one split of a cached mixture (or of a task that was prepared alone).
 
     Raises:
-      CacheError: the mixture is not prepared, or one of its tasks cannot be opened.
+      CacheError: the mixture is not prepared, or one of its tasks cannot be opened or was prepared
+        with another tokenizer.
     """
     path = Path(cache_dir) / MIXTURES / f"{name}.json"
     if not path.exists():
@@ -263,16 +270,15 @@ def open_mixture(cache_dir: str | Path, name: str, split: str) -> CachedMixture:
     value = _read_json(path)
     _check_version(path, value)
     special = {**value["special_tokens"], "sentinels": tuple(value["special_tokens"]["sentinels"])}
+    tokenizer = Path(cache_dir) / value["tokenizer"]
+    tasks = tuple(
+        MixtureTask(open_task(cache_dir, t["task"], split), t["objective"], t["rate"])
+        for t in value["tasks"]
+    )
+    for task in tasks:
+        _check_tokenizer(name, tokenizer, task.examples.manifest, Path(cache_dir) / task.name)
     return CachedMixture(
-        name,
-        split,
-        tuple(
-            MixtureTask(open_task(cache_dir, t["task"], split), t["objective"], t["rate"])
-            for t in value["tasks"]
-        ),
-        SpecialTokens(**special),
-        value["vocab_size"],
-        Path(cache_dir) / value["tokenizer"],
+        name, split, tasks, SpecialTokens(**special), value["vocab_size"], tokenizer
     )
 
 
@@ -294,6 +300,18 @@ def read_manifest(cache_dir: str | Path, task: str, split: str) -> Manifest | No
         return Manifest(**value)
     except (KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path} is damaged ({error}); prepare it again with --rebuild") from error
+
+
+def _check_tokenizer(mixture: str, tokenizer: Path, manifest: Manifest, folder: Path) -> None:
+    """A task may have been prepared again since, or copied here, with another tokenizer."""
+    # What `prepare` records of a vocabulary; a cache written by other means may record nothing.
+    expected = fingerprint.digest(tokenizer.name)
+    if manifest.fingerprint.get("tokenizer", expected) != expected:
+        raise CacheError(
+            f"mixture {mixture!r} was prepared with the tokenizer in {tokenizer}, but the examples "
+            f"in {folder / manifest.split} with another one; run `codet5p prepare {mixture} "
+            "--rebuild` with the --tokenizer that is meant"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

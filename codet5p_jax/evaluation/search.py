@@ -76,7 +76,7 @@ def search(
     encoder: PairEncoder | None = None,
     tokenize: Tokenize | None = None,
 ) -> list[Hit]:
-    """The k best functions for a query, best first.
+    """The k best functions for a query, best first; with "bm25" only those that share a word.
 
     Args:
       index: from `load`.
@@ -90,9 +90,11 @@ def search(
     if not query.strip():
         raise ValueError("the query is empty; say in words what the function should do")
     lexical = index.words.scores(query)[None]
+    # Without a word in common BM25 knows nothing of a function, and its place would be chance.
+    sharing = np.where(lexical > 0, lexical, -np.inf)
     rerank = rerank and index.rerank_weight > 0
-    if mode == "bm25" and not rerank:
-        return _hits(index, lexical, k)
+    if mode == "bm25" and not (rerank and np.isfinite(sharing).any()):
+        return _hits(index, sharing, k)
     if encoder is None or tokenize is None:
         raise ValueError(
             f"mode {mode!r} with rerank={rerank} needs the model; mode 'bm25' does not"
@@ -100,9 +102,10 @@ def search(
     text = tokenize(query)
     cosines = encoder.embed_texts([text]) @ index.embeddings.T
     fused = retrieval.fuse(cosines, lexical, index.fusion_weight)
-    scores = {"embedding": cosines, "bm25": lexical, "fused": fused}[mode]
+    scores = {"embedding": cosines, "bm25": sharing, "fused": fused}[mode]
     if rerank:
         best = retrieval.top(scores, RERANKED)
+        best = best[:, np.isfinite(scores[0, best[0]])]
         codes = [tokenize(index.documents[column].code) for column in best[0]]
         pairs = np.stack([np.zeros(len(codes), np.int64), np.arange(len(codes))], axis=1)
         logits, tau = encoder.match([text], codes, pairs), encoder.temperature
@@ -114,12 +117,12 @@ def search(
             everything = cosines
         scores = np.full_like(everything, -np.inf)
         scores[0, best] = everything[0, best]
-        k = min(k, RERANKED)
     return _hits(index, scores, k)
 
 
 def _hits(index: SearchIndex, scores: retrieval.Scores, k: int) -> list[Hit]:
-    columns = retrieval.top(scores, k)[0]
+    """Of the k best, those whose score is not -inf."""
+    columns = [column for column in retrieval.top(scores, k)[0] if scores[0, column] > -np.inf]
     return [
         Hit(rank, float(scores[0, column]), index.documents[column])
         for rank, column in enumerate(columns, start=1)

@@ -12,7 +12,13 @@ from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.data.loader import Loader
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import batch_sharding
-from codet5p_jax.training.phases import Phase, data_seed, locate, select_objectives
+from codet5p_jax.training.phases import (
+    Phase,
+    check_one_tokenizer,
+    data_seed,
+    locate,
+    select_objectives,
+)
 
 
 def open_loaders(
@@ -29,9 +35,10 @@ def open_loaders(
     Raises:
       ValueError: a cache is missing, or does not fit the phase; says which and what to do.
     """
+    mixtures = [open_mixture(cache_dir, phase.mixture, split) for phase in phases]
+    check_one_tokenizer(mixtures)
     loaders = []
-    for index, phase in enumerate(phases):
-        mixture = open_mixture(cache_dir, phase.mixture, split)
+    for index, (phase, mixture) in enumerate(zip(phases, mixtures, strict=True)):
         needed = select_objectives(objectives, mixture.objectives)
         loaders.append(
             Loader(

@@ -9,6 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from codet5p_jax.data.cache import CachedMixture
 from codet5p_jax.objectives.base import Objective
 
 
@@ -81,6 +82,23 @@ def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[O
             near = difflib.get_close_matches(name, losses, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"loss_weights: there is no loss {name!r} among {losses}{hint}")
+
+
+def check_one_tokenizer(mixtures: Sequence[CachedMixture]) -> None:
+    """Phases train one embedding, so an id has to mean the same token in all of them.
+
+    Raises:
+      ValueError: two mixtures were prepared with different tokenizers; names both.
+    """
+    first = mixtures[0]
+    for other in mixtures[1:]:
+        if other.tokenizer.name != first.tokenizer.name:
+            raise ValueError(
+                f"the phases of a run need one tokenizer, but mixture {first.name!r} was prepared "
+                f"with that in {first.tokenizer} and {other.name!r} with that in "
+                f"{other.tokenizer}; prepare one of them again with the other's --tokenizer and "
+                "--rebuild"
+            )
 
 
 def check_rows(rows: Mapping[str, int], mesh: Mesh, accumulate: int) -> None:

@@ -90,6 +90,13 @@ def test_bm25_without_a_checkpoint(model_dir, capsys):
     assert first.endswith("dates:2  parse_date")
 
 
+def test_bm25_says_that_no_word_is_shared(model_dir, capsys):
+    assert main(["search", "zebra", "--model_dir", str(model_dir), "--mode", "bm25"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("no function has a word of the query; --mode embedding")
+
+
 def test_mistakes_are_one_line(model_dir, tmp_path, capsys):
     cases = [
         (["--model_dir", str(tmp_path / "nowhere")], "codet5p quickstart"),

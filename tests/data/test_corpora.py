@@ -2,13 +2,15 @@ import ast
 import gzip
 import json
 import random
+import re
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from codet5p_jax.data.corpora import stdlib
+from codet5p_jax.data.corpora import github_code, stdlib
 from codet5p_jax.data.corpora.codesearchnet import codesearchnet_pairs
 from codet5p_jax.data.corpora.files import split_of
 from codet5p_jax.data.corpora.github_code import (
@@ -397,7 +399,7 @@ def test_github_code_filters_language_licence_and_repository(tmp_path):
     assert [f["code"] for f in files] == ["a", "d", "h"]
     assert files[2]["place"].endswith("0.parquet:row 7")
     assert files[2]["repo_name"] == "o/r"
-    assert (malformed.seen, malformed.count) == (7, 2)
+    assert (malformed.seen, malformed.count) == (5, 2)  # neither c nor e is kept
     assert "0.parquet:row 5: expected text in column 'code'" in malformed.examples[0]
     assert [f["code"] for f in github_code_files(tmp_path, "go")] == ["b"]
     everything = GithubCodeFilter(licenses=None)
@@ -405,6 +407,47 @@ def test_github_code_filters_language_licence_and_repository(tmp_path):
         tmp_path, "python", keep=everything, malformed=Malformed(max_malformed_share=LENIENT)
     )
     assert [f["code"] for f in files] == ["a", "c", "d", "e", "h"]
+
+
+def test_code_is_read_only_where_a_row_is_wanted(tmp_path, monkeypatch):
+    """Six row groups of two rows; the code of Python is in the first and the last."""
+    languages = ["Python", "GO", *["GO"] * 8, "Ruby", "python"]
+    rows = [row(str(i), language) for i, language in enumerate(languages)]
+    write_parquet(tmp_path / "0.parquet", rows)
+    read = []
+    own = pq.ParquetFile.iter_batches
+
+    def iter_batches(file, *args, row_groups, **kwargs):
+        read.extend(row_groups)
+        return own(file, *args, row_groups=row_groups, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    files = list(github_code_files(tmp_path, "python"))
+    assert [(f["code"], f["place"].rsplit(" ")[-1]) for f in files] == [("0", "0"), ("11", "11")]
+    assert read == [0, 5]
+    monkeypatch.setattr(github_code, "_BATCH", 1)  # groups of more rows than a batch
+    assert [f["code"] for f in github_code_files(tmp_path, "python")] == ["0", "11"]
+    split = split_of("o/r", github_code.SHARES)
+    (other,) = github_code.SHARES.keys() - {split}
+    read.clear()
+    assert list(github_code_files(tmp_path, "python", other)) == []
+    assert read == []
+
+
+def test_files_sorted_as_the_page_says_have_the_same_files(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    (recipe,) = re.findall(r"```python\n(from pathlib.*?)```", page.read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "github-code").mkdir()
+    rows = [row(str(i), language) for i, language in enumerate(["Python", "GO", "C"] * 4)]
+    write_parquet(tmp_path / "github-code" / "0.parquet", rows)
+    exec(recipe, {})
+    for language in ("python", "go", "c"):
+        before, after = (
+            [f["code"] for f in github_code_files(tmp_path / folder, language)]
+            for folder in ("github-code", "sorted")
+        )
+        assert before == after
 
 
 def test_github_code_splits_by_repository(tmp_path):

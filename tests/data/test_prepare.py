@@ -130,6 +130,23 @@ def test_a_stale_cache_is_refused_and_rebuilt_on_demand(tmp_path, mixture, vocab
     assert open_mixture(tmp_path, "both", "train").tasks[0].rate == 1.0
 
 
+def test_a_task_made_again_with_another_tokenizer_is_refused(tmp_path, mixture):
+    quiet, cache_dir, other = Console(quiet=True), tmp_path / "cache", tmp_path / "other"
+    prepare("both", cache_dir, console=quiet)
+    kept = open_mixture(cache_dir, "both", "train").tokenizer
+    train_tokenizer(CODE, 400, other, num_sentinels=10, min_frequency=1)
+    seqio.TaskRegistry.remove("b")
+    add("b", CodeVocabulary(other), "code_to_text")
+    prepare("b", cache_dir, rebuild=True, console=quiet)
+    assert open_mixture(cache_dir, "b", "train").tokenizer != kept
+    with pytest.raises(
+        CacheError,
+        match=rf"'both' was prepared with the tokenizer in {kept}, but .*{cache_dir}/b/train with "
+        r"another one; run `codet5p prepare both --rebuild`",
+    ):
+        open_mixture(cache_dir, "both", "train")
+
+
 def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, vocabulary):
     trouble = tmp_path / "trouble"
     trouble.touch()

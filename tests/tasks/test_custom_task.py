@@ -81,6 +81,25 @@ def test_command_of_the_page(folder, registry, tokenizer_folder, tmp_path, monke
     assert sorted(objectives) == ["code_to_text", "text_code_pairs", "text_to_code"]
 
 
+def test_the_share_of_malformed_lines_reaches_the_reader_of_the_page(
+    folder, registry, tokenizer_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_tasks.py").write_text(BLOCKS[0])
+    with (folder / "train.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    words = ["prepare", "my_mixture", "--module=my_tasks", "--cache_dir=CACHE"]
+    words.append(f"--tokenizer={tokenizer_folder}")
+    assert main.main(words) == 1
+    assert "1 of 3 records are malformed, more than max_malformed_share=0.01" in (
+        capsys.readouterr().err
+    )
+    assert main.main([*words, "--max_malformed_share=0.4"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*words, "--max_malformed_share=1.4"])
+    assert "expected a number from 0 to 1, got '1.4'" in capsys.readouterr().err
+
+
 def test_other_preprocessing_of_the_page(folder, registry, tokenizer_folder):
     scope = {}
     exec(BLOCKS[0], scope)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import codet5p_jax.tasks  # noqa: F401
 from codet5p_jax.data.corpora.languages import LANGUAGES
+from codet5p_jax.data.corpora.malformed import Malformed
 from codet5p_jax.data.seqio_tasks import cached_examples, fingerprint_of, objective_of
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.tasks import preprocessors, settings, stdlib
@@ -157,12 +158,15 @@ def test_settings_reach_other_processes_and_relative_paths_hold(tmp_path, monkey
     settings.configure(tokenizer="here", max_malformed_share=0.25)
     monkeypatch.chdir("/")
     assert settings.tokenizer() == str(tmp_path / "here")
-    assert settings.malformed().max_malformed_share == 0.25
+    assert Malformed().max_malformed_share == 0.25
     settings.configure()  # changes nothing
     assert settings.tokenizer() == str(tmp_path / "here")
-    monkeypatch.setenv("CODET5P_MAX_MALFORMED_SHARE", "many")
-    with pytest.raises(ValueError, match="CODET5P_MAX_MALFORMED_SHARE: expected a share"):
-        settings.malformed()
+    for wrong in ("many", "-0.1", "nan"):
+        monkeypatch.setenv("CODET5P_MAX_MALFORMED_SHARE", wrong)
+        with pytest.raises(ValueError, match=f"CODET5P_MAX_MALFORMED_SHARE: .* found '{wrong}'"):
+            Malformed()
+    with pytest.raises(ValueError, match="max_malformed_share: expected a share from 0 to 1"):
+        settings.configure(max_malformed_share=1.5)
 
 
 # Tasks over real files

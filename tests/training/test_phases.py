@@ -5,6 +5,7 @@ import pytest
 
 from codet5p_jax.objectives import SpanDenoising, TextCodePairs
 from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.batches import open_loaders
 from codet5p_jax.training.model_dir import differences
 from codet5p_jax.training.phases import (
     Phase,
@@ -17,6 +18,7 @@ from codet5p_jax.training.phases import (
     select_objectives,
     total_steps,
 )
+from tests.training import synthetic
 
 PHASES = [Phase("a", 3, 8), Phase("b", 2, 8)]
 OBJECTIVES = [SpanDenoising(), TextCodePairs()]
@@ -41,6 +43,19 @@ def test_loss_weights_name_losses():
     check_loss_weights({"matching": 0.5, "span_denoising": 2.0}, OBJECTIVES)
     with pytest.raises(ValueError, match=r"no loss 'matchin'.* did you mean 'matching'"):
         check_loss_weights({"matchin": 1.0}, OBJECTIVES)
+
+
+def test_phases_share_one_tokenizer(tmp_path):
+    synthetic.write_cache(tmp_path)
+    phases = [Phase("denoise", 3, 8), Phase("both", 2, 8)]
+    assert len(open_loaders(phases, synthetic.objectives(), tmp_path, "train", 0)) == 2
+    file = tmp_path / "mixtures" / "both.json"
+    file.write_text(file.read_text().replace("tokenizers/made-up", "tokenizers/another"))
+    with pytest.raises(
+        ValueError,
+        match=r"'denoise' .*tokenizers/made-up and 'both' .*tokenizers/another; prep",
+    ):
+        open_loaders(phases, synthetic.objectives(), tmp_path, "train", 0)
 
 
 def test_rows_divide_over_devices_and_micro_batches():

@@ -1,10 +1,10 @@
 """The github-code data set: source files in Parquet, with repository and licence."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,7 +13,8 @@ from codet5p_jax.data.corpora.languages import BY_KEY
 from codet5p_jax.data.corpora.malformed import Malformed
 
 SHARES: Mapping[str, float] = {"train": 0.995, "validation": 0.005}
-_COLUMNS = ["code", "repo_name", "path", "language", "license"]
+_LABELS = ["language", "repo_name", "license"]  # decide whether a row is read
+_TEXTS = ["code", "path"]
 _BATCH = 1024
 
 
@@ -78,8 +79,8 @@ def github_code_files(
 ) -> Iterator[dict[str, str]]:
     """Files of one language: `code`, `repo_name`, `path`, `license`, `language`, `place`.
 
-    Row groups are read one batch at a time, and rows of other languages are dropped before they
-    become Python objects.
+    Language, repository and licence are read first. The code of a row group is read only if one of
+    its rows is wanted, a batch at a time, and only wanted rows become Python objects.
 
     Args:
       folder: searched for `*.parquet`, subfolders too.
@@ -87,7 +88,8 @@ def github_code_files(
       split: one of `shares`; None: all. A repository is in one split, by a hash of its name.
       keep: licences and repositories; by default the paper's licences.
       shares: split -> share of repositories.
-      malformed: counts rows of this language without code or that are not UTF-8.
+      malformed: counts rows of this language in which something is missing or not UTF-8; code is
+        looked at in files that are kept.
       setting: how errors call `folder`.
 
     Raises:
@@ -112,49 +114,89 @@ def _files(
     shares: Mapping[str, float],
     malformed: Malformed,
 ) -> Iterator[dict[str, str]]:
+    def wanted(repo: str, license_name: str) -> bool:
+        return (split is None or split_of(repo, shares) == split) and keep.keeps(repo, license_name)
+
     for path in files:
-        for number, row in _rows(path, language):
-            place = f"{path}:row {number}"
-            try:
-                record = {name: _text(row[name], name) for name in row}
-            except ValueError as error:
-                malformed.bad(place, error)
-                continue
-            malformed.good()
-            if split is not None and split_of(record["repo_name"], shares) != split:
-                continue
-            if keep.keeps(record["repo_name"], record["license"]):
-                yield {**record, "language": language, "place": place}
+        with _open(path) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                chosen = _choose(file, group, language, wanted, f"{path}:row", start, malformed)
+                if chosen:
+                    texts = _texts(file, group, chosen)
+                    for (position, labels), row in zip(chosen.items(), texts, strict=True):
+                        place = f"{path}:row {start + position}"
+                        try:
+                            record = labels | {name: _text(row[name], name) for name in row}
+                        except ValueError as error:
+                            malformed.bad(place, error)
+                            continue
+                        malformed.good()
+                        yield {**record, "language": language, "place": place}
+                start += file.metadata.row_group(group).num_rows
     malformed.judge()
 
 
-def _rows(path: Path, language: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number within the file, row) of one language; text columns as bytes."""
-    name = BY_KEY[language].name.lower().encode()
+def _open(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    with file:
-        missing = set(_COLUMNS) - set(file.schema_arrow.names)
-        if missing:
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(_COLUMNS)}; "
-                f"missing: {', '.join(sorted(missing))}"
-            )
-        start = 0
-        for batch in file.iter_batches(_BATCH, columns=_COLUMNS):
-            languages = batch["language"].cast(pa.binary()).to_pylist()
-            wanted = [i for i, value in enumerate(languages) if value and value.lower() == name]
-            chosen = batch.drop_columns(["language"]).take(pa.array(wanted, pa.int64()))
-            # As bytes: one row that is not UTF-8 is that row's fault, not the batch's.
-            columns = {
-                column: chosen[column].cast(pa.binary()).to_pylist()
-                for column in chosen.schema.names
-            }
-            for i, position in enumerate(wanted):
-                yield start + position, {column: values[i] for column, values in columns.items()}
-            start += batch.num_rows
+    columns = {*_LABELS, *_TEXTS}
+    missing = columns - set(file.schema_arrow.names)
+    if missing:
+        file.close()
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(sorted(columns))}; "
+            f"missing: {', '.join(sorted(missing))}"
+        )
+    return file
+
+
+def _choose(
+    file: pq.ParquetFile,
+    group: int,
+    language: str,
+    wanted: Callable[[str, str], bool],
+    where: str,
+    start: int,
+    malformed: Malformed,
+) -> dict[int, dict[str, str]]:
+    """Position within a row group -> repository and licence, of the rows to read.
+
+    Reads the short columns alone: code is a thousand times as long, and most groups have little of
+    a language that is rare, or of a split that is small.
+    """
+    name = BY_KEY[language].name.lower().encode()
+    table = file.read_row_group(group, columns=_LABELS)
+    # As bytes: one row that is not UTF-8 is that row's fault, not the group's.
+    languages, repos, licenses = (table[c].cast(pa.binary()).to_pylist() for c in _LABELS)
+    chosen = {}
+    for i, value in enumerate(languages):
+        if not value or value.lower() != name:
+            continue
+        try:
+            repo, license_name = _text(repos[i], "repo_name"), _text(licenses[i], "license")
+        except ValueError as error:
+            malformed.bad(f"{where} {start + i}", error)
+            continue
+        if wanted(repo, license_name):
+            chosen[i] = {"repo_name": repo, "license": license_name}
+    return chosen
+
+
+def _texts(
+    file: pq.ParquetFile, group: int, positions: Iterable[int]
+) -> Iterator[dict[str, bytes | None]]:
+    """The long columns of some rows of a row group, in order; a batch at a time, for groups can be
+    larger than memory."""
+    sorted_positions = np.fromiter(positions, np.int64)
+    start = 0
+    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=_TEXTS):
+        first, last = np.searchsorted(sorted_positions, (start, start + batch.num_rows))
+        rows = batch.take(pa.array(sorted_positions[first:last] - start))
+        yield from pa.table({name: rows[name].cast(pa.binary()) for name in _TEXTS}).to_pylist()
+        start += batch.num_rows
 
 
 def _text(value: bytes | None, name: str) -> str:

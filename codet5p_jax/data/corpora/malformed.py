@@ -1,7 +1,12 @@
 """Records that cannot be read: counted and reported; too many of them stop a run."""
 
 import logging
+import os
 from dataclasses import dataclass, field
+
+SHARE_VARIABLE = "CODET5P_MAX_MALFORMED_SHARE"
+"""Environment variable of the limit where a reader is given none; `--max_malformed_share` sets it.
+It is looked up here, so that it reaches every reader, also those of tasks of one's own."""
 
 _log = logging.getLogger(__name__)
 
@@ -10,12 +15,34 @@ class TooManyMalformedError(ValueError):
     """More of a corpus is malformed than `max_malformed_share` allows."""
 
 
+def _configured_share() -> float:
+    value = os.environ.get(SHARE_VARIABLE) or "0.01"
+    try:
+        return check_share(float(value))
+    except ValueError:
+        raise ValueError(
+            f"{SHARE_VARIABLE}: expected a share from 0 to 1, such as 0.01, found {value!r}"
+        ) from None
+
+
+def check_share(share: float) -> float:
+    """`share`, if it is one.
+
+    Raises:
+      ValueError: it is not between 0 and 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"max_malformed_share: expected a share from 0 to 1, found {share}")
+    return share
+
+
 @dataclass
 class Malformed:
     """Counts the records of one corpus. Pass one to a reader and look at it afterwards.
 
     Attributes:
-      max_malformed_share: of all records; past it the reader stops with an error.
+      max_malformed_share: of all records; past it the reader stops with an error. By default what
+        `SHARE_VARIABLE` says, or 0.01.
       grace: records to see before judging; a whole corpus is always judged at its end.
       reports: how many malformed records are logged with their place and kept in `examples`.
       seen: records read, malformed ones included.
@@ -23,12 +50,15 @@ class Malformed:
       examples: `file:line: reason` of the first ones.
     """
 
-    max_malformed_share: float = 0.01
+    max_malformed_share: float = field(default_factory=_configured_share)
     grace: int = 1000
     reports: int = 20
     seen: int = 0
     count: int = 0
     examples: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_share(self.max_malformed_share)
 
     def good(self) -> None:
         """Counts a record that could be read."""
