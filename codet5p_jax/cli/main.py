@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": "tokenise a mixture into the cache that training reads",
     "inspect-data": "print examples of a mixture as the model sees them",
     "convert": "weights from and to Hugging Face folders",
+    "compose": "an encoder and a decoder that exist, joined by new cross-attention",
     "search": "find functions by meaning with a trained model",
 }
 EXIT_CODES = (

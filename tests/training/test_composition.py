@@ -1,0 +1,148 @@
+"""Models made of two, trained with the decoder frozen."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codet5p_jax.cli.main import main
+from codet5p_jax.models import CodeT5p, ModelConfig, codegen_stack, init_params
+from codet5p_jax.models.params import flatten, nested
+from codet5p_jax.training.checkpoints import InitFrom, load_params
+from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
+from codet5p_jax.training.freezing import Trainable
+from codet5p_jax.training.model_dir import config_to_json
+from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.stored_weights import write_weights
+from tests.training import synthetic
+from tests.training.synthetic import VOCAB, tiny_config, write_cache
+
+NO_ENCODER = dataclasses.replace(tiny_config().encoder, num_layers=0)
+LLM = ModelConfig(
+    vocab_size=VOCAB,
+    encoder=NO_ENCODER,
+    decoder=codegen_stack(num_layers=3, d_model=24, num_heads=2, rotary_dim=4, causal=True),
+    tie_embeddings=False,
+    head_bias=True,
+    dropout=0.0,
+    scan_layers=False,
+)
+SMALL = dataclasses.replace(
+    LLM,
+    decoder=codegen_stack(num_layers=2, d_model=16, num_heads=2, rotary_dim=4, causal=True),
+)
+
+
+def make(folder, config, seed, dtype="bfloat16"):
+    """A model directory with values that have moved away from the initial ones."""
+    rng = np.random.default_rng(seed)
+    params = {
+        path: (np.asarray(x) + 0.1 * rng.normal(size=x.shape)).astype(jnp.dtype(dtype))
+        for path, x in flatten(init_params(CodeT5p(config).specs, jax.random.key(seed)))
+    }
+    values = config_to_json(config)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    meta = {"step": 0, "model": values, "tokenizer": "../../tokenizer"}
+    write_weights(folder / "checkpoints/0", params.items(), meta)
+    return params
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return root, make(root / "small", SMALL, 1), make(root / "llm", LLM, 2)
+
+
+def build(models, target, **options):
+    root = models[0]
+    compose(str(root / "small"), str(root / "llm"), target, say=lambda _: None, **options)
+    return load_params(target)[:2]
+
+
+def tokens(seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, VOCAB, (2, 7)), jnp.int32), jnp.ones((2, 7), jnp.int32)
+
+
+@pytest.mark.parametrize("layers", ["last:1", "all", "every:2", "0,2"])
+@pytest.mark.parametrize("parallel", [None, False])
+def test_it_starts_out_as_the_decoder_alone(models, tmp_path, layers, parallel):
+    options = {"layers": layers, "parallel": parallel, "zero_init": True}
+    params, config = build(models, tmp_path / "composed", **options)
+    alone = CodeT5p(LLM).bind(nested({k: jnp.asarray(v) for k, v in models[2].items()}))
+    ids, ones = tokens()
+    expected = alone.logits(alone.decode(ids, ones))
+    bound = CodeT5p(config).bind(params)
+    encoded = bound.encode(*tokens(1))
+    assert encoded.shape == (2, 7, 16)
+    for encoder in ((), (encoded, ones)):
+        got = bound.logits(bound.decode(ids, ones, *encoder))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_the_encoder_is_the_small_model_seeing_both_ways(models, tmp_path):
+    params, config = build(models, tmp_path / "composed")
+    both_ways = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, causal=False))
+    small = CodeT5p(both_ways).bind(nested({k: jnp.asarray(v) for k, v in models[1].items()}))
+    ids, ones = tokens(1)
+    encoded = CodeT5p(config).bind(params).encode(ids, ones)
+    np.testing.assert_allclose(encoded, small.decode(ids, ones), atol=1e-5)
+    start, _ = build(models, tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, params, start)
+    other, _ = build(models, tmp_path / "other", seed=1)
+    assert np.any(other["encoder_to_decoder"]["kernel"] != params["encoder_to_decoder"]["kernel"])
+
+
+def test_only_what_is_new_and_the_encoder_train(models, tmp_path, capsys):
+    before, config = build(models, tmp_path / "composed")
+    write_cache(tmp_path / "cache")
+    patterns = ("encoder.*", ".*/cross_attention/.*")
+    result = synthetic.run(
+        tmp_path / "cache",
+        tmp_path / "run",
+        model=config,
+        trainable=Trainable(patterns, "bfloat16"),
+        init_from=InitFrom(str(tmp_path / "composed")),
+        phases=[Phase("denoise", 20, 8)],
+        evaluation=synthetic.Evaluation(every=20, batches=2),
+        save_every=20,
+    )
+    assert result.after["span_denoising/loss"] < result.before["span_denoising/loss"]
+    after = dict(flatten(load_params(tmp_path / "run")[0]))
+    for path, array in flatten(before):
+        trains = path.startswith("encoder") or "cross_attention" in path
+        assert bool(np.array_equal(after[path], array)) != trains, path
+    assert "parameters train" in capsys.readouterr().out
+
+
+def test_the_command(models, tmp_path, capsys):
+    root = models[0]
+    args = ["compose", f"--encoder={root / 'small'}", f"--decoder={root / 'llm'}"]
+    done = main([*args, "--cross_attention_layers=every:2", f"--out={tmp_path / 'x'}"])
+    assert done == 0
+    assert load_params(tmp_path / "x")[1].decoder.cross_attention == (1,)
+    assert "of them are new: decoder/layers_1/cross_attention/k" in capsys.readouterr().out
+    assert main([*args, "--cross_attention_layers=3", f"--out={tmp_path / 'y'}"]) == 1
+    assert "cross-attention layer 3 is past the end: the decoder has 3" in capsys.readouterr().err
+    assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("text", ["", "first:1", "last:0", "last:4", "every:9", "-1", "0,,1"])
+def test_layers_that_are_none(text):
+    with pytest.raises(ValueError, match=r"expected (all|a number)"):
+        cross_attention_layers(text, 3)
+
+
+def test_parts_that_do_not_fit():
+    none = dataclasses.replace(tiny_config().decoder, num_layers=0)
+    with pytest.raises(ValueError, match="the model of the decoder has none"):
+        composed_config(LLM, dataclasses.replace(tiny_config(), decoder=none))
+    looking_back = dataclasses.replace(
+        LLM, decoder=dataclasses.replace(LLM.decoder, attention_window=4)
+    )
+    with pytest.raises(ValueError, match="its window looks back"):
+        composed_config(looking_back, LLM)
