@@ -32,6 +32,11 @@ _add(
     {name: rate for name, rate in _github_code.items() if name.endswith("_span_denoising")},
 )
 _add("codet5p_stage1", _github_code)
+# For vocabularies without sentinels, such as CodeGen's.
+_add(
+    "codet5p_stage1_clm",
+    {name: rate for name, rate in _github_code.items() if not name.endswith("_span_denoising")},
+)
 _add(
     "codet5p_stage2",
     {
