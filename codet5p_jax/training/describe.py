@@ -14,7 +14,7 @@ from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count,
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
 from codet5p_jax.training.flops import step_flops
-from codet5p_jax.training.freezing import Split, Trainable, freeze, parts_table
+from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
@@ -77,7 +77,7 @@ def describe(
     lines += _state_memory(network, split, used, optimizer, sizes, ema_decay is not None)
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
-        lines += ["", *_phase(network, used, phase, numbers, ways)]
+        lines += ["", *_phase(network, split, used, phase, numbers, ways)]
     lines.append("")
     lines.append(f"{total_steps(phases):,} steps in all")
     return "\n".join(lines)
@@ -135,12 +135,13 @@ def _state_memory(
 
 def _phase(
     network: CodeT5p,
+    split: Split,
     used: Sequence[Objective],
     phase: Phase,
     rows: Mapping[str, int],
     ways: int,
 ) -> list[str]:
-    work = step_flops(network, used, rows)
+    work = step_flops(network, used, rows, split)
     lines = [f"phase {phase.mixture}: {phase.steps:,} steps of {phase.batch_size:,} rows"]
     positions = 0
     for objective in select_objectives(used, list(rows)):
@@ -155,7 +156,7 @@ def _phase(
             math.prod(x.shape) for k, x in objective.spec.items() if k.endswith("segments")
         )
         positions += number * length
-        kept = activation_bytes(network, objective, number // ways)
+        kept = activation_bytes(network, objective, number // ways, split)
         lines.append(
             f"  {objective.name:<18} {number:>6,} rows x {length:>5,} positions, "
             f"{work[objective.name] / 1e12:>9.3f} TFLOP, activations kept on one device "
@@ -169,26 +170,32 @@ def _phase(
     return lines
 
 
-def activation_bytes(network: CodeT5p, objective: Objective, rows: int) -> int:
+def activation_bytes(
+    network: CodeT5p,
+    objective: Objective,
+    rows: int,
+    split: Split = Split(),  # noqa: B008
+) -> int:
     """Bytes that the forward pass of `rows` rows keeps for the backward pass.
 
     What automatic differentiation keeps under the model's remat policy; a compiler may keep less,
     and needs some working memory besides. Nothing is computed.
     """
-    params = abstract_params(network.specs)
+    params, frozen = split(abstract_params(network.specs))
     batch = {k: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for k, x in objective.spec.items()}
 
-    def residuals(params: Any, batch: Any, key: Any) -> Any:
-        state = objective.init_state(network, params)
+    def residuals(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
+        state = objective.init_state(network, merge(params, frozen))
 
         def loss(params: Any) -> Any:
-            losses, _ = objective.loss(network.bind(params), batch, state, key, True)
+            bound = network.bind(merge(params, frozen))
+            losses, _ = objective.loss(bound, batch, state, key, True)
             return sum(x.sum for x in losses.values())
 
         return jax.vjp(loss, params)[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(residuals, params, batch, jax.random.key(0)))
-    mine = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
+    kept = jax.tree.leaves(jax.eval_shape(residuals, params, frozen, batch, jax.random.key(0)))
+    mine = {(x.shape, x.dtype) for x in jax.tree.leaves((params, frozen))}
     return sum(
         x.size * np.dtype(x.dtype).itemsize
         for x in kept

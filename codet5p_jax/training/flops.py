@@ -1,5 +1,6 @@
 """Floating-point work of a step, and the peak rate of devices, for MFU and the dry run."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.params import abstract_params
 from codet5p_jax.objectives.base import Objective
+from codet5p_jax.training.freezing import Split, merge
 
 # Dense bf16 FLOP/s of one JAX device, by a part of its `device_kind`, first match first; from the
 # makers' data sheets. A TPU7x chip shows as two devices.
@@ -36,16 +38,22 @@ def peak_flops(device: Any) -> float | None:
 
 
 def step_flops(
-    model: CodeT5p, objectives: Sequence[Objective], rows: Mapping[str, int]
+    model: CodeT5p,
+    objectives: Sequence[Objective],
+    rows: Mapping[str, int],
+    split: Split = Split(),  # noqa: B008
 ) -> dict[str, float]:
     """FLOPs of one step by objective: 3 × the matrix products of the forward pass.
 
     Twice the forward pass for the backward pass, padding counted, recomputation not: the usual
-    count of MFU. A momentum encoder has no backward pass but is counted like the rest. Nothing is
-    computed; the loss is traced.
+    count of MFU. A momentum encoder has no backward pass but is counted like the rest. Where
+    parameters are frozen, the products of the gradient of the others are counted instead. Nothing
+    is computed; the loss is traced.
     """
     specs = model.specs
-    params = abstract_params(specs)
+    params, frozen = split(abstract_params(specs))
+    # What is computed twice to save memory is no work that was asked for.
+    model = CodeT5p(dataclasses.replace(model.config, remat="none")).bind(specs)
     out = {}
     for objective in objectives:
         if objective.name not in rows:
@@ -55,13 +63,18 @@ def step_flops(
             for name, x in objective.spec.items()
         }
 
-        def forward(params: Any, batch: Any, key: Any, objective: Objective = objective) -> Any:
-            state = objective.init_state(model, params)
-            losses, _ = objective.loss(model.bind(params), batch, state, key, False)
-            return [loss.sum for loss in losses.values()]
+        def forward(
+            params: Any, frozen: Any, batch: Any, key: Any, objective: Objective = objective
+        ) -> Any:
+            everything = merge(params, frozen)
+            state = objective.init_state(model, everything)
+            losses, _ = objective.loss(model.bind(everything), batch, state, key, False)
+            return sum(loss.sum for loss in losses.values())
 
-        jaxpr = jax.make_jaxpr(forward)(params, batch, jax.random.key(0))
-        out[objective.name] = 3.0 * count_flops(jaxpr.jaxpr)
+        traced = jax.grad(forward) if split.frozen else forward
+        jaxpr = jax.make_jaxpr(traced)(params, frozen, batch, jax.random.key(0))
+        flops = count_flops(jaxpr.jaxpr)
+        out[objective.name] = flops if split.frozen else 3.0 * flops
     return out
 
 

@@ -291,7 +291,9 @@ def train(
 
         # ------------------------------------------------------------ metrics
         peak = peak_flops(devices[0])
-        flops = [sum(step_flops(network, used, x.rows).values()) if peak else 0.0 for x in loaders]
+        flops = [
+            sum(step_flops(network, used, x.rows, split).values()) if peak else 0.0 for x in loaders
+        ]
         recorder = Recorder(
             _writers(directory, logging, start if restored else -1, model) if main else [],
             progress,

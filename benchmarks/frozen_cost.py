@@ -1,0 +1,131 @@
+"""What a training step with a frozen decoder costs, against what it has to cost.
+
+    python benchmarks/frozen_cost.py --size=2b --size=6b --size=16b
+
+Compiles the step of runs/stage1_frozen.gin for one device from shapes alone (nothing is allocated),
+counts the matrix products of the optimised program, loop bodies times their trip count, and
+compares:
+
+- FLOPs with 2 × frozen parameters × decoder positions, plus three times the forward products of
+  what trains (the forward pass and both halves of the backward pass);
+- bytes of optimizer and gradients with those of the trainable parameters alone.
+
+REMAT is off here: recomputing the encoder is a choice about memory, not part of the cost.
+"""
+
+import argparse
+import time
+
+import jax
+
+from codet5p_jax.models import CodeT5p, ModelConfig, codet5p_codegen
+from codet5p_jax.models.params import count, flatten
+from codet5p_jax.objectives import DecoderCLM, Seq2SeqCLM
+from codet5p_jax.objectives.base import Objective
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.batches import abstract_batch
+from codet5p_jax.training.checkpoints import state_bytes
+from codet5p_jax.training.freezing import Split, Trainable, freeze
+from codet5p_jax.training.hlo import dot_flops
+from codet5p_jax.training.optimizers import AdamW
+from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.state import TrainState, abstract_state, compiler_options
+from codet5p_jax.training.step import make_train_step
+
+SIZES = {
+    "tiny": {"num_decoder_layers": 6, "d_model": 128, "num_heads": 4, "num_encoder_layers": 2,
+             "encoder_d_model": 32, "encoder_num_heads": 2, "encoder_rotary_dim": 16,
+             "rotary_dim": 16, "vocab_size": 512},
+    "2b": {"num_decoder_layers": 32, "d_model": 2_560, "num_heads": 32},
+    "6b": {"num_decoder_layers": 33, "d_model": 4_096, "num_heads": 16},
+    "16b": {"num_decoder_layers": 34, "d_model": 6_144, "num_heads": 24},
+}  # fmt: skip
+TRAINABLE = Trainable(("encoder.*", ".*/cross_attention/.*"), "bfloat16")
+
+
+def compile_step(
+    config: ModelConfig, objectives: list[Objective], rows: dict[str, int]
+) -> tuple[str, TrainState, CodeT5p, Split]:
+    """Text of the optimised step, the abstract state, the network and what of it is frozen."""
+    network, split = freeze(CodeT5p(config), TRAINABLE)
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    rate = Constant(1e-4).make(10)
+    rule = AdamW().make(rate, split(network.specs)[0])
+    state = abstract_state(network, objectives, rule, mesh, split=split)
+    step = make_train_step(
+        network, objectives, {}, rule, rate, seed=0,
+        state_shardings=jax.tree.map(lambda x: x.sharding, state),
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, abstract_batch(objectives, rows, mesh))
+        return lowered.compile(compiler_options(mesh)).as_text(), state, network, split
+
+
+def needed_flops(config: ModelConfig, split: Split, rows: int, inputs: int, targets: int) -> float:
+    """2 × frozen parameters × decoder positions + three forward passes of what trains."""
+    sizes = {name: spec.shape for name, spec in flatten(CodeT5p(config).specs)}
+    number = {name: float(_product(shape)) for name, shape in sizes.items()}
+    frozen = sum(n for name, n in number.items() if name in split.frozen)
+    encoder, decoder = rows * inputs, rows * targets
+    forward = 0.0
+    for name, n in number.items():
+        if name in split.frozen or name == "encoder_embedding":  # rows of a table are no product
+            continue
+        reads_targets = "cross_attention" in name and name.rsplit("/", 1)[1] in ("q", "o")
+        forward += 2.0 * n * (decoder if reads_targets else encoder)
+    cross = len(config.decoder.cross_attention)
+    forward += 4.0 * encoder * inputs * config.encoder.d_model * config.encoder.num_layers
+    forward += 4.0 * decoder * inputs * config.decoder.d_model * cross
+    return 2.0 * frozen * decoder + 3.0 * forward
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out
+
+
+def measure(size: str, rows: int, inputs: int, targets: int) -> tuple[float, float]:
+    """Prints the figures; returns (FLOPs / needed, bytes / needed)."""
+    config = codet5p_codegen(**SIZES[size], dtype="bfloat16")
+    kinds: dict[str, Objective] = {
+        "seq2seq": Seq2SeqCLM(inputs_length=inputs, targets_length=targets),
+        "decoder": DecoderCLM(targets_length=targets),
+    }
+    objective = kinds["seq2seq" if inputs > 1 else "decoder"]
+    began = time.perf_counter()
+    text, state, network, split = compile_step(config, [objective], {objective.name: rows})
+    seconds = time.perf_counter() - began
+    flops, needed = dot_flops(text), needed_flops(config, split, rows, inputs, targets)
+    trainable = count(split(network.specs)[0])
+    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+    gradients = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+    least = 3 * 4 * trainable  # two moments and the gradient in fp32
+    print(
+        f"{size}: {count(network.specs):,} parameters, {trainable:,} train; {objective.name}, "
+        f"{rows} x ({inputs} + {targets}) positions; state {state_bytes(state) / 1e9:.2f} GB; "
+        f"compiled in {seconds:.0f} s"
+    )
+    print(f"  FLOPs {flops:.4g}, needed {needed:.4g}: ratio {flops / needed:.3f}")
+    total = kept + gradients
+    print(f"  optimizer and gradients {total:,} bytes, needed {least:,}: {total / least:.4f}")
+    return flops / needed, total / least
+
+
+def main() -> None:
+    """Measures each size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", action="append", choices=sorted(SIZES))
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--inputs", type=int, default=768, help="encoder positions; 1: decoder_clm")
+    parser.add_argument("--targets", type=int, default=600)
+    args = parser.parse_args()
+    for size in args.size or ["2b", "6b", "16b"]:
+        measure(size, args.rows, args.inputs, args.targets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What a compiled step with a frozen decoder computes, and what it keeps."""
+
+import dataclasses
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from codet5p_jax.models import CodeT5p, codet5p_codegen
+from codet5p_jax.models.params import flatten
+from codet5p_jax.objectives import DecoderCLM, Seq2SeqCLM
+from codet5p_jax.training.freezing import freeze
+from codet5p_jax.training.hlo import dot_flops
+from codet5p_jax.training.state import new_state
+from codet5p_jax.training.step import make_train_step
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/frozen_cost.py"
+ROWS, LENGTH = 2, 64
+CONFIG = codet5p_codegen(
+    num_decoder_layers=8, d_model=256, num_heads=4, num_encoder_layers=2, encoder_d_model=32,
+    encoder_num_heads=2, encoder_rotary_dim=16, rotary_dim=16, vocab_size=300, dtype="bfloat16",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def frozen_cost():
+    spec = importlib.util.spec_from_file_location("frozen_cost", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_products_are_counted_as_often_as_they_run():
+    def f(x, w):
+        y, _ = jax.lax.scan(lambda c, k: (jnp.tanh(c @ k), None), x, w)
+        return y @ w[0]
+
+    x, w = jnp.ones((8, 32)), jnp.ones((5, 32, 32))
+    text = jax.jit(f).lower(x, w).compile().as_text()
+    assert dot_flops(text) == 6 * 2 * 8 * 32 * 32
+    with pytest.raises(ValueError, match="no ENTRY"):
+        dot_flops("nothing")
+
+
+def test_a_loop_that_runs_as_often_as_it_likes_has_no_count():
+    def f(x):
+        return jax.lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: c @ c, x)
+
+    text = jax.jit(f).lower(jnp.eye(8)).compile().as_text()
+    with pytest.raises(ValueError, match="no known number of trips"):
+        dot_flops(text)
+
+
+@pytest.mark.parametrize(
+    ("objective", "inputs"),
+    [
+        (Seq2SeqCLM(inputs_length=LENGTH, targets_length=LENGTH), LENGTH),
+        (DecoderCLM(targets_length=LENGTH), 1),
+    ],
+)
+def test_the_step_costs_what_trains_and_one_forward_pass(frozen_cost, objective, inputs):
+    text, state, network, split = frozen_cost.compile_step(
+        CONFIG, [objective], {objective.name: ROWS}
+    )
+    needed = frozen_cost.needed_flops(CONFIG, split, ROWS, inputs, LENGTH)
+    assert 0.9 * needed < dot_flops(text) < 1.1 * needed
+    sizes = {name: math.prod(x.shape) for name, x in flatten(network.specs)}
+    trainable = sum(n for name, n in sizes.items() if name not in split.frozen)
+    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.opt_state, state.params)))
+    assert kept <= 1.02 * 3 * 4 * trainable
+    frozen = {name: x for name, x in flatten(state.frozen)}
+    assert {x.dtype for x in frozen.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_cross_attention_further_down_costs_the_way_back(frozen_cost):
+    """So that the test above can fail: gradients then pass through the frozen layers."""
+
+    decoder = dataclasses.replace(CONFIG.decoder, cross_attention=(0, 7))
+    objective = Seq2SeqCLM(inputs_length=LENGTH, targets_length=LENGTH)
+    config = dataclasses.replace(CONFIG, decoder=decoder)
+    text, _, _, split = frozen_cost.compile_step(config, [objective], {objective.name: ROWS})
+    needed = frozen_cost.needed_flops(config, split, ROWS, LENGTH, LENGTH)
+    assert dot_flops(text) > 1.5 * needed
+
+
+def test_no_frozen_weight_is_widened(frozen_cost):
+    """On CPU every product is widened; what the program itself asks for is in its StableHLO."""
+
+    network, split = freeze(CodeT5p(CONFIG), frozen_cost.TRAINABLE)
+    objective = Seq2SeqCLM(inputs_length=LENGTH, targets_length=LENGTH)
+    rule = optax.sgd(0.1)
+    state = jax.eval_shape(
+        lambda key: new_state(network, [objective], rule, key, split=split), jax.random.key(0)
+    )
+    batch = {
+        objective.name: {
+            name: jax.ShapeDtypeStruct((ROWS, *x.shape), x.dtype)
+            for name, x in objective.spec.items()
+        }
+    }
+    step = make_train_step(network, [objective], {}, rule, lambda n: 0.1, seed=0)
+    text = step.lower(state, batch).as_text()
+    widened = re.findall(r"stablehlo.convert .*\(tensor<([\dx]+)xbf16>\) -> tensor<\1xf32>", text)
+    parts = (state.frozen, state.params)
+    # Stacks of layers and one layer of them, but for shapes that something trainable has as well,
+    # whose gradient is widened.
+    frozen, trainable = (
+        {"x".join(map(str, shape[skip:])) for shape in shapes for skip in (0, 1)}
+        for shapes in ([x.shape for x in jax.tree.leaves(part) if x.ndim > 2] for part in parts)
+    )
+    assert {"7x256x1024", "256x1024"} <= frozen - trainable
+    assert not (frozen - trainable) & set(widened)
+    assert widened
+    assert not matrices & set(widened)
