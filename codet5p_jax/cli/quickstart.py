@@ -218,7 +218,7 @@ class Quickstart:
         """(network, weights, tokenizer) of a stage."""
         from codet5p_jax.data.tokenizer import Tokenizer
         from codet5p_jax.models.codet5p import CodeT5p
-        from codet5p_jax.training.checkpoints import load_params
+        from codet5p_jax.training.stored_weights import load_params
 
         params, config, tokenizer = load_params(self.model_dirs[stage])
         return CodeT5p(config), params, Tokenizer.load(tokenizer)

@@ -80,7 +80,7 @@ def _load_model(
     from codet5p_jax.evaluation.encoder import PairEncoder
     from codet5p_jax.evaluation.search import RERANKED
     from codet5p_jax.models.codet5p import CodeT5p
-    from codet5p_jax.training.checkpoints import load_params
+    from codet5p_jax.training.stored_weights import load_params
 
     params, config, folder = load_params(model_dir)
     tokenizer = Tokenizer.load(folder)

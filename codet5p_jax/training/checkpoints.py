@@ -19,21 +19,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
-from jax.sharding import Mesh
 
 from codet5p_jax.files import write_text
-from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import (
-    Params,
-    ParamSpec,
-    flatten,
-    logical_axes,
-    nested,
     path_name,
 )
-from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
-from codet5p_jax.training.model_dir import ModelDir, load_config
+from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
 _SIZES = "sizes.json"
@@ -220,38 +211,6 @@ class InitFrom:
                 ) from error
 
 
-def load_params(
-    model_dir: str | Path, mesh: Mesh | None = None, *, step: int | None = None
-) -> tuple[Params, ModelConfig, Path]:
-    """What inference needs of a model directory.
-
-    Args:
-      model_dir: as training wrote it.
-      mesh: where the weights go; None: a mesh of one device.
-      step: a checkpoint; None: the newest.
-
-    Returns:
-      (weights, configuration, folder of the tokenizer). The weights are the moving average where
-      the run kept one.
-
-    Raises:
-      FileNotFoundError: no model directory, or no checkpoint in it.
-      OSError: the checkpoint is damaged, see `checkpoint_path`.
-    """
-    directory = ModelDir(Path(model_dir))
-    config = load_config(directory.root)
-    specs = CodeT5p(config).specs
-    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    path = checkpoint_path(directory.root, step)
-    wanted = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        specs,
-        _shardings(specs, mesh),
-        is_leaf=lambda x: isinstance(x, ParamSpec),
-    )
-    return read_params(path, dict(flatten(wanted))), config, directory.tokenizer
-
-
 def checkpoint_path(path: Path, step: int | None = None) -> Path:
     """The folder of one checkpoint, given a model directory or such a folder.
 
@@ -272,42 +231,6 @@ def checkpoint_path(path: Path, step: int | None = None) -> Path:
     return _complete((folder / str(steps[-1] if step is None else step)).resolve())
 
 
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of a checkpoint by path.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    arrays = read(path, {"meta": None})["meta"]["arrays"]
-    parts = {name.partition("/")[::2]: tuple(shape) for name, shape in arrays.items()}
-    return {name: shape for (part, name), shape in parts.items() if part in ("params", "frozen")}
-
-
-def read_params(
-    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, pad: bool = False
-) -> Params:
-    """The nested dict of the parameters at the paths `wanted` of a checkpoint.
-
-    They are the moving average where the run kept one. With `pad`, arrays that are smaller on disk
-    end in zeros.
-
-    Raises:
-      OSError: the checkpoint cannot be read.
-    """
-    arrays = read(path, {"meta": None})["meta"]["arrays"]
-    frozen = {name: x for name, x in wanted.items() if f"frozen/{name}" in arrays}
-    tree = nested({name: x for name, x in wanted.items() if name not in frozen})
-    found: Params = {}
-    if tree and any(name.startswith("training/ema/") for name in arrays):
-        found = read(path, {"training": {"ema": tree}}, partial=True, pad=pad)["training"]["ema"]
-    elif tree:
-        found = read(path, {"params": tree}, partial=True, pad=pad)["params"]
-    if frozen:
-        rest = read(path, {"frozen": nested(frozen)}, partial=True, pad=pad)["frozen"]
-        found = nested({**dict(flatten(found)), **dict(flatten(rest))})
-    return found
-
-
 class _Mismatch(ValueError):
     pass
 
@@ -316,10 +239,6 @@ def _trees(state: TrainState) -> dict[str, Any]:
     parts = {f.name: getattr(state, f.name) for f in fields(state)}
     trees = {"params": parts.pop("params"), "frozen": parts.pop("frozen"), "training": parts}
     return {name: tree for name, tree in trees.items() if tree}
-
-
-def _shardings(specs: Params, mesh: Mesh) -> Params:
-    return param_shardings(logical_axes(specs), specs, mesh)
 
 
 def context(*, partial: bool = False, pad: bool = False) -> ocp.Context:

@@ -25,6 +25,8 @@ class Trainable:
       patterns: regular expressions; a parameter trains if one of them matches its whole path
         (`encoder/layers/attention/q`).
       frozen_dtype: of all the others, on the devices and in checkpoints.
+      save_frozen: whether checkpoints hold them; False: checkpoints say where they came from
+        (INITIAL_CHECKPOINT_PATH), which then has to stay as it is.
 
     Raises:
       ValueError: there is no pattern, or one is no regular expression.
@@ -32,6 +34,7 @@ class Trainable:
 
     patterns: tuple[str, ...]
     frozen_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    save_frozen: bool = True
 
     def __post_init__(self) -> None:
         if not self.patterns:

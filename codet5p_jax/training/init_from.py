@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ from codet5p_jax.sharding import param_shardings
 from codet5p_jax.training.checkpoints import (
     InitFrom,
     checkpoint_path,
-    read_params,
-    stored_shapes,
 )
 from codet5p_jax.training.model_dir import ModelDir, check_tokenizer, recorded_tokenizer
 from codet5p_jax.training.state import compiler_options
+from codet5p_jax.training.stored_weights import read_params, stored_shapes
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class InitPlan:
     sources: dict[str, str]
     rows: dict[str, tuple[int, int]]
     fresh: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """As `InitFrom.path`, and absolute."""
+        return f"hf:{self.path.resolve()}" if self.foreign else str(self.path.resolve())
 
     def __str__(self) -> str:
         """What is taken and what is fresh, in one line."""
@@ -121,6 +125,25 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
     return InitPlan(
         path, foreign, sources, rows, tuple(name for name in mine if name not in renamed)
     )
+
+
+def require_source(plan: InitPlan | None, frozen: Collection[str]) -> None:
+    """Fails unless a run can leave what is frozen out of its checkpoints.
+
+    Raises:
+      ValueError: some of it is not in the weights it starts from.
+    """
+    if plan is None:
+        raise ValueError(
+            "Trainable.save_frozen = False leaves the frozen parameters where they came from, but "
+            "INITIAL_CHECKPOINT_PATH (init_from) names nothing"
+        )
+    own = [name for name in frozen if name not in plan.sources or name in plan.rows]
+    if own:
+        raise ValueError(
+            f"Trainable.save_frozen = False, but {min(own)} is frozen and not all of it is in "
+            f"{plan.path}; let it train, or set save_frozen = True"
+        )
 
 
 def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.models.params import count
+from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import metrics as metrics_lib
@@ -33,7 +33,7 @@ from codet5p_jax.training.conversion import TOKEN_IDS, check_exportable, export_
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, parts_table
-from codet5p_jax.training.init_from import load_init, plan_init
+from codet5p_jax.training.init_from import load_init, plan_init, require_source
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
@@ -59,6 +59,11 @@ from codet5p_jax.training.recorder import Recorder
 from codet5p_jax.training.schedules import Schedule
 from codet5p_jax.training.state import TrainState, abstract_state, compiler_options, init_state
 from codet5p_jax.training.step import make_train_step
+from codet5p_jax.training.stored_weights import (
+    ELSEWHERE,
+    describe_elsewhere,
+    read_elsewhere,
+)
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,11 @@ def train(
         plan = None
         if init_from and not saved:
             plan = plan_init(init_from, network.specs, mixture.tokenizer)
-        size = state_bytes(abstract)
+        left_out = trainable is not None and not trainable.save_frozen
+        as_saved = lambda state: replace(state, frozen={}) if left_out else state  # noqa: E731
+        if left_out and not saved:
+            require_source(plan, split.frozen)
+        size = state_bytes(as_saved(abstract))
         if main:
             stack.enter_context(locked(directory))
             claim(
@@ -263,9 +272,14 @@ def train(
             compiled(locate(phases, newest)[0])
 
         # ------------------------------------------------------------ restore, or initialise
-        restored = restore_latest(directory, abstract, progress.say)
+        restored = restore_latest(directory, as_saved(abstract), progress.say)
+        elsewhere: dict[str, Any] = {}
         if restored is not None:
             state, meta = restored
+            if left_out:
+                elsewhere = meta[ELSEWHERE]
+                frozen = read_elsewhere(elsewhere, dict(flatten(abstract.frozen)))
+                state = replace(state, frozen=nested(frozen))
             progress.say(f"resuming {directory.root} from step {meta['step']}")
         else:
             meta = {"step": 0, "totals": {}}
@@ -282,6 +296,10 @@ def train(
                 loaded=plan and load_init(plan, network.specs, device_mesh, seed=seed),
                 ema=keeps_average,
             )
+            if left_out and plan is not None:
+                elsewhere = describe_elsewhere(
+                    plan.source, plan.sources, dict(flatten(state.frozen))
+                )
         start = meta["step"]
         batches = train_batches(loaders, phases, start, total)
         upcoming: Future[Any] = background.submit(next, batches, None)
@@ -317,9 +335,12 @@ def train(
                     "model": config_to_json(model),
                     "operative_config": operative_config,
                     "tokenizer": "../../tokenizer",
+                    "dtypes": dict.fromkeys(split.frozen, trainable and trainable.frozen_dtype),
                     "token_ids": {name: getattr(mixture.special, name) for name in TOKEN_IDS},
                 }
-                saver.save(state, step, meta)
+                if left_out:
+                    meta[ELSEWHERE] = elsewhere
+                saver.save(as_saved(state), step, meta)
 
         def evaluate(step: int) -> None:
             if evaluator is not None:

@@ -20,7 +20,7 @@ from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
 from codet5p_jax.models import CodeT5p, init_params, t5
 from codet5p_jax.models.params import flatten
-from codet5p_jax.training.checkpoints import load_params
+from codet5p_jax.training.stored_weights import load_params
 
 SIZES = {
     **{"d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16},

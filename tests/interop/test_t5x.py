@@ -10,8 +10,8 @@ from codet5p_jax.cli.main import main
 from codet5p_jax.interop.t5x import open_t5x
 from codet5p_jax.models import CodeT5p, init_params, t5
 from codet5p_jax.models.params import flatten
-from codet5p_jax.training.checkpoints import load_params
 from codet5p_jax.training.conversion import import_weights
+from codet5p_jax.training.stored_weights import load_params
 
 D, H, K, F, V = 6, 2, 5, 7, 11
 

@@ -16,7 +16,6 @@ from codet5p_jax.training import checkpoints
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     Checkpoints,
-    load_params,
     restore_latest,
     saved_steps,
 )
@@ -24,6 +23,7 @@ from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.optimizers import AdamW, RmsScaledAdamW
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import TrainState, abstract_state, init_state
+from codet5p_jax.training.stored_weights import load_params
 from tests.training.linear import Linear, Regression
 from tests.training.synthetic import tiny_config
 

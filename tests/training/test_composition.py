@@ -11,12 +11,12 @@ import pytest
 from codet5p_jax.cli.main import main
 from codet5p_jax.models import CodeT5p, ModelConfig, codegen_stack, init_params
 from codet5p_jax.models.params import flatten, nested
-from codet5p_jax.training.checkpoints import InitFrom, load_params
+from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
 from codet5p_jax.training.freezing import Trainable
 from codet5p_jax.training.model_dir import config_to_json
 from codet5p_jax.training.phases import Phase
-from codet5p_jax.training.stored_weights import write_weights
+from codet5p_jax.training.stored_weights import load_params, write_weights
 from tests.training import synthetic
 from tests.training.synthetic import VOCAB, tiny_config, write_cache
 

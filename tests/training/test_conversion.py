@@ -13,9 +13,10 @@ from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_
 from codet5p_jax.models import CodeT5p, init_params
 from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.checkpoints import InitFrom, load_params
+from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.init_from import load_init, plan_init
 from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.stored_weights import load_params
 from codet5p_jax.training.train import Logging
 from tests.training import synthetic
 from tests.training.synthetic import tiny_config, write_cache

@@ -10,16 +10,19 @@ import numpy as np
 import optax
 import pytest
 
+from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.weights import open_hugging_face
 from codet5p_jax.models import CodeT5p
 from codet5p_jax.models.params import count, flatten
 from codet5p_jax.objectives import SpanDenoising
-from codet5p_jax.training.checkpoints import InitFrom, load_params
+from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import new_state
 from codet5p_jax.training.step import make_train_step
+from codet5p_jax.training.stored_weights import checksum, load_params
 from tests.training import synthetic
 from tests.training.synthetic import tiny_config, write_cache
 
@@ -150,3 +153,68 @@ def test_a_run_that_is_resumed_and_exported(tmp_path, average):
     jax.tree.map(np.testing.assert_array_equal, resumed, end)
     export_weights(tmp_path / "run", tmp_path / "exported", say=lambda _: None)
     assert json.loads((tmp_path / "exported/config.json").read_text())["model_type"] == "t5"
+
+
+def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
+    """They say where it came from; it is read from there, and has to be what it was."""
+    write_cache(tmp_path / "cache")
+    synthetic.run(tmp_path / "cache", tmp_path / "first", phases=[Phase("denoise", 3, 8)])
+    export_weights(tmp_path / "first", tmp_path / "folder", say=lambda _: None)
+    for number, source in enumerate((str(tmp_path / "first"), f"hf:{tmp_path / 'folder'}")):
+        ends = []
+        for save_frozen in (True, False):
+            run = tmp_path / f"run{number}{save_frozen}"
+            settings = {
+                "trainable": dataclasses.replace(TRAINABLE, save_frozen=save_frozen),
+                "init_from": InitFrom(source),
+                "phases": [Phase("denoise", 4, 8)],
+                "save_every": 2,
+            }
+            synthetic.run(tmp_path / "cache", run, **settings)
+            shutil.rmtree(run / "checkpoints/4")
+            synthetic.run(tmp_path / "cache", run, **settings)
+            ends.append(load_params(run)[0])
+        jax.tree.map(np.testing.assert_array_equal, *ends)
+        assert not (run / "checkpoints/4/frozen").exists()
+        export_weights(run, tmp_path / f"exported{number}", say=lambda _: None)
+        exported = dict(flatten(ends[1]))
+        weights = open_hugging_face(tmp_path / f"exported{number}")
+        np.testing.assert_array_equal(weights.read("embedding"), exported["embedding"])
+        assert weights.dtype("decoder/final_norm/scale") == jnp.bfloat16
+        assert weights.dtype("encoder/final_norm/scale") == np.float32
+
+    file = tmp_path / "folder/model.safetensors"
+    data = bytearray(file.read_bytes())
+    start = SafetensorsFolder(tmp_path / "folder").tensors["shared.weight"].offset
+    data[start : start + 4] = np.float32(3).tobytes()
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"embedding in hf:.*folder is not what it was when this"):
+        load_params(run)
+
+
+def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(tmp_path):
+    write_cache(tmp_path / "cache")
+    synthetic.run(tmp_path / "cache", tmp_path / "first", phases=[Phase("denoise", 3, 8)])
+    settings = {
+        "trainable": dataclasses.replace(TRAINABLE, save_frozen=False),
+        "phases": [Phase("denoise", 3, 8)],
+    }
+    with pytest.raises(ValueError, match=r"but INITIAL_CHECKPOINT_PATH .* names nothing"):
+        synthetic.run(tmp_path / "cache", tmp_path / "run", **settings)
+    init = InitFrom(str(tmp_path / "first"), new=("embedding",), unused=("embedding",))
+    init = dataclasses.replace(init, rename=(("embedding", "gone"),), unused=("gone",))
+    with pytest.raises(ValueError, match=r"but embedding is frozen and not all of it is in"):
+        synthetic.run(tmp_path / "cache", tmp_path / "run", init_from=init, **settings)
+
+
+def test_a_checksum_sees_every_bit_and_every_place():
+    x = jnp.arange(24, dtype=jnp.bfloat16).reshape(2, 3, 4)
+    assert checksum(x) == checksum(x + 0)
+    assert checksum(x) != checksum(x.at[1, 2, 3].set(22.875))
+    assert checksum(x) != checksum(x[::-1])
+    assert checksum(x) != checksum(x.astype(jnp.float32))
+    sharded = jax.device_put(
+        jnp.arange(64.0).reshape(8, 8),
+        jax.sharding.NamedSharding(jax.make_mesh((8,), ("a",)), jax.sharding.PartitionSpec("a")),
+    )
+    assert checksum(sharded) == checksum(jnp.arange(64.0).reshape(8, 8))

@@ -17,7 +17,7 @@ import pytest
 from codet5p_jax.models import CodeT5p
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.checkpoints import InitFrom, load_params, restore_latest, saved_steps
+from codet5p_jax.training.checkpoints import InitFrom, restore_latest, saved_steps
 from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.model_dir import ModelDir
@@ -25,6 +25,7 @@ from codet5p_jax.training.optimizers import AdamW
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import abstract_state
+from codet5p_jax.training.stored_weights import load_params
 from codet5p_jax.training.train import Logging
 from tests.training import synthetic
 from tests.training.synthetic import objectives, run, tiny_config
