@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,11 @@ from codet5p_jax.data.roles import PREFIXES, PRESETS, Roles, codet5_roles
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.files import write_text
 
+# What `Tokenizer.load` reads of a folder, where it is there.
+_FILES = (
+    *("tokenizer.json", "roles.json", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
+)
 _ESCAPED_BYTE = re.compile("([\udc80-\udcff])")
 _SPACE = b" \t\n\r\v\f"
 
@@ -232,6 +238,21 @@ class Tokenizer:
                     f"{where}: the merges build the special token {text!r} from plain text; "
                     "train the vocabulary on text without it, or give it no role"
                 )
+
+
+def files_state(path: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
+    """(name, modification time in ns, bytes) of each file that `Tokenizer.load(path)` may read.
+
+    Of the files, not of their folder, whose time stays the same when a file is rewritten in place.
+    """
+    path = os.fspath(path)
+    folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
+    state = []
+    for file in dict.fromkeys([*_FILES, name] if name else _FILES):
+        with suppress(OSError):  # os.stat rather than Path: this is asked for every text
+            stat = os.stat(os.path.join(folder, file))
+            state.append((file, stat.st_mtime_ns, stat.st_size))
+    return tuple(state)
 
 
 def train_tokenizer(
