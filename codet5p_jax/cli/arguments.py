@@ -25,6 +25,17 @@ def natural(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """An integer that JAX makes a key of without cutting it: 0 to 2**32 - 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2**32 - 1, got {text!r}")
+    return value
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     try:

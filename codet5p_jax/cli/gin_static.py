@@ -7,6 +7,7 @@ each name to the Python object it means, so that mistakes are found here, at `fi
 import difflib
 import importlib
 import inspect
+import io
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -266,5 +267,25 @@ def _syntax_message(
             f"command line: --gin.{name.strip()}={value.strip()} is not a gin binding; strings "
             f"need quotes that the shell leaves in place: --gin.{name.strip()}=\"'…'\""
         )
+    if isinstance(error, tokenize.TokenError):  # knows where the file ends, not what is unfinished
+        line, opening = _left_open(text)
+        return f"{where(line)}: {opening} opens here and is not closed before the end of the file"
     line = getattr(error, "lineno", None) or 1
     return f"{where(line)}: {getattr(error, 'msg', None) or error}"
+
+
+def _left_open(text: str) -> tuple[int, str]:
+    """Line and name of the innermost bracket, or the string, that the end of `text` cuts off."""
+    brackets: list[tuple[int, str]] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.OP and token.string in "([{":
+                brackets.append((token.start[0], token.string))
+            elif token.type == tokenize.OP and token.string in ")]}" and brackets:
+                brackets.pop()
+    except tokenize.TokenError as error:
+        what, (line, _) = error.args
+        if "string" in what:  # of a string, Python says where it begins
+            return line, "a string"
+        return brackets[-1] if brackets else (line, "a line")
+    return 1, "a bracket or string"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codet5p_jax.cli import data_options, gin_flags
+from codet5p_jax.cli.arguments import natural, positive, seed
 from codet5p_jax.cli.prepare import ensure_prepared
 
 
@@ -20,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("mixture", help="name of a mixture")
     add("--cache_dir", required=True, help="folder of the token cache")
     add("--split", default="train", help="(default: %(default)s)")
-    add("--batch_size", type=int, help="rows of a batch (default: the gin file's, or 96)")
-    add("--examples", type=int, default=2, help="of each objective (default: %(default)s)")
-    add("--characters", type=int, default=600, help="of each array (default: %(default)s)")
-    add("--seed", type=int, default=0, help="which batches are looked at (default: %(default)s)")
+    add("--batch_size", type=positive, help="rows of a batch (default: the gin file's, or 96)")
+    add("--examples", type=natural, default=2, help="of each objective (default: %(default)s)")
+    add("--characters", type=natural, default=600, help="of each array (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="which batches are looked at (default: %(default)s)")
     gin_flags.add_arguments(parser)
     data_options.add_arguments(parser)
 

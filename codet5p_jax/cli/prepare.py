@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from codet5p_jax.cli import child, data_options
+from codet5p_jax.cli.arguments import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rebuild", action="store_true", help="write again what is there, stale or not")
     add(
         "--epochs",
-        type=int,
+        type=positive,
         default=1,
         help="times that a task from elsewhere is run, its preprocessors seeded anew "
         "(default: %(default)s)",
@@ -45,8 +46,10 @@ def parse_lengths(text: str) -> dict[str, int]:
     {'inputs': 512, 'targets': 128}
     """
     pairs = [item.partition("=") for item in text.split(",")]
-    if not all(name and length.isdigit() for name, _, length in pairs):
-        raise argparse.ArgumentTypeError(f"expected NAME=LENGTH,…, found {text!r}")
+    if not all(name and length.isdecimal() and int(length) for name, _, length in pairs):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=LENGTH,… with lengths of 1 or more, got {text!r}"
+        )
     return {name: int(length) for name, _, length in pairs}
 
 

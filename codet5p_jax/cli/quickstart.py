@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codet5p_jax.cli import child
+from codet5p_jax.cli.arguments import seed
 from codet5p_jax.cli.done_parts import DoneParts, write_json
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("quickstart_run"),
         help="where everything goes (default: ./%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights, order and noise")
     parser.add_argument(
         "--smoke",
         action="store_true",

@@ -35,7 +35,8 @@ def inspect(
       characters: shown of each array.
 
     Yields:
-      Lines; special tokens are written out, line breaks of the data are kept.
+      Lines; special tokens are written out, line breaks of the data are kept. Of text-code pairs
+      that are matched, also what the matching decoder reads: `[ENC] code </s>`.
 
     Raises:
       DataError: as `Loader`.
@@ -106,9 +107,18 @@ def _example(
         # Decoder inputs are the targets, shifted: once is enough.
         if mask is None or (name == "decoder_tokens" and "decoder_targets" in arrays):
             continue
-        text = decode(values[row][mask[row]].tolist())
-        more = f" … {len(text) - characters:,} characters more" if len(text) > characters else ""
-        yield f"[{name}, {mask[row].sum()} tokens] {text[:characters]}{more}"
+        ids = values[row][mask[row]].tolist()
+        yield _array(name, ids, decode, characters)
+        if name == "code_tokens" and "enc_token" in arrays:
+            # What the matching decoder reads is made on the device: [ENC] in the place of <s>.
+            ids[0] = int(arrays["enc_token"][row])
+            yield _array("matching decoder", ids, decode, characters)
+
+
+def _array(name: str, ids: Sequence[int], decode: Decode, characters: int) -> str:
+    text = decode(ids)
+    more = f" … {len(text) - characters:,} characters more" if len(text) > characters else ""
+    return f"[{name}, {len(ids)} tokens] {text[:characters]}{more}"
 
 
 def _decode_pieces(model: Any, ids: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,11 @@ from codet5p_jax.data.roles import PREFIXES, PRESETS, Roles, codet5_roles
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.files import write_text
 
+# What `Tokenizer.load` reads of a folder, where it is there.
+_FILES = (
+    *("tokenizer.json", "roles.json", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
+)
 _ESCAPED_BYTE = re.compile("([\udc80-\udcff])")
 _SPACE = b" \t\n\r\v\f"
 
@@ -68,13 +74,14 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: no such files.
-          ValueError: the tokenizer cannot reproduce its input, or does not fit its roles.
+          ValueError: the tokenizer cannot reproduce its input, or does not fit its roles, or a
+            file of it is damaged; the message names the file.
         """
         path = Path(path)
         folder = path if path.is_dir() else path.parent
         json_file = path if path.is_file() else folder / "tokenizer.json"
         if json_file.is_file() and json_file.name not in ("vocab.json", "merges.txt"):
-            spec = json.loads(json_file.read_text(encoding="utf-8"))
+            spec = _read_spec(json_file)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             spec = _read_vocab_and_merges(folder)
         else:
@@ -234,6 +241,21 @@ class Tokenizer:
                 )
 
 
+def files_state(path: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
+    """(name, modification time in ns, bytes) of each file that `Tokenizer.load(path)` may read.
+
+    Of the files, not of their folder, whose time stays the same when a file is rewritten in place.
+    """
+    path = os.fspath(path)
+    folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
+    state = []
+    for file in dict.fromkeys([*_FILES, name] if name else _FILES):
+        with suppress(OSError):  # os.stat rather than Path: this is asked for every text
+            stat = os.stat(os.path.join(folder, file))
+            state.append((file, stat.st_mtime_ns, stat.st_size))
+    return tuple(state)
+
+
 def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int,
@@ -292,9 +314,46 @@ def _bpe(model: models.BPE) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object from a file that its errors name."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        place = f"{file}, line {error.lineno}, column {error.colno}"
+        raise ValueError(
+            f"{place}: expected JSON, found {error.msg!r}; a file that was cut off has to be "
+            "copied again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected JSON in UTF-8; {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read_spec(file: Path) -> dict[str, Any]:
+    """The content of a `tokenizer.json`."""
+    spec = _read_object(file)
+    model = spec.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+        raise ValueError(
+            f"{file}: expected the file of a tokenizer, with a model that has a vocab; found the "
+            f"fields {', '.join(spec) or '(none)'}"
+        )
+    return spec
+
+
 def _read_vocab_and_merges(folder: Path) -> dict[str, Any]:
     """The older file format as the content of a `tokenizer.json`."""
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    _read_object(vocab_file)  # whose errors say where; those of the library do not
+    try:
+        model = models.BPE.from_file(str(vocab_file), str(merges_file))
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(
+            f"{vocab_file} and {merges_file}: expected tokens with ids, and merges of two tokens a "
+            f"line; {error}"
+        ) from error
     spec = json.loads(_bpe(model).to_str())
     vocab = spec["model"]["vocab"]
     if vocab.get("<s>") != 1 or vocab.get("</s>") != 2:
@@ -316,7 +375,7 @@ def _side_files(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
 
     def read(name: str) -> dict[str, Any]:
         file = folder / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return _read_object(file) if file.is_file() else {}
 
     def content(token: Any) -> str:
         return token["content"] if isinstance(token, dict) else token

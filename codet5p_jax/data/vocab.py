@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.data.tokenizer import Tokenizer, files_state
 from codet5p_jax.data.tokens import SpecialTokens
 
 Locator = str | os.PathLike[str] | Callable[[], str]
@@ -35,7 +36,7 @@ class CodeVocabulary(seqio.Vocabulary):
         super().__init__()
         self._locator = path
         self._prefixes = prefixes
-        self._loaded: tuple[tuple[str, int], Tokenizer] | None = None
+        self._loaded: tuple[tuple[str, tuple[Any, ...]], Tokenizer] | None = None
 
     @property
     def path(self) -> str:
@@ -47,7 +48,7 @@ class CodeVocabulary(seqio.Vocabulary):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded on first use and again when its files change."""
         path = self.path
-        key = (path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
+        key = (path, files_state(path))
         if self._loaded is None or self._loaded[0] != key:
             tokenizer = Tokenizer.load(Path(path))
             self._loaded = (key, tokenizer.with_prefixes() if self._prefixes else tokenizer)

@@ -226,6 +226,11 @@ def test_mistakes_in_files_name_the_line(library, tmp_path: Path):
     assert with_line("lib.root.rate = @lib.None_()").startswith("run.gin:12: 'lib.None_': no 'No")
     assert with_line("import missing_module").startswith("run.gin:12: import missing_module: No mo")
     assert with_line("include 'none.gin'").startswith("run.gin:12: no gin file 'none.gin'")
+    end = "opens here and is not closed before the end of the file"
+    assert with_line("lib.root.tags = ['p',\n  'q'") == f"run.gin:12: [ {end}"
+    assert with_line("lib.root.weights = {\n  'a': [1],\n") == f"run.gin:12: {{ {end}"
+    assert with_line("lib.root.tags = (\n('a', (\n'b')\n") == f"run.gin:13: ( {end}"
+    assert with_line('lib.root.tags = ["p",\n"""q\n') == f"run.gin:13: a string {end}"
     assert with_line("include 'run.gin'") == f"run.gin includes itself, through {Path('run.gin')}"
 
 

@@ -66,6 +66,29 @@ def test_wrong_usage(capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("inspect-data m --cache_dir=c --batch_size=0", "--batch_size: expected an integer of 1"),
+        ("inspect-data m --cache_dir=c --examples=-1", "--examples: expected an integer of 0"),
+        ("inspect-data m --cache_dir=c --characters=-1", "--characters: expected an integer of 0"),
+        ("inspect-data m --cache_dir=c --seed=-1", "--seed: expected an integer from 0"),
+        ("prepare m --cache_dir=c --epochs=0", "--epochs: expected an integer of 1 or more"),
+        ("prepare m --cache_dir=c --epochs=two", "--epochs: expected an integer of 1 or more"),
+        ("prepare m --cache_dir=c --task_feature_lengths=inputs=0", "with lengths of 1 or more"),
+        ("quickstart --output_dir=q --seed=-1", "--seed: expected an integer from 0 to 2**32 - 1"),
+        ("quickstart --output_dir=q --seed=4294967296", "--seed: expected an integer from 0"),
+        ("search x --k=-1", "--k: expected an integer of 1 or more, got '-1'"),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(capsys, tmp_path, monkeypatch, flags, text):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *flags.split())
+    assert (code, out) == (2, "")
+    assert text in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("error", "code", "text"),
     [
         (ValueError("two\n  lines"), 1, "two lines"),
@@ -157,7 +180,7 @@ def test_training_refuses_what_is_not_prepared(capsys, tmp_path):
 
 def test_lengths_of_features():
     assert prepare.parse_lengths("inputs=512,targets=128") == {"inputs": 512, "targets": 128}
-    for text in ("inputs", "inputs=", "inputs=a", "=3", ""):
+    for text in ("inputs", "inputs=", "inputs=a", "inputs=0", "inputs=²", "=3", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="NAME=LENGTH"):
             prepare.parse_lengths(text)
 

@@ -1,10 +1,16 @@
 """What `inspect-data` shows of a mixture."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.data.inspect import inspect, used
-from codet5p_jax.data.loader import DataError
+from codet5p_jax.data.cache import open_mixture
+from codet5p_jax.data.cache_writer import CacheWriter, write_mixture
+from codet5p_jax.data.inspect import decoder_of, inspect, used
+from codet5p_jax.data.loader import DataError, Loader
+from codet5p_jax.data.tokenizer import train_tokenizer
+from codet5p_jax.objectives.matching import decoder_input
+from codet5p_jax.objectives.text_code_pairs import TextCodePairs
 from tests.data.tiny import TinyObjective, make_mixture
 
 
@@ -52,3 +58,43 @@ def test_positions_in_use_are_those_of_segments_or_weights():
     assert used(arrays, "text_tokens").tolist() == [[True, True, False]]
     assert used(arrays, "pair_id") is None
     assert used(arrays, "text_segments") is None
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Text-code pairs, with the tokenizer that shows them."""
+    folder = tmp_path_factory.mktemp("pairs")
+    tokenizer = train_tokenizer(["def f(x):"], 400, folder / "tokenizer")
+    with CacheWriter(folder, "pairs", "train", {"source": "pairs"}) as writer:
+        for i in range(4):
+            pair = {"text": f"number {i}", "code": f"f({i})"}
+            writer.write({k: np.array(tokenizer.encode(x), np.int32) for k, x in pair.items()})
+    write_mixture(
+        folder,
+        "pairs",
+        [("pairs", "text_code_pairs", 1.0)],
+        special=tokenizer.special,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_digest="digest",
+        save_tokenizer=tokenizer.save,
+    )
+    return open_mixture(folder, "pairs", "train")
+
+
+def test_what_the_matching_decoder_reads_is_shown(pairs):
+    objective = TextCodePairs(text_length=16, code_length=16)
+    lines = list(inspect(pairs, {"text_code_pairs": objective}, 4))
+    shown = [line.partition("] ")[2] for line in lines if line.startswith("[matching decoder, ")]
+    batch = Loader(pairs, {"text_code_pairs": objective}, 4, 0).batch_at(0)["text_code_pairs"]
+    tokens, enc = jnp.asarray(batch["code_tokens"]), jnp.asarray(batch["enc_token"])
+    read = np.asarray(decoder_input(tokens, enc))
+    used_ids = [ids[mask > 0] for ids, mask in zip(read, batch["code_segments"], strict=True)]
+    decode = decoder_of(pairs)
+    assert shown == [decode(ids.tolist()) for ids in used_ids[:2]]
+    assert all(text.startswith("[ENC]f(") and text.endswith("</s>") for text in shown)
+    codes = [line.partition("] ")[2] for line in lines if line.startswith("[code_tokens, ")]
+    assert [text.replace("<s>", "[ENC]") for text in codes] == shown
+
+    without = TextCodePairs(text_length=16, code_length=16, matching=False)
+    lines = inspect(pairs, {"text_code_pairs": without}, 4)
+    assert not any("matching decoder" in line for line in lines)

@@ -253,6 +253,44 @@ def test_damaged_roles_file(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"tokenizer\.json, line 1, column \d+: expected JSON, found .* copied again"),
+        (b"", r"tokenizer\.json, line 1, column 1: expected JSON"),
+        (b'{\n "model":\n', r"tokenizer\.json, line 3, column 1: expected JSON"),
+        (b"\xff{", r"tokenizer\.json: expected JSON in UTF-8"),
+        (b"[]", r"tokenizer\.json: expected a JSON object, found list"),
+        (
+            b'{"model": {"type": "BPE"}}',
+            r"tokenizer\.json: .* model that has a vocab; found .* model",
+        ),
+    ],
+)
+def test_damaged_tokenizer_file(tmp_path, folder, content, message):
+    if content is None:  # cut off
+        whole = (folder / "tokenizer.json").read_bytes()
+        content = whole[: len(whole) // 2]
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+def test_damaged_files_of_the_older_format(tmp_path, folder):
+    vocab, merges = codet5_style_vocab(folder)
+    write_vocab(tmp_path, vocab, [*merges, "one two three"])
+    with pytest.raises(ValueError, match=r"merges\.txt: expected .* merges of two tokens a line"):
+        Tokenizer.load(tmp_path)
+    whole = (tmp_path / "vocab.json").read_text("utf-8")
+    (tmp_path / "vocab.json").write_text(whole[:-9], "utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json, line 1, column \d+: expected JSON"):
+        Tokenizer.load(tmp_path)
+    write_vocab(tmp_path, vocab, merges)
+    (tmp_path / "added_tokens.json").write_text("{", "utf-8")
+    with pytest.raises(ValueError, match=r"added_tokens\.json, line 1"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"normalizer": {"type": "NFC"}}, "expected no normalizer"),

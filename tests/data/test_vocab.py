@@ -101,6 +101,19 @@ def test_a_new_tokenizer_at_the_same_path_is_noticed(tmp_path):
     assert vocabulary.fingerprint != before
 
 
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_a_file_rewritten_in_place_is_noticed(tmp_path, name):
+    train_tokenizer(TEXTS, 370, tmp_path / "other")
+    train_tokenizer(TEXTS, 400, tmp_path / "used")
+    vocabulary = CodeVocabulary(tmp_path / "used" / name)
+    before, folder = vocabulary.fingerprint, (tmp_path / "used").stat().st_mtime_ns
+    for file in ("tokenizer.json", "roles.json"):  # truncates and writes: the folder is not touched
+        (tmp_path / "used" / file).write_bytes((tmp_path / "other" / file).read_bytes())
+    assert (tmp_path / "used").stat().st_mtime_ns == folder
+    assert vocabulary.fingerprint != before
+    assert vocabulary.fingerprint == CodeVocabulary(tmp_path / "other").fingerprint
+
+
 def test_prefixes_are_appended_on_request(folder, tmp_path):
     import json
 
