@@ -33,6 +33,7 @@ RULES: Mapping[str, MeshAxes] = {
     "norm": None,
     "buckets": None,
     "positions": None,
+    "lora": None,
     "joint": None,
     "batch": ("replica", "fsdp"),
     "length": "sequence",

@@ -67,6 +67,9 @@ class Weights(Protocol):
         ...
 
 
+_LORA_ENDS = ("_lora_a", "_lora_b")
+
+
 class ArrayWeights:
     """Parameters in memory, for example `dict(flatten(params))`."""
 
@@ -121,6 +124,44 @@ class ResizedVocabulary:
             mean = array.mean(axis=0, dtype=np.float32).astype(array.dtype)
             array = np.concatenate([array, np.broadcast_to(mean, (new, *mean.shape))])
         return np.asarray(array[: self._rows][index or ()])
+
+
+class MergedLora:
+    """Other weights with what `Lora` adds to their projections added once and for all."""
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+        config = weights.config
+        self._scales = {
+            name: getattr(config, name).lora.scale
+            for name in ("encoder", "decoder")
+            if getattr(config, name).lora is not None
+        }
+        towers = {
+            name: dataclasses.replace(getattr(config, name), lora=None) for name in self._scales
+        }
+        self.config = dataclasses.replace(config, **towers)
+        self.shapes = {p: s for p, s in weights.shapes.items() if not p.endswith(_LORA_ENDS)}
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._weights.dtype(path)
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        a_path, b_path = (path + end for end in _LORA_ENDS)
+        if a_path not in self._weights.shapes:
+            return self._weights.read(path, dtype, index)
+        fp32 = np.dtype(np.float32)
+        kernel, a, b = (np.array(self._weights.read(p, fp32)) for p in (path, a_path, b_path))
+        layers, rank = len(a), a.shape[-1]
+        low, high = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+        scale = self._scales[path.partition("/")[0]]
+        for i in range(layers):
+            kernel[i] += scale * (low[i] @ high[i]).reshape(kernel[i].shape)
+        return cast(kernel[index or ()], dtype or self.dtype(path), path, Path("merged"))
 
 
 def place(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -2,12 +2,50 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 DTYPES = ("float32", "bfloat16", "float16")  # of activations
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank additions to projections, `x W + scale · (x A) B` (Hu et al. 2021).
+
+    B starts at zero, so that nothing changes at first; what trains is said by
+    `freezing.Trainable`: `.*_lora_[ab]`.
+
+    Attributes:
+      rank: columns of A and rows of B.
+      alpha: scale is alpha / rank.
+      targets: projections that have one, of `PROJECTIONS`.
+
+    Raises:
+      ValueError: rank or alpha is not positive, or a target is no projection.
+    """
+
+    rank: int
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q", "v")
+
+    PROJECTIONS: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "wi", "gate", "wo")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise ValueError(f"expected a rank of 1 or more and an alpha above 0, found {self}")
+        unknown = [name for name in self.targets if name not in self.PROJECTIONS]
+        if unknown or not self.targets:
+            raise ValueError(
+                f"Lora.targets has to name some of {', '.join(self.PROJECTIONS)}, found "
+                f"{self.targets}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -43,6 +81,7 @@ class StackConfig:
         base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
       rotary_scale: positions are divided by it (linear scaling to longer contexts).
       init_stddev: of initial matrices (0.02 in GPT-2's family); None: inputs^-0.5, as T5.
+      lora: low-rank additions to projections of self-attention and the feed-forward network.
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
 
     Raises:
@@ -81,6 +120,7 @@ class StackConfig:
     rotary_scale: float = 1.0
     rotary_interleaved: bool = False
     init_stddev: float | None = None
+    lora: Lora | None = None
     scale_attention: bool = False
 
     def __post_init__(self) -> None:

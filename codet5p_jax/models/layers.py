@@ -1,5 +1,6 @@
 """The parts of a block, and the block: norms, projections, attention and feed-forward layers."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from codet5p_jax.models.attention import attention, rotary
-from codet5p_jax.models.configs import StackConfig
+from codet5p_jax.models.configs import Lora, StackConfig
 from codet5p_jax.models.dense import dense
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.params import Initializer, declare, normal, ones, zeros
@@ -48,11 +49,44 @@ def _matrix(cfg: StackConfig, inputs: int) -> Initializer:
     return normal(cfg.init_stddev or inputs**-0.5)
 
 
+def _declare_lora(
+    module: Any,
+    name: str,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    input_axes: tuple[str, ...],
+    output_axes: tuple[str, ...],
+) -> None:
+    lora = module.lora
+    if lora is None or name not in lora.targets:
+        return
+    a_init = normal(math.prod(inputs) ** -0.5)
+    a = declare((*inputs, lora.rank), (*input_axes, "lora"), a_init)
+    b = declare((lora.rank, *outputs), ("lora", *output_axes), zeros)
+    setattr(module, f"{name}_lora_a", a)
+    setattr(module, f"{name}_lora_b", b)
+
+
+def _project(module: Any, name: str, x: Array, axes: int = 1) -> Array:
+    """x times a kernel of the module, and what `Lora` adds."""
+    y = dense(x, getattr(module, name)[...], axes=axes)
+    if module.lora is None or name not in module.lora.targets:
+        return y
+    low = dense(x, getattr(module, f"{name}_lora_a")[...], axes=axes)
+    return y + module.lora.scale * dense(low, getattr(module, f"{name}_lora_b")[...])
+
+
 class Attention(nnx.Module):
     """Projections around `attention`. Kernels are [D, H, K], so that heads shard as one axis."""
 
-    def __init__(self, cfg: StackConfig, kv_width: int | None = None, zero_output: bool = False):
-        self.cfg = cfg
+    def __init__(
+        self,
+        cfg: StackConfig,
+        kv_width: int | None = None,
+        zero_output: bool = False,
+        lora: Lora | None = None,
+    ):
+        self.cfg, self.lora = cfg, lora
         D, H, K = cfg.d_model, cfg.num_heads, cfg.head_dim
         G, Dkv = cfg.num_kv_heads or H, kv_width or D
         # T5 has no 1/sqrt(K) in attention: it is folded into the initial queries.
@@ -62,6 +96,10 @@ class Attention(nnx.Module):
         self.v = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), _matrix(cfg, Dkv))
         o_init = zeros if zero_output else _matrix(cfg, H * K)
         self.o = declare((H, K, D), ("heads", "head_dim", "embed"), o_init)
+        _declare_lora(self, "q", (D,), (H, K), ("embed",), ("heads", "head_dim"))
+        _declare_lora(self, "k", (Dkv,), (G, K), ("embed",), ("kv_heads", "head_dim"))
+        _declare_lora(self, "v", (Dkv,), (G, K), ("embed",), ("kv_heads", "head_dim"))
+        _declare_lora(self, "o", (H, K), (D,), ("heads", "head_dim"), ("embed",))
         if cfg.qkv_bias:
             self.q_bias = declare((H, K), ("heads", "head_dim"), zeros)
             self.k_bias = declare((G, K), ("kv_heads", "head_dim"), zeros)
@@ -73,7 +111,7 @@ class Attention(nnx.Module):
         self, x_BTD: Float[Array, "B T D"], positions_T: Int[Array, "T"]
     ) -> Float[Array, "B T H K"]:
         """Projected and rotated queries."""
-        q = dense(x_BTD, self.q[...])
+        q = _project(self, "q", x_BTD)
         if self.cfg.qkv_bias:
             q += self.q_bias[...].astype(q.dtype)
         return self._rotate(q, positions_T)
@@ -82,8 +120,8 @@ class Attention(nnx.Module):
         self, x_BSD: Float[Array, "B S Dkv"], positions_S: Int[Array, "S"]
     ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
         """Projected keys, rotated, and values."""
-        k = dense(x_BSD, self.k[...])
-        v = dense(x_BSD, self.v[...])
+        k = _project(self, "k", x_BSD)
+        v = _project(self, "v", x_BSD)
         if self.cfg.qkv_bias:
             k += self.k_bias[...].astype(k.dtype)
             v += self.v_bias[...].astype(v.dtype)
@@ -110,7 +148,7 @@ class Attention(nnx.Module):
             dropout_rate=dropout_rate,
             key=key,
         )
-        y = dense(out_BTHK, self.o[...], axes=2)
+        y = _project(self, "o", out_BTHK, axes=2)
         return y + self.o_bias[...].astype(y.dtype) if self.cfg.out_bias else y
 
     def _rotate(self, x: Array, positions: Array) -> Array:
@@ -136,6 +174,10 @@ class FeedForward(nnx.Module):
         if cfg.gated:
             self.gate = declare((D, F), ("embed", "mlp"), _matrix(cfg, D))
         self.wo = declare((F, D), ("mlp", "embed"), _matrix(cfg, F))
+        self.lora = cfg.lora
+        for name in ("wi", "gate") if cfg.gated else ("wi",):
+            _declare_lora(self, name, (D,), (F,), ("embed",), ("mlp",))
+        _declare_lora(self, "wo", (F,), (D,), ("mlp",), ("embed",))
         if cfg.mlp_bias:
             self.wi_bias = declare((F,), ("mlp",), zeros)
             if cfg.gated:
@@ -147,18 +189,18 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Applies both products; dropout falls between them."""
         dtype, act = x_BTD.dtype, ACTIVATIONS[self.cfg.activation]
-        h_BTF = dense(x_BTD, self.wi[...])
+        h_BTF = _project(self, "wi", x_BTD)
         if self.cfg.mlp_bias:
             h_BTF += self.wi_bias[...].astype(dtype)
         if self.cfg.gated:
-            gate_BTF = dense(x_BTD, self.gate[...])
+            gate_BTF = _project(self, "gate", x_BTD)
             if self.cfg.mlp_bias:
                 gate_BTF += self.gate_bias[...].astype(dtype)
             h_BTF *= act(gate_BTF)
         else:
             h_BTF = act(h_BTF)
         h_BTF = dropout(h_BTF, dropout_rate, key)
-        y_BTD = dense(h_BTF, self.wo[...])
+        y_BTD = _project(self, "wo", h_BTF)
         return y_BTD + self.wo_bias[...].astype(dtype) if self.cfg.mlp_bias else y_BTD
 
 
@@ -167,7 +209,7 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: StackConfig, *, cross: bool, encoder_width: int, dropout_rate: float):
         self.cfg, self.cross, self.dropout_rate = cfg, cross, dropout_rate
-        self.attention_norm, self.attention = Norm(cfg), Attention(cfg)
+        self.attention_norm, self.attention = Norm(cfg), Attention(cfg, lora=cfg.lora)
         if cross:
             self.cross_attention = Attention(cfg, encoder_width, cfg.cross_zero_init)
             if not cfg.parallel_cross_attention:

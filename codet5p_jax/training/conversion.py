@@ -21,6 +21,7 @@ from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
 from codet5p_jax.interop.weights import (
     FLOATS,
+    MergedLora,
     ResizedVocabulary,
     Weights,
     export_hugging_face,
@@ -131,7 +132,8 @@ def export_weights(
       FileExistsError: there is something at `folder`.
     """
     stored = StoredWeights(Path(model_dir), step)
-    weights = _resized(stored, vocab_size, 1)
+    has_lora = any(t.lora for t in (stored.config.encoder, stored.config.decoder))
+    weights = _resized(MergedLora(stored) if has_lora else stored, vocab_size, 1)
     if vocab_size is not None and vocab_size > stored.config.vocab_size:
         raise ValueError(
             f"vocab_size {vocab_size:,} is more than the {stored.config.vocab_size:,} rows that "

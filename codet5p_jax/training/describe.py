@@ -14,7 +14,7 @@ from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count,
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
 from codet5p_jax.training.flops import step_flops
-from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table
+from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table, with_lora
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
@@ -63,7 +63,7 @@ def describe(
         raise ValueError(f"num_devices has to be 1 or more, found {num_devices}")
     check_numbers(accumulate=accumulate, ema_decay=ema_decay, max_nonfinite=1, num_workers=0)
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
-    network, split = freeze(CodeT5p(model), trainable)
+    network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
     lines = [*_parameter_table(network.specs, sizes), ""]
     if split.frozen:
         lines += [*parts_table(network.specs, split), ""]

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import Lora, ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, flatten, nearest_pattern, nested
+
+LORA = ".*_lora_[ab]"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Trainable:
       frozen_dtype: of all the others, on the devices and in checkpoints.
       save_frozen: whether checkpoints hold them; False: checkpoints say where they came from
         (INITIAL_CHECKPOINT_PATH), which then has to stay as it is.
+      lora: low-rank additions, which train, to the projections of each tower of which nothing but
+        cross-attention trains; None: none.
 
     Raises:
       ValueError: there is no pattern, or one is no regular expression.
@@ -35,6 +40,7 @@ class Trainable:
     patterns: tuple[str, ...]
     frozen_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     save_frozen: bool = True
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if not self.patterns:
@@ -60,7 +66,8 @@ class Trainable:
                     f"Trainable.patterns: {pattern!r} matches no parameter; the nearest is "
                     f"{nearest_pattern(pattern, names)!r}"
                 )
-        frozen = (n for n in names if not any(re.fullmatch(p, n) for p in self.patterns))
+        patterns = (*self.patterns, LORA)
+        frozen = (n for n in names if not any(re.fullmatch(p, n) for p in patterns))
         return Split(frozenset(frozen))
 
 
@@ -78,6 +85,26 @@ class Split:
             {name: x for name, x in flat.items() if name in self.frozen},
         )
         return nested(parts[0]), nested(parts[1])
+
+
+def with_lora(config: ModelConfig, trainable: Trainable | None) -> ModelConfig:
+    """The network with the low-rank additions that `Trainable.lora` asks for.
+
+    Raises:
+      ValueError: there is no tower to add them to.
+    """
+    if trainable is None or trainable.lora is None:
+        return config
+    specs = dict(flatten(CodeT5p(config).specs))
+    frozen = trainable.split(CodeT5p(config).specs).frozen
+    towers = {}
+    for name in ("encoder", "decoder"):
+        own = [n for n in specs if n.startswith(f"{name}/") and "/cross_attention" not in n]
+        if own and frozen.issuperset(own):
+            towers[name] = dataclasses.replace(getattr(config, name), lora=trainable.lora)
+    if not towers:
+        raise ValueError("Trainable.lora is for towers that are frozen, and none is")
+    return dataclasses.replace(config, **towers)
 
 
 def freeze(model: CodeT5p, trainable: Trainable | None) -> tuple[CodeT5p, Split]:

@@ -25,6 +25,7 @@ from codet5p_jax.training.checkpoints import (
     InitFrom,
     checkpoint_path,
 )
+from codet5p_jax.training.freezing import LORA
 from codet5p_jax.training.model_dir import ModelDir, check_tokenizer, recorded_tokenizer
 from codet5p_jax.training.state import compiler_options
 from codet5p_jax.training.stored_weights import read_params, stored_shapes
@@ -98,7 +99,7 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
     rows: dict[str, tuple[int, int]] = {}
     for name, spec in mine.items():
         if name not in renamed:
-            if not _matches(name, source.new):
+            if not _matches(name, (*source.new, LORA)):  # additions of zero need no pattern
                 problems.append(f"{name}: not in the checkpoint{_nearest(name, renamed)}")
         elif stored[renamed[name]] != spec.shape:
             found = _fewer_rows(stored[renamed[name]], spec)

@@ -26,7 +26,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from codet5p_jax.files import write_text
-from codet5p_jax.models.configs import ModelConfig, StackConfig
+from codet5p_jax.models.configs import Lora, ModelConfig, StackConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,10 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
         stack = dict(values[tower])
         if isinstance(stack.get("cross_attention"), list):
             stack["cross_attention"] = tuple(stack["cross_attention"])
+        if stack.get("lora") is not None:
+            lora = dict(stack["lora"])
+            _check_fields(Lora, lora, f"{tower}.lora")
+            stack["lora"] = Lora(**{**lora, "targets": tuple(lora["targets"])})
         _check_fields(StackConfig, stack, tower)
         values[tower] = StackConfig(**stack)
     _check_fields(ModelConfig, values, "config.json")

@@ -32,7 +32,7 @@ from codet5p_jax.training.checkpoints import (
 from codet5p_jax.training.conversion import TOKEN_IDS, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
-from codet5p_jax.training.freezing import Trainable, freeze, parts_table
+from codet5p_jax.training.freezing import Trainable, freeze, parts_table, with_lora
 from codet5p_jax.training.init_from import load_init, plan_init, require_source
 from codet5p_jax.training.model_dir import (
     ModelDir,
@@ -183,6 +183,7 @@ def train(
         export_to=export_to,
         export_arch=export_arch,
     )
+    model = with_lora(model, trainable)
     with ExitStack() as stack:
         main = jax.process_index() == 0
         progress = progress or default_progress(main)

@@ -1,6 +1,7 @@
 """Runs in which some parameters do not train."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -12,12 +13,12 @@ import pytest
 
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import open_hugging_face
-from codet5p_jax.models import CodeT5p
-from codet5p_jax.models.params import count, flatten
+from codet5p_jax.models import CodeT5p, Lora
+from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.conversion import export_weights
-from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table
+from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table, with_lora
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import new_state
@@ -218,3 +219,57 @@ def test_a_checksum_sees_every_bit_and_every_place():
         jax.sharding.NamedSharding(jax.make_mesh((8,), ("a",)), jax.sharding.PartitionSpec("a")),
     )
     assert checksum(sharded) == checksum(jnp.arange(64.0).reshape(8, 8))
+
+
+LORA = Lora(rank=3, alpha=6.0, targets=Lora.PROJECTIONS)
+
+
+def test_low_rank_additions_start_at_nothing_and_train(tmp_path):
+    write_cache(tmp_path / "cache")
+    model = tiny_config(gated=True)
+    run = functools.partial(synthetic.run, tmp_path / "cache")
+    run(tmp_path / "first", model=model, phases=[Phase("denoise", 3, 8)])
+    result = run(
+        tmp_path / "run",
+        model=model,
+        trainable=Trainable((".*/cross_attention/.*",), "float32", lora=LORA),
+        init_from=InitFrom(str(tmp_path / "first")),
+        phases=[Phase("denoise", 8, 8)],
+    )
+    first, _, _ = load_params(tmp_path / "first")
+    params, config, _ = load_params(tmp_path / "run")
+    assert (config.encoder.lora, config.decoder.lora) == (LORA, LORA)
+    flat = dict(flatten(params))
+    names = [name.removesuffix("_lora_b") for name in flat if name.endswith("_lora_b")]
+    assert len(names) == 14
+    for name in names:
+        np.testing.assert_array_equal(flat[name], dict(flatten(first))[name])
+        assert np.any(flat[f"{name}_lora_b"]), name
+    assert result.after["span_denoising/loss"] < result.before["span_denoising/loss"]
+
+    # What is exported has them merged: another network with the same outputs.
+    export_weights(tmp_path / "run", tmp_path / "exported", say=lambda _: None)
+    merged = open_hugging_face(tmp_path / "exported")
+    assert merged.config.decoder.lora is None
+    whole = nested({name: jnp.asarray(merged.read(name)) for name in merged.shapes})
+    tokens, ones = jnp.arange(1, 9)[None], jnp.ones((1, 8), jnp.int32)
+
+    def logits(config, params):
+        bound = CodeT5p(config).bind(params)
+        return bound.logits(bound.decode(tokens, ones, bound.encode(tokens, ones), ones))
+
+    expected = logits(config, params)
+    np.testing.assert_allclose(logits(merged.config, whole), expected, atol=1e-5)
+    plain = {name: x for name, x in flat.items() if "_lora_" not in name}
+    assert np.max(np.abs(logits(model, nested(plain)) - expected)) > 1e-3
+
+
+def test_low_rank_additions_are_for_what_is_frozen():
+    trainable = Trainable(("encoder/.*",), lora=LORA)
+    config = with_lora(tiny_config(), trainable)
+    assert (config.encoder.lora, config.decoder.lora) == (None, LORA)
+    with pytest.raises(ValueError, match="for towers that are frozen, and none is"):
+        with_lora(tiny_config(), Trainable((".*",), lora=LORA))
+    for wrong in ({"rank": 0}, {"alpha": 0.0}, {"targets": ("query",)}, {"targets": ()}):
+        with pytest.raises(ValueError, match=r"expected a rank|has to name some of q, k, v"):
+            dataclasses.replace(LORA, **wrong)
