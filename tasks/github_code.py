@@ -1,8 +1,10 @@
 """Stage 1 over github-code: `github_code_<language>_<objective>` for the nine languages (paper §4).
 
 Chunk lengths: the paper says 512 for span denoising, and inputs and targets of at most 768 and 600
-for the sequence-to-sequence and 1,024 targets for the decoder-only language model. How long the
-chunks of the latter two are is NOT STATED; here 1,023, which with `</s>` fills the 1,024.
+for the sequence-to-sequence and 1,024 targets for the decoder-only language model. Whether special
+tokens count is NOT STATED; here they do: chunks of 510 tokens, which with `<s>` and `</s>` fill the
+512, so that denoising crops none of them. How long the chunks of the latter two are is NOT STATED;
+here 1,023, which with `</s>` fills the 1,024.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from codet5p_jax.data.seqio_tasks import examples_source
 from codet5p_jax.tasks import settings
 from codet5p_jax.tasks.stages import add_stage1_tasks
 
-CHUNK_LENGTHS = {"span_denoising": 512, "seq2seq_clm": 1023, "decoder_clm": 1023}
+CHUNK_LENGTHS = {"span_denoising": 510, "seq2seq_clm": 1023, "decoder_clm": 1023}
 
 
 def _filter() -> GithubCodeFilter:

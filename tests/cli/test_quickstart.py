@@ -1,6 +1,10 @@
-"""The quickstart: its parts one by one, and (slow) all of them at a very small scale."""
+"""The quickstart: part by part, all of it on a small library, and (slow) as a user runs it."""
 
 import json
+import re
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -8,7 +12,9 @@ import pytest
 from codet5p_jax.cli import child, done_parts, quickstart
 from codet5p_jax.cli.done_parts import DoneParts
 from codet5p_jax.cli.main import main
-from codet5p_jax.cli.quickstart import FULL, SMOKE, Quickstart
+from codet5p_jax.cli.quickstart import FULL, SMOKE, Quickstart, Scale
+from codet5p_jax.data.corpora import stdlib
+from codet5p_jax.data.corpora.files import split_of
 
 
 def test_parts_are_done_once_and_survive_a_failure(tmp_path):
@@ -105,22 +111,124 @@ def test_a_failing_command_is_named(tmp_path):
         Quickstart(tmp_path, seed=0, scale=SMOKE)._codet5p("no-such-command")
 
 
+VERBS = ("parse", "join", "sort", "count", "split", "check", "merge", "reverse")
+NOUNS = ("date", "path", "table", "word", "line", "number", "header", "colour", "row", "price")
+FUNCTION = '''
+def {verb}_{noun}_{i}(values, limit=None):
+    """{Verb} every {noun} of the values, the {i}th way.
+
+    More about it.
+    """
+    found = [value.{verb}({i}) for value in values]
+    if limit is not None:
+        found = found[:limit]
+    return found
+'''
+# Parts as in the smoke run, of a network and batches that compile and run in seconds.
+TINY = Scale(
+    candidates=8,
+    bindings={
+        stage: (
+            *("TRAIN_STEPS=2", "WARMUP_STEPS=1", "BATCH_SIZE=6", "VOCAB_SIZE=600", "EMBED_DIM=16"),
+            *("configs.t5.d_model=16", "configs.t5.num_heads=2", "configs.t5.head_dim=8"),
+            *("configs.t5.d_ff=32", "train.Evaluation.batches=1"),
+            *("configs.t5.num_encoder_layers=1", "configs.t5.num_decoder_layers=1"),
+            *(("DENOISE_STEPS=1", "DENOISE_BATCH_SIZE=4") if stage == "stage1" else ()),
+        )
+        for stage in quickstart.STAGES
+    },
+)
+
+
+@pytest.fixture
+def small_library(tmp_path, monkeypatch):
+    """In the place of the standard library, here and in the processes of the quickstart."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    missing = {"train": 4, "validation": 3, "test": 3}  # modules of each split
+    for i in range(1000):
+        split = split_of(f"module{i}", stdlib.SHARES)
+        if missing[split]:
+            missing[split] -= 1
+            noun = NOUNS[sum(missing.values())]
+            code = [FUNCTION.format(verb=v, Verb=v.title(), noun=noun, i=i) for v in VERBS]
+            (folder / f"module{i}.py").write_text("\n".join(code))
+    replace = f"stdlib.sysconfig = SimpleNamespace(get_path=lambda _: {str(folder)!r})"
+    imports = "from types import SimpleNamespace; from codet5p_jax.data.corpora import stdlib"
+
+    def codet5p(*arguments):
+        command = f"from codet5p_jax.cli.main import main; raise SystemExit(main({arguments!r}))"
+        return child.run([sys.executable, "-c", "; ".join([imports, replace, command])])
+
+    monkeypatch.setattr(stdlib, "sysconfig", SimpleNamespace(get_path=lambda _: str(folder)))
+    monkeypatch.setattr(child, "codet5p", codet5p)
+
+
+class _Loaded(HTMLParser):
+    """What a page loads from elsewhere, or leads to."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        names = ("src", "href", "srcset", "data", "action", "poster")
+        values = [value for name, value in attrs if name.rpartition(":")[2] in names]
+        self.found += [value for value in values if not value.startswith(("#", "data:"))]
+
+
+def test_every_part_on_a_small_library(tmp_path, small_library, capsys, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # children get one device, as at a user's
+    monkeypatch.setattr(quickstart, "SMOKE", TINY)
+    monkeypatch.setattr(quickstart, "VOCAB_SIZE", 600)
+    output = tmp_path / "run"
+    assert main(["quickstart", "--smoke", "--output_dir", str(output)]) == 0
+    check_results(output)
+
+    capsys.readouterr()
+    assert main(["search", "--model_dir", str(output / "stage2"), "parse a date", "--k=3"]) == 0
+    answers = re.findall(r"^ \d  ", capsys.readouterr().out, re.MULTILINE)
+    assert len(answers) == 3
+
+
+def check_results(output):
+    """The names that docs/quickstart.md promises, and a report that is one file."""
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    assert {
+        *("retrieval", "losses", "samples", "seconds", "seconds_partial", "peak_memory_gb"),
+        *("corpus", "model", "index", "machine", "versions", "seed", "smoke"),
+    } <= summary.keys()
+    assert {
+        *("candidates", "mrr", "mrr_reranked", "mrr_chance", "mrr_bm25", "mrr_fused"),
+        *("fusion_weight", "rerank_weight", "systems"),
+    } <= summary["retrieval"].keys()
+    assert summary["losses"].keys() == {
+        *("span_denoising", "seq2seq_clm", "decoder_clm"),
+        *("contrastive", "matching", "text_to_code", "code_to_text"),
+    }
+    assert all(loss.keys() == {"before", "after"} for loss in summary["losses"].values())
+    assert summary["samples"].keys() == {"completions", "docstrings"}
+    for samples in summary["samples"].values():
+        assert len(samples) == quickstart.SAMPLES
+        assert all({"title", "given", "generated", "original"} == s.keys() for s in samples)
+    assert summary["seconds"].keys() == {*quickstart.PARTS, "total"}
+
+    report = (output / "report.html").read_text(encoding="utf-8")
+    assert "smoke test" in report
+    page = _Loaded()
+    page.feed(report)
+    assert page.found == []
+    assert not re.search(r"@import|url\(", report)
+    assert "default-src 'none'" in report  # browsers load nothing either
+
+
 @pytest.mark.slow
 def test_smoke(tmp_path, capsys, monkeypatch):
     assert jax.device_count() > 1  # of this process; its children get one, as at a user's
     monkeypatch.delenv("XLA_FLAGS")
     assert main(["quickstart", "--smoke", "--output_dir", str(tmp_path)]) == 0
     assert "Next: codet5p search" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    names = ("candidates", "mrr", "mrr_reranked", "mrr_chance", "mrr_bm25", "mrr_fused")
-    assert set(names) <= summary["retrieval"].keys()
-    assert summary["losses"].keys() == {
-        *("span_denoising", "seq2seq_clm", "decoder_clm"),
-        *("contrastive", "matching", "text_to_code", "code_to_text"),
-    }
-    assert all(loss.keys() == {"before", "after"} for loss in summary["losses"].values())
-    assert [len(some) for some in summary["samples"].values()] == [3, 3]
-    assert "smoke test" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_results(tmp_path)
 
     model_dir = str(tmp_path / "stage2")
     assert main(["search", "--model_dir", model_dir, "parse a date string"]) == 0

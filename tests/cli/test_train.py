@@ -10,8 +10,9 @@ import pytest
 
 from codet5p_jax.cli import gin_config
 from codet5p_jax.cli.main import main
-from codet5p_jax.data.tokenizer import train_tokenizer
+from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.training.train import train
+from tests.data.tiny import make_mixture
 
 MY_TASKS = """
 from codet5p_jax.data.seqio_tasks import examples_source
@@ -143,3 +144,26 @@ def test_mistakes_are_found_before_any_data_is(
     assert main(["train", "--gin_file=more.gin", *of[1:]]) == 3
     assert message in capsys.readouterr().err
     assert not (folder / "nowhere").exists()
+
+
+def test_dry_run_checks_the_tokenizer_given(folder: Path):
+    size = Tokenizer.load(folder / "tokenizer").vocab_size
+    done = codet5p(folder, "train", "--dry_run", *flags("nowhere", "--gin.VOCAB_SIZE=300"))
+    assert done.returncode == 3, done.stderr
+    expected = f"{folder / 'tokenizer'} has {size} ids, the model 300 rows; set vocab_size"
+    assert expected in done.stderr.splitlines()[-1]
+    assert not (folder / "nowhere").exists()
+
+
+def test_dry_run_checks_the_tokenizer_of_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch, capsys
+):
+    task = "mine_span_denoising"
+    make_mixture(tmp_path, {task: ("span_denoising", 1.0, 8)}, task)  # of 100 ids
+    monkeypatch.chdir(folder)
+    words = ["train", "--dry_run", "--num_devices=1", "--gin_file=tiny.gin"]
+    words.append(f"--gin.CACHE_DIR='{tmp_path}'")
+    assert main([*words, "--gin.VOCAB_SIZE=99"]) == 3
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'tokenizers' / 'none'} has 100 ids, the model 99 rows" in message
+    assert main([*words, "--gin.VOCAB_SIZE=100"]) == 0

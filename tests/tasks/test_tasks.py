@@ -15,7 +15,11 @@ from codet5p_jax.data.corpora.languages import LANGUAGES
 from codet5p_jax.data.corpora.malformed import Malformed
 from codet5p_jax.data.seqio_tasks import cached_examples, fingerprint_of, objective_of
 from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.objectives.decoder_clm import DecoderCLM
+from codet5p_jax.objectives.span_denoising import SpanDenoising
 from codet5p_jax.tasks import preprocessors, settings, stdlib
+from codet5p_jax.tasks.github_code import CHUNK_LENGTHS
 from codet5p_jax.tasks.stages import STAGE1_OBJECTIVES, STAGE2_OBJECTIVES
 
 SIX = ["ruby", "javascript", "go", "python", "java", "php"]
@@ -44,6 +48,21 @@ def test_every_objective_and_language_is_registered():
             assert objective_of(task) == objective
     for objective in (*STAGE1_OBJECTIVES, *STAGE2_OBJECTIVES):
         assert objective_of(seqio.TaskRegistry.get(f"stdlib_{objective}")) == objective
+
+
+def test_chunks_of_github_code_fill_a_row_and_lose_no_token():
+    tokens = np.arange(CHUNK_LENGTHS["span_denoising"], dtype=np.int32) + 200
+    special = SpecialTokens(
+        pad=0, bos=1, eos=2, unk=3, sentinels=tuple(range(199, 99, -1)), decoder_start=0
+    )
+    example = {"tokens": tokens, "word_starts": np.ones(len(tokens), bool)}
+    objective = SpanDenoising()
+    assert len(tokens) + 2 == objective.inputs_length  # <s> and </s>
+    for seed in range(5):
+        row = objective.features(example, np.random.default_rng(seed), special)
+        ids = np.concatenate([row["encoder_tokens"], row["decoder_targets"]])
+        np.testing.assert_array_equal(np.sort(ids[ids >= 200]), tokens)
+    assert CHUNK_LENGTHS["decoder_clm"] + 1 == DecoderCLM().targets_length  # </s>
 
 
 def test_registration_reads_nothing():
