@@ -8,10 +8,7 @@ docs/configuration.md explains gin files; `--dry_run` says what one amounts to.
 """
 
 import argparse
-import inspect
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from codet5p_jax.cli import data_options, gin_flags
 from codet5p_jax.cli.arguments import positive
@@ -55,10 +52,6 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(str(error)) from error
         return
     arguments = config.arguments
-    try:
-        _check(arguments)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
     ensure_prepared(
         (phase.mixture for phase in arguments["phases"]),
         arguments["cache_dir"],
@@ -67,14 +60,3 @@ def run(args: argparse.Namespace) -> None:
         lengths=config.macros.get("TASK_FEATURE_LENGTHS"),
     )
     train(**{**arguments, "operative_config": config.text})
-
-
-def _check(arguments: Mapping[str, Any]) -> None:
-    """What `train` itself looks at first, before the data is prepared for hours."""
-    from codet5p_jax.training.settings import check_run
-    from codet5p_jax.training.train import train
-
-    bound = inspect.signature(train).bind(**arguments)
-    bound.apply_defaults()
-    wanted = inspect.signature(check_run).parameters
-    check_run(**{name: value for name, value in bound.arguments.items() if name in wanted})

@@ -40,14 +40,6 @@ class TeacherForced:
                     f"{self.name}: {field} must be 1 or more, not {getattr(self, field)}"
                 )
 
-        if not 0 <= self.z_loss < float("inf"):
-            raise ValueError(f"{self.name}: z_loss must be 0 or more, not {self.z_loss}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"{self.name}: label_smoothing must be at least 0 and below 1, not "
-                f"{self.label_smoothing}"
-            )
-
     @property
     def losses(self) -> tuple[str, ...]:
         """One loss, named as the objective."""

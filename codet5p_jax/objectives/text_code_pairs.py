@@ -104,21 +104,6 @@ class TextCodePairs:
             )
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"{self.name}: momentum={self.momentum} is not between 0 and 1")
-        if min(self.queue_size, self.alpha_ramp_steps) < 0:
-            raise ValueError(
-                f"{self.name}: queue_size={self.queue_size} and alpha_ramp_steps="
-                f"{self.alpha_ramp_steps} must be 0 or more"
-            )
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"{self.name}: alpha={self.alpha} is not between 0 and 1")
-        if self.matching_rows is not None and self.matching_rows < 1:
-            raise ValueError(f"{self.name}: matching_rows={self.matching_rows} is not 1 or more")
-        low, high = self.temperature_bounds
-        if not 0 < low <= high:
-            raise ValueError(
-                f"{self.name}: temperature_bounds={self.temperature_bounds} must be positive and "
-                "ascending"
-            )
 
     @property
     def losses(self) -> tuple[str, ...]:

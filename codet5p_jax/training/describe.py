@@ -20,11 +20,11 @@ from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
     Phase,
     check_loss_weights,
+    check_settings,
     select_objectives,
     total_steps,
 )
 from codet5p_jax.training.schedules import Constant, Schedule
-from codet5p_jax.training.settings import check_numbers
 from codet5p_jax.training.state import new_state, param_of
 
 
@@ -61,7 +61,7 @@ def describe(
         num_devices = jax.device_count()
     if num_devices < 1:
         raise ValueError(f"num_devices has to be 1 or more, found {num_devices}")
-    check_numbers(accumulate=accumulate, ema_decay=ema_decay, max_nonfinite=1, num_workers=0)
+    check_settings(accumulate, ema_decay)
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
     network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
     lines = [*_parameter_table(network.specs, sizes), ""]

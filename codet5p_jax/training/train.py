@@ -29,7 +29,7 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
     state_bytes,
 )
-from codet5p_jax.training.conversion import TOKEN_IDS, export_weights
+from codet5p_jax.training.conversion import TOKEN_IDS, check_exportable, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, parts_table, with_lora
@@ -47,6 +47,7 @@ from codet5p_jax.training.phases import (
     Phase,
     check_loss_weights,
     check_rows,
+    check_settings,
     identity_defaults,
     locate,
     run_identity,
@@ -56,7 +57,6 @@ from codet5p_jax.training.phases import (
 from codet5p_jax.training.progress import Progress, default_progress, process_age
 from codet5p_jax.training.recorder import Recorder
 from codet5p_jax.training.schedules import Schedule
-from codet5p_jax.training.settings import check_run
 from codet5p_jax.training.state import TrainState, abstract_state, compiler_options, init_state
 from codet5p_jax.training.step import make_train_step
 from codet5p_jax.training.stored_weights import (
@@ -79,10 +79,6 @@ class Logging:
     every: int = 50
     tensorboard: bool = True
     wandb_project: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"Logging.every has to be 1 or more steps, found {self.every}")
 
 
 @dataclass(frozen=True)
@@ -166,23 +162,9 @@ def train(
         anything expensive happens; a checkpoint that cannot be written.
       FloatingPointError: `max_nonfinite` was reached, or no step at all was finite.
     """
-    check_run(
-        model=model,
-        objectives=objectives,
-        phases=phases,
-        model_dir=model_dir,
-        optimizer=optimizer,
-        schedule=schedule,
-        trainable=trainable,
-        init_from=init_from,
-        loss_weights=loss_weights,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        max_nonfinite=max_nonfinite,
-        num_workers=num_workers,
-        export_to=export_to,
-        export_arch=export_arch,
-    )
+    check_settings(accumulate, ema_decay)
+    if export_to is not None:
+        check_exportable(model, export_arch)
     model = with_lora(model, trainable)
     with ExitStack() as stack:
         main = jax.process_index() == 0

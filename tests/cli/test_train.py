@@ -113,39 +113,6 @@ def test_dry_run_needs_no_data(folder: Path):
     assert "does not divide over 3 devices" in wrong.stderr
 
 
-@pytest.mark.parametrize(
-    ("binding", "message"),
-    [
-        ("train.train.ema_decay=1.5", "ema_decay has to be at least 0 and below 1, found 1.5"),
-        ("WARMUP_STEPS=2", "warm-up takes 2 of 2 steps"),
-        ("PEAK_LEARNING_RATE=-1.0", "peak learning rate must be positive"),
-        ("train.train.num_workers=-1", "num_workers has to be 0 or more processes"),
-        ("train.train.loss_weights={'denoise': 1.0}", "there is no loss 'denoise' among"),
-        ("train.train.trainable=@freezing.Trainable()", "'encodr/.*' matches no parameter"),
-        ("train.train.init_from=@checkpoints.InitFrom()", "no checkpoint in absent"),
-    ],
-)
-def test_mistakes_are_found_before_any_data_is(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys, binding: str, message: str
-):
-    """In this process: nothing is prepared or trained."""
-    monkeypatch.chdir(folder)
-    (folder / "more.gin").write_text(
-        "from __gin__ import dynamic_registration\n"
-        "from codet5p_jax.training import checkpoints\n"
-        "from codet5p_jax.training import freezing\n"
-        "from codet5p_jax.training import schedules\n"
-        "from codet5p_jax.training import train\n"
-        "include 'tiny.gin'\n"
-        "freezing.Trainable.patterns = ('encodr/.*',)\n"
-        "checkpoints.InitFrom.path = 'absent'\n"
-    )
-    of = flags("nowhere", "--gin.MODEL_DIR='fresh'", f"--gin.{binding}")
-    assert main(["train", "--gin_file=more.gin", *of[1:]]) == 3
-    assert message in capsys.readouterr().err
-    assert not (folder / "nowhere").exists()
-
-
 def test_dry_run_checks_the_tokenizer_given(folder: Path):
     size = Tokenizer.load(folder / "tokenizer").vocab_size
     done = codet5p(folder, "train", "--dry_run", *flags("nowhere", "--gin.VOCAB_SIZE=300"))
