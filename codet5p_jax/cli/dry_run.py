@@ -1,7 +1,6 @@
 """`codet5p train --dry_run`: what a run amounts to, from a machine that could not run it."""
 
 import argparse
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +23,8 @@ def dry_run(config: Config, args: argparse.Namespace) -> str:
       ValueError: a mixture is unknown, or the run does not divide over the devices.
     """
     arguments = config.arguments
-    wanted = inspect.signature(describe).parameters
     report = describe(
-        **{name: value for name, value in arguments.items() if name in wanted},
+        **config.arguments_of(describe),
         rows=[rows_of(phase, arguments["cache_dir"], args) for phase in arguments["phases"]],
         num_devices=args.num_devices,
     )

@@ -1,5 +1,6 @@
 """Contrastive and matching objectives over text-code pairs, each pair encoded once (paper §3.2)."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,6 +106,22 @@ class TextCodePairs:
             )
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"{self.name}: momentum={self.momentum} is not between 0 and 1")
+        if self.matching_rows is not None and self.matching_rows < 1:
+            raise ValueError(
+                f"{self.name}: matching_rows={self.matching_rows} must be 1 or more, or None for "
+                "all; set matching=False to match none"
+            )
+        for name in ("queue_size", "alpha_ramp_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)} must be 0 or more")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"{self.name}: alpha={self.alpha} is not between 0 and 1")
+        low, high = self.temperature_bounds
+        if not 0 < low <= high < math.inf:
+            raise ValueError(
+                f"{self.name}: temperature_bounds must be a positive number and one that is no "
+                f"less, not {self.temperature_bounds}"
+            )
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -262,18 +279,18 @@ class _Keys(NamedTuple):
     """Keys by use; those of dropout are None in evaluation."""
 
     thin: jax.Array
+    thin_negative: jax.Array
     draw_text: jax.Array
     draw_code: jax.Array
     text: jax.Array | None
     code: jax.Array | None
     negative: jax.Array | None
     decoder: jax.Array | None
-    thin_negative: jax.Array
 
     @classmethod
     def split(cls, key: jax.Array, train: bool) -> "_Keys":
         draw_text, draw_code, thin, *dropout, thin_negative = jax.random.split(key, 8)
-        return cls(thin, draw_text, draw_code, *(dropout if train else [None] * 4), thin_negative)
+        return cls(thin, thin_negative, draw_text, draw_code, *(dropout if train else [None] * 4))
 
 
 def _encode(
