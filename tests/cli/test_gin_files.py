@@ -169,35 +169,6 @@ def test_compute_dtype_reaches_the_network():
     assert states.shape == (1, 8, 768)
 
 
-@pytest.mark.parametrize("name", ["stage1_220m", "stage1_770m"])
-def test_stage_1_is_the_papers(runs, name: str):
-    arguments = runs[f"runs/{name}.gin"].arguments
-    denoise, joint = arguments["phases"]
-    assert (denoise.steps, denoise.batch_size) == (10_000, 2048)
-    assert (joint.steps, joint.batch_size) == (100_000, 2048 + 512 + 512)
-    lengths = {o.name: (o.inputs_length, o.targets_length) for o in arguments["objectives"]}
-    assert lengths["span_denoising"][0] == 512
-    assert lengths["seq2seq_clm"] == (768, 600)
-    assert lengths["decoder_clm"] == (1, 1024)
-    assert arguments["schedule"].peak == 2e-4
-    assert arguments["optimizer"].weight_decay == 0.1
-    assert "loss_weights" not in arguments, "weights are 1"
-
-
-@pytest.mark.parametrize("name", ["stage2_220m", "stage2_770m"])
-def test_stage_2_is_the_papers(runs, name: str):
-    arguments = runs[f"runs/{name}.gin"].arguments
-    (phase,) = arguments["phases"]
-    assert (phase.steps, phase.batch_size) == (75_384, 3 * 256)
-    pairs, text_to_code, code_to_text = arguments["objectives"]
-    assert (pairs.text_length, pairs.code_length) == (128, 420)
-    assert (text_to_code.inputs_length, text_to_code.targets_length) == (128, 420)
-    assert (code_to_text.inputs_length, code_to_text.targets_length) == (420, 128)
-    assert pairs.queue_size % 256 == 0
-    assert arguments["schedule"].peak == 1e-4
-    assert arguments["init_from"].path == "(INITIAL_CHECKPOINT_PATH)"
-
-
 def test_t5x_speaks_of_task_feature_lengths():
     lengths = "TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 32}"
     (objective,) = load("runs/finetune_seq2seq.gin", bindings=(lengths,)).arguments["objectives"]
