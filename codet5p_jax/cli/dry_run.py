@@ -1,7 +1,6 @@
 """`codet5p train --dry_run`: what a run amounts to, from a machine that could not run it."""
 
 import argparse
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +24,11 @@ def dry_run(config: Config, args: argparse.Namespace) -> str:
         or the run does not divide over the devices.
     """
     arguments = config.arguments
-    wanted = inspect.signature(describe).parameters
     mixtures = [find(phase.mixture, arguments["cache_dir"], args) for phase in arguments["phases"]]
     for mixture in mixtures:
         _check_vocabulary(mixture, arguments["model"].vocab_size)
     report = describe(
-        **{name: value for name, value in arguments.items() if name in wanted},
+        **config.arguments_of(describe),
         rows=[
             divide_rows(mixture.rates, phase.batch_size)
             for mixture, phase in zip(mixtures, arguments["phases"], strict=True)

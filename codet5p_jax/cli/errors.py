@@ -7,4 +7,4 @@ BAD_CONFIGURATION = 3
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; nothing has been read or written yet."""
+    """The configuration is wrong; no data has been read, nothing written yet."""

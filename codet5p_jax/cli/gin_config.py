@@ -43,6 +43,11 @@ class Config:
     text: str
     unused: tuple[str, ...]
 
+    def arguments_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Those arguments that `function` takes as well."""
+        names = gin_static.parameters(function)
+        return {name: value for name, value in self.arguments.items() if name in names}
+
 
 def load_flags(root: Callable[..., Any], args: argparse.Namespace, **kwargs: Any) -> Config:
     """`load` with the flags of `gin_flags`."""

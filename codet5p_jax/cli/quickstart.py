@@ -228,13 +228,14 @@ class Quickstart:
         from codet5p_jax.evaluation.encoder import PairEncoder
 
         network, params, tokenizer = self.load("stage2")
-        lengths = self._objective("stage2", "text_code_pairs")
+        trained = self._objective("stage2", "text_code_pairs")
         encoder = PairEncoder(
             network,
             params,
             tokenizer.special,
-            text_length=lengths.text_length,
-            code_length=lengths.code_length,
+            text_length=trained.text_length,
+            code_length=trained.code_length,
+            temperature_bounds=trained.temperature_bounds,
             progress=progress,
         )
         return encoder, tokenizer
@@ -312,6 +313,7 @@ class Quickstart:
                 rerank_weight=self.found["retrieval"]["rerank_weight"],
                 text_length=encoder.text_length,
                 code_length=encoder.code_length,
+                temperature_bounds=encoder.temperature_bounds,
             )
         path = search.save(index, self.model_dirs["stage2"])
         return {"functions": len(documents), "bytes": path.stat().st_size}

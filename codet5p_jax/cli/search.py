@@ -92,6 +92,7 @@ def _load_model(
         code_length=index.code_length,
         batch_size=RERANKED if rerank else 1,
         shortest=index.code_length,
+        temperature_bounds=index.temperature_bounds,
     )
     return encoder, tokenizer
 

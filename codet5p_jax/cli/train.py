@@ -9,6 +9,8 @@ docs/configuration.md explains gin files; `--dry_run` says what one amounts to.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from codet5p_jax.cli import data_options, gin_flags
 from codet5p_jax.cli.arguments import positive
@@ -37,19 +39,23 @@ def run(args: argparse.Namespace) -> None:
     if not args.gin_file:
         raise ConfigError("--gin_file is missing; for example --gin_file=runs/stage1_220m.gin")
     from codet5p_jax.cli import gin_config
+    from codet5p_jax.training.checks import check_configuration
     from codet5p_jax.training.train import train
 
     placeholders = gin_config.PATHS if args.dry_run else None
     config = gin_config.load_flags(train, args, placeholders=placeholders)
     if config.unused:
         print(f"not used by this run: {', '.join(config.unused)}", file=sys.stderr)
+    checked = config.arguments_of(check_configuration)
+    if args.dry_run:
+        checked |= {"init_from": None, "model_dir": None}  # its paths need not exist
+    with _configuration():
+        check_configuration(**checked)
     if args.dry_run:
         from codet5p_jax.cli.dry_run import dry_run
 
-        try:
+        with _configuration():
             print(dry_run(config, args))
-        except ValueError as error:  # all that it looks at is the configuration
-            raise ConfigError(str(error)) from error
         return
     arguments = config.arguments
     ensure_prepared(
@@ -60,3 +66,12 @@ def run(args: argparse.Namespace) -> None:
         lengths=config.macros.get("TASK_FEATURE_LENGTHS"),
     )
     train(**{**arguments, "operative_config": config.text})
+
+
+@contextmanager
+def _configuration() -> Iterator[None]:
+    """What is wrong inside is wrong with the configuration: nothing else is looked at there."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error

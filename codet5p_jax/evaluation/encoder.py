@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.objectives import contrastive
 from codet5p_jax.objectives.rows import wrap
+from codet5p_jax.objectives.text_code_pairs import TextCodePairs
 
 TokenIds = Sequence[int] | Int[np.ndarray, "_"]
 
@@ -66,6 +68,7 @@ class PairEncoder:
       batch_size: rows of a compiled call.
       shortest: the least padded length; `code_length` compiles one shape per tower, which is what
         a single query wants.
+      temperature_bounds: what the objective clamped the temperature to in training.
       progress: called with the number of rows just finished.
     """
 
@@ -79,6 +82,7 @@ class PairEncoder:
         code_length: int,
         batch_size: int = 64,
         shortest: int = 64,
+        temperature_bounds: tuple[float, float] = TextCodePairs.temperature_bounds,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
         if model.config.embed_dim is None:
@@ -86,6 +90,7 @@ class PairEncoder:
         self.model, self.params, self.special = model, params, special
         self.text_length, self.code_length = text_length, code_length
         self.batch_size, self.shortest, self.progress = batch_size, shortest, progress
+        self.temperature_bounds = temperature_bounds
 
         def embed(params: Any, tokens_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
             bound = model.bind(params)
@@ -130,8 +135,10 @@ class PairEncoder:
 
     @property
     def temperature(self) -> float:
-        """The learned contrastive temperature."""
-        return float(jnp.exp(self.params["log_temperature"]))
+        """The learned contrastive temperature, clamped as in training: what the cosines were
+        divided by when the matching head's hard negatives were drawn."""
+        learned = jnp.exp(self.params["log_temperature"])
+        return float(contrastive.clamp(learned, self.temperature_bounds))
 
     def match(
         self,

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from codet5p_jax.evaluation import bm25, retrieval
 from codet5p_jax.evaluation.encoder import PairEncoder
 from codet5p_jax.files import new_file
+from codet5p_jax.objectives.text_code_pairs import TextCodePairs
 
 FILE_NAME = "search_index.safetensors"
 FORMAT = "1"
@@ -46,6 +47,7 @@ class SearchIndex:
       rerank_weight: trust in the matching head, see `retrieval.rerank`.
       fusion_weight: share of the embedding in fused scores, see `retrieval.fuse`.
       text_length, code_length: tokens that the model was trained to read.
+      temperature_bounds: of the contrastive temperature in training.
     """
 
     documents: list[Document]
@@ -55,6 +57,7 @@ class SearchIndex:
     rerank_weight: float
     text_length: int
     code_length: int
+    temperature_bounds: tuple[float, float] = TextCodePairs.temperature_bounds
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def save(index: SearchIndex, directory: Path) -> Path:
                 "rerank_weight": repr(index.rerank_weight),
                 "text_length": str(index.text_length),
                 "code_length": str(index.code_length),
+                "temperature_bounds": json.dumps(index.temperature_bounds),
             },
         )
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
@@ -184,6 +188,9 @@ def load(directory: Path) -> SearchIndex:
         arrays["bm25_impacts"],
         len(documents),
     )
+    bounds = TextCodePairs.temperature_bounds  # of indices that do not record them
+    if "temperature_bounds" in metadata:
+        bounds = tuple(json.loads(metadata["temperature_bounds"]))
     return SearchIndex(
         documents,
         arrays["embeddings"],
@@ -192,6 +199,7 @@ def load(directory: Path) -> SearchIndex:
         float(metadata["rerank_weight"]),
         int(metadata["text_length"]),
         int(metadata["code_length"]),
+        bounds,
     )
 
 

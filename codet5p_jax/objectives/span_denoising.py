@@ -65,6 +65,8 @@ class SpanDenoising(TeacherForced):
                 f"{self.name}: expected 1 <= min_span_words <= max_span_words, "
                 f"found {self.min_span_words} and {self.max_span_words}"
             )
+        if self.max_spans < 1:
+            raise ValueError(f"{self.name}: max_spans must be 1 or more, not {self.max_spans}")
         limit = self._mean_span / (self.max_span_words + 1)
         if not 0 < self.noise_density < limit:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The device half of every objective that predicts targets token by token."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,9 +22,9 @@ class TeacherForced:
     `inputs_length` and `targets_length`.
 
     Attributes:
-      z_loss: weight of log(Z)^2 per target token, which keeps the logits from drifting.
+      z_loss: weight of log(Z)^2 per target token, which keeps the logits from drifting, 0 or more.
         NOT STATED in the paper; 0, as in the T5 implementation its checkpoints come from.
-      label_smoothing: share of probability spread over the vocabulary. NOT STATED; 0.
+      label_smoothing: share of probability spread over the vocabulary, below 1. NOT STATED; 0.
     """
 
     z_loss: float = 0.0
@@ -39,6 +40,13 @@ class TeacherForced:
                 raise ValueError(
                     f"{self.name}: {field} must be 1 or more, not {getattr(self, field)}"
                 )
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"{self.name}: z_loss must be 0 or more, not {self.z_loss}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"{self.name}: label_smoothing must be at least 0 and below 1, "
+                f"not {self.label_smoothing}"
+            )
 
     @property
     def losses(self) -> tuple[str, ...]:

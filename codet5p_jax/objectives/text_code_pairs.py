@@ -1,5 +1,6 @@
 """Contrastive and matching objectives over text-code pairs, each pair encoded once (paper §3.2)."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class TextCodePairs:
     Attributes:
       text_length, code_length: of `<s> … </s>`; 128 and 420 (paper §4).
       token_dropout: share of tokens that the encoder does not see in training, so that a corpus of
-        a few thousand pairs is not learnt by heart; 0 in the paper.
+        a few thousand pairs is not learnt by heart; 0 in the paper. The momentum network sees all,
+        and texts that are encoded again as hard negatives lose their own share.
       matching: whether there is a matching loss; needs [ENC] and the model's matching head.
       matching_rows: rows of the batch that are matched, the first ones (their negatives come from
         the whole batch); None: all, as in the paper. The decoder reads three sequences for each.
@@ -104,6 +106,22 @@ class TextCodePairs:
             )
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"{self.name}: momentum={self.momentum} is not between 0 and 1")
+        if self.matching_rows is not None and self.matching_rows < 1:
+            raise ValueError(
+                f"{self.name}: matching_rows={self.matching_rows} must be 1 or more, or None for "
+                "all; set matching=False to match none"
+            )
+        for name in ("queue_size", "alpha_ramp_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)} must be 0 or more")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"{self.name}: alpha={self.alpha} is not between 0 and 1")
+        low, high = self.temperature_bounds
+        if not 0 < low <= high < math.inf:
+            raise ValueError(
+                f"{self.name}: temperature_bounds must be a positive number and one that is no "
+                f"less, not {self.temperature_bounds}"
+            )
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -201,7 +219,9 @@ class TextCodePairs:
         if self.matching:
             mined = state["queue"] if train and self._mines_queue else None
             rows = min(len(batch["pair_id"]), self.matching_rows or len(batch["pair_id"]))
-            losses["matching"] = _matching_loss(model, batch, texts, comparison, mined, keys, rows)
+            losses["matching"] = _matching_loss(
+                model, batch, texts, comparison, mined, keys, rows, self.token_dropout
+            )
         if teacher is not None:
             state = self._next_state(state, average, teacher, batch)
         return losses, state
@@ -259,6 +279,7 @@ class _Keys(NamedTuple):
     """Keys by use; those of dropout are None in evaluation."""
 
     thin: jax.Array
+    thin_negative: jax.Array
     draw_text: jax.Array
     draw_code: jax.Array
     text: jax.Array | None
@@ -268,8 +289,8 @@ class _Keys(NamedTuple):
 
     @classmethod
     def split(cls, key: jax.Array, train: bool) -> "_Keys":
-        draw_text, draw_code, thin, *dropout = jax.random.split(key, 7)
-        return cls(thin, draw_text, draw_code, *(dropout if train else [None] * 4))
+        draw_text, draw_code, thin, *dropout, thin_negative = jax.random.split(key, 8)
+        return cls(thin, thin_negative, draw_text, draw_code, *(dropout if train else [None] * 4))
 
 
 def _encode(
@@ -289,14 +310,23 @@ def _encode(
 
 
 def _thin(batch: Batch, rate: float, key: jax.Array) -> Batch:
-    """The batch with a share of positions marked as padding, never the first of a row."""
+    """The batch with a share of the positions of both sides marked as padding."""
+    names = ("text_segments", "code_segments")
+    keys = jax.random.split(key)
+    return {
+        **batch,
+        **{n: _thin_segments(batch[n], rate, k) for n, k in zip(names, keys, strict=True)},
+    }
+
+
+def _thin_segments(
+    segments_BS: Int[Array, "B S"], rate: float, key: jax.Array
+) -> Int[Array, "B S"]:
+    """A share of positions as padding, never the first of a row."""
     if not rate:
-        return batch
-    thinned = dict(batch)
-    for name, own in zip(("text_segments", "code_segments"), jax.random.split(key), strict=True):
-        kept = jax.random.bernoulli(own, 1.0 - rate, batch[name].shape).at[:, 0].set(True)
-        thinned[name] = jnp.where(kept, batch[name], 0)
-    return thinned
+        return segments_BS
+    kept_BS = jax.random.bernoulli(key, 1.0 - rate, segments_BS.shape).at[:, 0].set(True)
+    return jnp.where(kept_BS, segments_BS, 0)
 
 
 def _queued(queue: contrastive.Queue) -> _Pairs:
@@ -327,10 +357,13 @@ def _matching_loss(
     queue: contrastive.Queue | None,
     keys: _Keys,
     rows: int,
+    token_dropout: float,
 ) -> Loss:
     """Draws a text for each code and a code for each text, from the batch or from `queue` too.
 
-    `rows` of the batch, the first ones, are matched.
+    `rows` of the batch, the first ones, are matched. `texts` have lost a share `token_dropout`
+    already, texts that are encoded here lose it too: a whole text would give itself away as the
+    negative.
     """
     B = len(batch["pair_id"])
     N = B if queue is None else comparison.text_to_code_BN.shape[1]
@@ -351,7 +384,8 @@ def _matching_loss(
     if queue is None:
         negative_texts = jax.tree.map(lambda x: x[text_index_B], texts)
     else:
-        text_segments = drawn("text_segments", text_index_B)
+        whole = drawn("text_segments", text_index_B)
+        text_segments = _thin_segments(whole, token_dropout, keys.thin_negative)
         states = model.encode(drawn("text_tokens", text_index_B), text_segments, key=keys.negative)
         negative_texts = Texts(states, text_segments)
 

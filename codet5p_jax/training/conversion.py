@@ -167,18 +167,29 @@ def check_exportable(config: ModelConfig, arch: str | None = None) -> None:
     """Fails before anything is trained where `export_weights` would fail after it.
 
     Raises:
-      ValueError: no architecture of theirs is this network, or there are several processes.
+      ValueError: no architecture has that name, or none of theirs is this network.
+    """
+    known = (*hf_config.ARCHITECTURES, sentence_transformers.ARCHITECTURE)
+    if arch is not None and arch not in known:
+        raise ValueError(f"export_arch has to be one of {', '.join(known)}, found {arch!r}")
+    arch = arch or hf_config.default_architecture(config)
+    if arch == sentence_transformers.ARCHITECTURE:
+        sentence_transformers.files(config)
+        arch = "t5_encoder"
+    hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
+
+
+def check_one_process() -> None:
+    """`export_weights` reads what one process wrote. Asking for their number starts the devices.
+
+    Raises:
+      ValueError: there are several.
     """
     if jax.process_count() > 1:
         raise ValueError(
             "export_to works in a run of one process; leave it out, and use `codet5p convert "
             "export` when the run has ended"
         )
-    arch = arch or hf_config.default_architecture(config)
-    if arch == sentence_transformers.ARCHITECTURE:
-        sentence_transformers.files(config)
-        arch = "t5_encoder"
-    hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
 
 
 class _Reporting:

@@ -13,17 +13,12 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count, flatten, path_name
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
+from codet5p_jax.training.checks import check_configuration
 from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table, with_lora
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
-from codet5p_jax.training.phases import (
-    Phase,
-    check_loss_weights,
-    check_settings,
-    select_objectives,
-    total_steps,
-)
+from codet5p_jax.training.phases import Phase, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
 from codet5p_jax.training.state import new_state, param_of
 
@@ -40,7 +35,7 @@ def describe(
     trainable: Trainable | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule = Constant(1.0),  # noqa: B008
     loss_weights: Mapping[str, float] | None = None,
 ) -> str:
     """A report on a run; needs neither its data nor its devices.
@@ -61,7 +56,17 @@ def describe(
         num_devices = jax.device_count()
     if num_devices < 1:
         raise ValueError(f"num_devices has to be 1 or more, found {num_devices}")
-    check_settings(accumulate, ema_decay)
+    check_configuration(
+        model=model,
+        objectives=objectives,
+        phases=phases,
+        schedule=schedule,
+        optimizer=optimizer,
+        loss_weights=loss_weights,
+        trainable=trainable,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+    )
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
     network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
     lines = [*_parameter_table(network.specs, sizes), ""]
@@ -71,9 +76,6 @@ def describe(
         f"mesh: {' x '.join(f'{a} {n}' for a, n in sizes.items())} = {num_devices} devices"
     )
     used = select_objectives(objectives, list(dict.fromkeys(n for r in rows for n in r)))
-    check_loss_weights(loss_weights or {}, used)
-    if schedule is not None:
-        schedule.make(total_steps(phases))
     lines += _state_memory(network, split, used, optimizer, sizes, ema_decay is not None)
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):

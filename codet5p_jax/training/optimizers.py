@@ -243,6 +243,8 @@ def _check(optimizer: Any) -> None:
     for name in ("eps", "rms", "decay", "clip_threshold", "min_scale"):
         if not getattr(optimizer, name, 1) > 0:
             _refuse(optimizer, name, "above 0")
+    if getattr(optimizer, "min_size_to_factor", 1) < 1:
+        _refuse(optimizer, "min_size_to_factor", "1 or more")
     if not getattr(optimizer, "weight_decay", 0) >= 0:
         _refuse(optimizer, "weight_decay", "0 or more")
     if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:

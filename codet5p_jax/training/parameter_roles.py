@@ -41,18 +41,19 @@ def matrix_axes(spec: ParamSpec) -> MatrixAxes | None:
 
 
 def decays(spec: ParamSpec) -> bool:
-    """Whether weight decay applies: matrices, the embedding among them.
+    """Whether weight decay applies: matrices, embeddings (of tokens, of positions) among them.
 
     Not norms, biases and the temperature (no matrices), nor the relative-position table, whose
-    entries are additive biases of attention scores. The embedding decays as it did under the
+    entries are additive biases of attention scores. Embeddings decay as they did under the
     Hugging Face trainer of the original, where only biases and norms are exempt.
     """
     return matrix_axes(spec) is not None and "buckets" not in spec.axes
 
 
 def is_hidden_matrix(spec: ParamSpec) -> bool:
-    """A matrix inside a stack of layers: not the embedding, position table or a head (`joint`)."""
-    outer = {"vocab", "buckets", "joint"}
+    """A matrix inside a stack of layers: no embedding, of tokens or learned positions, no table of
+    relative positions, no head (`joint`)."""
+    outer = {"vocab", "positions", "buckets", "joint"}
     return matrix_axes(spec) is not None and not outer & set(spec.axes)
 
 

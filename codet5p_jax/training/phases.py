@@ -1,7 +1,6 @@
 """Phases of a run: which batch belongs to a step is arithmetic."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,20 +67,6 @@ def select_objectives(objectives: Sequence[Objective], names: Sequence[str]) -> 
             f"the mixtures need the objectives {missing}; configured are {sorted(by_name)}"
         )
     return [by_name[n] for n in names]
-
-
-def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[Objective]) -> None:
-    """Every name has to be the name of a loss.
-
-    Raises:
-      ValueError: one is not; names the nearest.
-    """
-    losses = [name for o in objectives for name in o.losses]
-    for name in loss_weights:
-        if name not in losses:
-            near = difflib.get_close_matches(name, losses, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"loss_weights: there is no loss {name!r} among {losses}{hint}")
 
 
 def check_one_tokenizer(mixtures: Sequence[CachedMixture]) -> None:
@@ -163,15 +148,3 @@ def _fields(objective: Any) -> dict[str, dataclasses.Field[Any]]:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
-
-
-def check_settings(accumulate: int, ema_decay: float | None) -> None:
-    """Numbers of a run that have a range.
-
-    Raises:
-      ValueError: one is outside.
-    """
-    if accumulate < 1:
-        raise ValueError(f"accumulate has to be 1 or more micro-batches, found {accumulate}")
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay has to be at least 0 and below 1, found {ema_decay}")

@@ -48,7 +48,7 @@ class Linear:
 
     def make(self, total_steps: int) -> LearningRate:
         """The learning rate as a function of the step."""
-        _check_peak(self.peak)
+        _check_ends(self.peak, self.final)
         decay = total_steps - self.warmup_steps
         end = self.final / self.peak
         return _with_warmup(
@@ -69,7 +69,7 @@ class Cosine:
 
     def make(self, total_steps: int) -> LearningRate:
         """The learning rate as a function of the step."""
-        _check_peak(self.peak)
+        _check_ends(self.peak, self.final)
         decay = total_steps - self.warmup_steps
         end = self.final / self.peak
 
@@ -102,15 +102,17 @@ class InverseSquareRoot:
         )
 
 
-def _check_peak(peak: float) -> None:
+def _check_ends(peak: float, final: float = 0.0) -> None:
     if not 0 < peak < math.inf:
         raise ValueError(f"peak learning rate must be positive and finite, found {peak}")
+    if not 0 <= final < math.inf:
+        raise ValueError(f"final learning rate must be 0 or more and finite, found {final}")
 
 
 def _with_warmup(
     peak: float, warmup_steps: int, total_steps: int, shape: Callable[[jax.Array], jax.Array]
 ) -> LearningRate:
-    _check_peak(peak)
+    _check_ends(peak)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warm-up takes {warmup_steps} of {total_steps} steps; it must be shorter than the "

@@ -29,7 +29,8 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
     state_bytes,
 )
-from codet5p_jax.training.conversion import TOKEN_IDS, check_exportable, export_weights
+from codet5p_jax.training.checks import check_configuration, check_loss_weights
+from codet5p_jax.training.conversion import TOKEN_IDS, check_one_process, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, parts_table, with_lora
@@ -45,9 +46,7 @@ from codet5p_jax.training.model_dir import (
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import (
     Phase,
-    check_loss_weights,
     check_rows,
-    check_settings,
     identity_defaults,
     locate,
     run_identity,
@@ -71,7 +70,7 @@ class Logging:
     """Where metrics go besides `metrics.jsonl`, and how often.
 
     Attributes:
-      every: steps that a record sums up.
+      every: steps that a record sums up, 1 or more.
       tensorboard: whether to write MODEL_DIR/tensorboard.
       wandb_project: W&B project; None: no W&B.
     """
@@ -79,6 +78,10 @@ class Logging:
     every: int = 50
     tensorboard: bool = True
     wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every has to be 1 or more steps, found {self.every}")
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,8 @@ def train(
       trainable: which parameters train, and the dtype of the others; None: all train.
       accumulate: micro-batches per step.
       ema_decay: of a moving average of the weights, which is then what is evaluated and loaded.
-      max_nonfinite: so many steps in a row whose loss or gradients are not finite end the run;
-        single ones are skipped.
+      max_nonfinite: so many steps in a row whose loss or gradients are not finite end the run,
+        1 or more; fewer are skipped.
       checkpoints: when to save and what to keep.
       evaluation: how often, on how much.
       logging: how often, where to.
@@ -162,9 +165,25 @@ def train(
         anything expensive happens; a checkpoint that cannot be written.
       FloatingPointError: `max_nonfinite` was reached, or no step at all was finite.
     """
-    check_settings(accumulate, ema_decay)
+    check_configuration(
+        model=model,
+        objectives=objectives,
+        phases=phases,
+        schedule=schedule,
+        optimizer=optimizer,
+        loss_weights=loss_weights,
+        init_from=init_from,
+        model_dir=model_dir,
+        trainable=trainable,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        max_nonfinite=max_nonfinite,
+        num_workers=num_workers,
+        export_to=export_to,
+        export_arch=export_arch,
+    )
     if export_to is not None:
-        check_exportable(model, export_arch)
+        check_one_process()
     model = with_lora(model, trainable)
     with ExitStack() as stack:
         main = jax.process_index() == 0

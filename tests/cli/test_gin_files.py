@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -65,20 +66,66 @@ def test_operative_configuration_of_a_run_builds_the_same(runs, name: str, tmp_p
         assert again.arguments[key] == value
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_include_at_most_one_level_and_have_a_head(name: str):
-    def includes(file: str) -> list[str]:
-        return re.findall(r"^include '(.*)'", (gin_static.PACKAGE / file).read_text(), re.M)
+def includes(file: str) -> list[str]:
+    return re.findall(r"^include '(.*)'", (gin_static.PACKAGE / file).read_text(), re.M)
 
+
+def head_of(file: str) -> str:
+    """The comment that a file begins with, without the signs of comments."""
+    head = (gin_static.PACKAGE / file).read_text().partition("from __gin__")[0]
+    lines = head.splitlines()
+    assert all(line == "#" or line.startswith("# ") for line in lines)
+    return "\n".join(line[2:] for line in lines)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_include_at_most_one_level(name: str):
     assert not [deep for file in includes(name) for deep in includes(file)]
     text = (gin_static.PACKAGE / name).read_text()
-    head = text.partition("from __gin__")[0]
-    if name in RUNS:
-        for word in ("codet5p train", f"--gin_file={name}", "Hardware:", "per step"):
-            assert word in head
-    else:
-        assert head.startswith("# ")
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_heads_say_hardware_work_and_what_to_expect(name: str):
+    head = head_of(name)
+    for part in ("Hardware:", "Positions per step", "To expect:"):
+        assert re.search(rf"^{part}", head, re.M), f"{name} lacks {part}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_launch_command_of_a_head_is_complete(name: str):
+    """It builds a run as it stands there, and the file is part of it."""
+    commands = re.findall(r"^  (codet5p train (?:.*\\\n)*.*)", head_of(name), re.M)
+    assert commands, "no launch command"
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "))
+        values = [word.partition("=")[2] for word in words if word.startswith("--gin_file=")]
+        assert name in [*values, *(file for value in values for file in includes(value))]
+        bindings = [word[len("--gin.") :] for word in words if word.startswith("--gin.")]
+        assert gin_config.load(train, values, bindings).unused == ()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_arithmetic_of_a_head_is_right_and_of_the_file(runs, name: str):
+    """Lines of the form `what   1,024 × (5 + 3)    8,192`; totals may be rounded."""
+    number = r"[\d,]+(?:\.\d+e\d+)?|\d\.\d+e\d+"
+    lines = re.findall(rf"^  (\w+ ?\w+) {{2,}}(\d[^a-z]*?) {{2,}}({number})$", head_of(name), re.M)
+    lines += re.findall(
+        rf"^Positions (per step).*: (\d[^a-z]*) = ({number})\.$", head_of(name), re.M
+    )
+    assert lines, "no arithmetic"
+    found = {}
+    for what, sum_of_products, result in lines:
+        factors = sum_of_products.replace(",", "").replace("\N{MULTIPLICATION SIGN}", "*")
+        assert re.fullmatch(r"[\d *+()]+", factors)
+        found[what] = float(result.replace(",", ""))
+        assert eval(factors) == pytest.approx(found[what], rel=2e-3)
+    if "all steps" in found:
+        steps = [phase.steps for phase in runs[name].arguments["phases"]]
+        parts = [value for what, value in found.items() if what != "all steps"]
+        per_phase = parts if len(steps) > 1 else [sum(parts)]
+        total = sum(n * p for n, p in zip(steps, per_phase, strict=True))
+        assert found["all steps"] == pytest.approx(total, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -120,35 +167,6 @@ def test_compute_dtype_reaches_the_network():
     states = jax.eval_shape(encode, abstract_params(model.specs), tokens)
     assert states.dtype == jnp.bfloat16
     assert states.shape == (1, 8, 768)
-
-
-@pytest.mark.parametrize("name", ["stage1_220m", "stage1_770m"])
-def test_stage_1_is_the_papers(runs, name: str):
-    arguments = runs[f"runs/{name}.gin"].arguments
-    denoise, joint = arguments["phases"]
-    assert (denoise.steps, denoise.batch_size) == (10_000, 2048)
-    assert (joint.steps, joint.batch_size) == (100_000, 2048 + 512 + 512)
-    lengths = {o.name: (o.inputs_length, o.targets_length) for o in arguments["objectives"]}
-    assert lengths["span_denoising"][0] == 512
-    assert lengths["seq2seq_clm"] == (768, 600)
-    assert lengths["decoder_clm"] == (1, 1024)
-    assert arguments["schedule"].peak == 2e-4
-    assert arguments["optimizer"].weight_decay == 0.1
-    assert "loss_weights" not in arguments, "weights are 1"
-
-
-@pytest.mark.parametrize("name", ["stage2_220m", "stage2_770m"])
-def test_stage_2_is_the_papers(runs, name: str):
-    arguments = runs[f"runs/{name}.gin"].arguments
-    (phase,) = arguments["phases"]
-    assert (phase.steps, phase.batch_size) == (75_384, 3 * 256)
-    pairs, text_to_code, code_to_text = arguments["objectives"]
-    assert (pairs.text_length, pairs.code_length) == (128, 420)
-    assert (text_to_code.inputs_length, text_to_code.targets_length) == (128, 420)
-    assert (code_to_text.inputs_length, code_to_text.targets_length) == (420, 128)
-    assert pairs.queue_size % 256 == 0
-    assert arguments["schedule"].peak == 1e-4
-    assert arguments["init_from"].path == "(INITIAL_CHECKPOINT_PATH)"
 
 
 def test_t5x_speaks_of_task_feature_lengths():

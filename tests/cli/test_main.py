@@ -1,8 +1,10 @@
 """The command line: help, exit codes, errors of one line."""
 
 import argparse
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,13 @@ def test_help_of_every_command(capsys, name: str):
     assert code == 0
     assert f"usage: codet5p {name}" in out
     assert "exit codes" in out
+
+
+def test_the_documentation_has_every_exit_code():
+    page = (Path(__file__).parents[2] / "docs/configuration.md").read_text(encoding="utf-8")
+    table = page.partition("## Exit codes")[2]
+    documented = re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
+    assert documented == re.findall(r"\d+", main.EXIT_CODES)
 
 
 def test_wrong_usage(capsys):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from codet5p_jax.cli import gin_config
-from codet5p_jax.cli.main import main
+from codet5p_jax.cli import gin_config, main
+from codet5p_jax.cli import train as command
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.training.train import train
 from tests.data.tiny import make_mixture
@@ -130,7 +130,51 @@ def test_dry_run_checks_the_tokenizer_of_the_cache(
     monkeypatch.chdir(folder)
     words = ["train", "--dry_run", "--num_devices=1", "--gin_file=tiny.gin"]
     words.append(f"--gin.CACHE_DIR='{tmp_path}'")
-    assert main([*words, "--gin.VOCAB_SIZE=99"]) == 3
+    assert main.main([*words, "--gin.VOCAB_SIZE=99"]) == 3
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"{tmp_path / 'tokenizers' / 'none'} has 100 ids, the model 99 rows" in message
-    assert main([*words, "--gin.VOCAB_SIZE=100"]) == 0
+    assert main.main([*words, "--gin.VOCAB_SIZE=100"]) == 0
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("train.train.ema_decay=2.0", "ema_decay has to be at least 0 and below 1, found 2.0"),
+        ("train.train.max_nonfinite=0", "max_nonfinite has to be 1 or more"),
+        ("train.train.num_workers=-1", "num_workers has to be 0"),
+        ("train.train.loss_weights={'matchin': 1.0}", "there is no loss 'matchin'"),
+        ("WARMUP_STEPS=1000", "warm-up takes 1000 of "),
+        ("PEAK_LEARNING_RATE=-1.0", "peak learning rate must be positive"),
+        ("optimizers.WithRates.rates=(('encodr/.*', 0.1),)", "'encodr/.*' matches no parameter"),
+        ("train.Logging.every=0", "every has to be 1 or more"),
+        ("train.train.export_arch='t5_decoder'", "export_arch has to be one of t5, "),
+    ],
+)
+def test_mistakes_of_the_configuration_are_found_before_data_is_prepared(
+    stage, binding, message, monkeypatch, capsys, tmp_path
+):
+    def prepared(*args, **kwargs):
+        raise AssertionError("data was touched")
+
+    monkeypatch.setattr(command, "ensure_prepared", prepared)
+    paths = [f"--gin.{name}='{tmp_path / name}'" for name in ("MODEL_DIR", "CACHE_DIR")]
+    paths.append("--gin.train.train.export_to='exported'")
+    if stage == "stage2":
+        paths.append("--gin.train.train.init_from=None")
+    flags = [f"--gin_file=runs/quickstart_{stage}.gin", *paths, f"--gin.{binding}"]
+    assert main.main(["train", *flags]) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("codet5p train: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_to_start_from_are_looked_for_before_data_is_prepared(monkeypatch, capsys):
+    monkeypatch.setattr(command, "ensure_prepared", lambda *args, **kwargs: pytest.fail("data"))
+    paths = ("MODEL_DIR", "CACHE_DIR", "INITIAL_CHECKPOINT_PATH")
+    flags = ["--gin_file=runs/quickstart_stage2.gin", *(f"--gin.{n}='nowhere'" for n in paths)]
+    assert main.main(["train", *flags]) == 3
+    error = capsys.readouterr().err
+    assert "no checkpoint in nowhere" in error
+    assert "set InitFrom.path (INITIAL_CHECKPOINT_PATH)" in error

@@ -9,6 +9,7 @@ import pytest
 
 from codet5p_jax.evaluation.encoder import PairEncoder, batches, buckets
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.objectives import TextCodePairs
 from codet5p_jax.objectives.rows import wrap
 
 TEXTS = ["a", "parse a date", "x" * 60, "open"]
@@ -74,6 +75,28 @@ def test_progress_counts_every_row(model, params, special, tokenize):
     )
     encoder.embed_codes([tokenize(code) for code in CODES])
     assert sum(done) == len(CODES)
+
+
+@pytest.mark.parametrize(
+    ("learned", "used"), [(0.01, 0.01), (0.0001, 0.001), (3.0, 0.5), (0.07, 0.07)]
+)
+def test_the_temperature_is_clamped_as_in_training(model, params, special, learned, used):
+    """What the contrastive objective reports for the same parameters."""
+    params = params | {"log_temperature": jnp.log(jnp.float32(learned))}
+    objective = TextCodePairs(text_length=8, code_length=8, matching=False)
+    example = {"text": np.array([9]), "code": np.array([9, 10])}
+    row = objective.features(example, np.random.default_rng(0), special)
+    batch = {name: jnp.asarray(value)[None] for name, value in row.items()}
+    bound = model.bind(params)
+    losses, _ = objective.loss(bound, batch, {}, jax.random.key(0), False)
+    trained, _ = losses["contrastive"].metrics["temperature"]
+    encoder = PairEncoder(model, params, special, text_length=8, code_length=8)
+    assert encoder.temperature == pytest.approx(float(trained), rel=1e-6)
+    assert encoder.temperature == pytest.approx(used, rel=1e-6)
+    wider = PairEncoder(
+        model, params, special, text_length=8, code_length=8, temperature_bounds=(1e-9, 1e9)
+    )
+    assert wider.temperature == pytest.approx(learned, rel=1e-6)
 
 
 def test_models_without_the_heads_are_refused(model, params, special):

@@ -40,6 +40,7 @@ def index(encoder, tokenize):
 
 
 def test_an_index_comes_back_as_it_was_saved(index, tmp_path):
+    index = dataclasses.replace(index, temperature_bounds=(0.02, 0.3))
     assert search.save(index, tmp_path).name == search.FILE_NAME
     assert [path.name for path in tmp_path.iterdir()] == [search.FILE_NAME]
     loaded = search.load(tmp_path)
@@ -48,6 +49,7 @@ def test_an_index_comes_back_as_it_was_saved(index, tmp_path):
     for query in ("parse date", "nothing of it", "open a b"):
         np.testing.assert_array_equal(loaded.words.scores(query), index.words.scores(query))
     assert (loaded.fusion_weight, loaded.text_length, loaded.code_length) == (0.3, 32, 64)
+    assert loaded.temperature_bounds == (0.02, 0.3)
 
 
 def test_bm25_needs_no_model(index):

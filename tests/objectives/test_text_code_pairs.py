@@ -379,6 +379,51 @@ def test_token_dropout_hides_tokens_in_training_only(model, params):
         dataclasses.replace(plain, token_dropout=1.0)
 
 
+class Watched:
+    """A bound model that notes the segments of each call of its encoder."""
+
+    def __init__(self, model):
+        self._model, self.seen = model, []
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def bind(self, params):
+        return self._model.bind(params)
+
+    def encode(self, tokens, segments, *, key=None):
+        self.seen.append(np.asarray(segments))
+        return self._model.encode(tokens, segments, key=key)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_negatives_that_are_encoded_again_lose_as_many_tokens_as_the_pairs(model, params, rate):
+    """Or the matching head would tell a negative text by its being whole."""
+    rows, length = 8, 100
+    objective = TextCodePairs(
+        text_length=length, code_length=8, momentum=0.9, queue_size=2 * rows, token_dropout=rate
+    )
+    example = {"text": np.arange(length) % 40 + 8, "code": np.arange(8) + 8}
+    filled = [
+        objective.features(
+            {side: np.roll(ids, shift) for side, ids in example.items()},
+            np.random.default_rng(0),
+            SPECIAL,
+        )
+        for shift in range(rows)
+    ]
+    batch = jax.tree.map(jnp.asarray, stack(filled))
+    watched = Watched(model.bind(params))
+    state = objective.init_state(model, params)
+    objective.loss(watched, batch, state, jax.random.key(0), True)
+    text, _, negative = watched.seen
+    for segments in (text, negative):
+        assert segments.shape == (rows, length)
+        assert segments[:, 0].all(), "what is pooled stays"
+        assert 1 - segments[:, 1:].mean() == pytest.approx(rate, abs=0.06)
+    assert rate == 0 or (text != negative).any()
+
+
 def test_matching_of_some_rows_only(model, params):
     """The first row alone: one positive and its two negatives, drawn from the whole batch."""
     objective = TextCodePairs(**SMALL, momentum=None, queue_size=0, matching_rows=1)

@@ -1,5 +1,7 @@
 """Every optimizer against its formula in NumPy, and against itself on layers kept apart."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ SPECS = {
     "o": ParamSpec((LAYERS, 2, 3, 4), ("layers", "heads", "head_dim", "embed"), normal(1.0)),
     "scale": ParamSpec((LAYERS, 4), ("layers", "norm"), normal(1.0)),
     "embedding": ParamSpec((7, 4), ("vocab", "embed"), normal(1.0)),
+    "positions": ParamSpec((6, 4), ("positions", "embed"), normal(1.0)),
     "table": ParamSpec((5, 2), ("buckets", "heads"), normal(1.0)),
 }
 ALL = [
@@ -28,6 +31,7 @@ ALL = [
     RmsScaledAdamW(weight_decay=0.1, clip_norm=None),
     Muon(clip_norm=None),
 ]
+MATRICES = ("q", "o", "embedding", "positions")  # the table holds biases
 SCHEDULE = Linear(0.1).make(10)
 
 
@@ -90,7 +94,7 @@ def test_adamw_is_the_textbook_formula_and_decays_matrices_only():
     result = run(AdamW(weight_decay=0.3, b2=0.9, clip_norm=None), SPECS, params, gradients)
     for name in SPECS:
         p = np.asarray(params[name], np.float64)
-        decay = 0.3 if name in ("q", "o", "embedding") else 0.0
+        decay = 0.3 if name in MATRICES else 0.0
         directions = adam_direction([g[name] for g in gradients], 0.9, 0.9, 1e-8)
         for t, direction in enumerate(directions):
             p -= float(SCHEDULE(t)) * (direction + decay * p)
@@ -103,7 +107,7 @@ def test_adamw_agrees_with_torch():
     result = run(AdamW(clip_norm=1.0), SPECS, params, gradients)
     theirs = {k: torch.nn.Parameter(torch.tensor(np.array(v))) for k, v in params.items()}
     groups = [
-        {"params": [theirs[k] for k in ("q", "o", "embedding")], "weight_decay": 0.1},
+        {"params": [theirs[k] for k in MATRICES], "weight_decay": 0.1},
         {"params": [theirs[k] for k in ("scale", "table")], "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
@@ -153,7 +157,7 @@ def test_muon_orthogonalises_each_layer_and_leaves_the_rest_to_adam():
     params, gradients = draw(SPECS, 0), [draw(SPECS, 1)]
     muon = run(Muon(clip_norm=None, weight_decay=0.0), SPECS, params, gradients)
     adam = run(AdamW(clip_norm=None, weight_decay=0.0), SPECS, params, gradients)
-    for name in ("scale", "embedding", "table"):
+    for name in ("scale", "embedding", "positions", "table"):
         np.testing.assert_allclose(muon[name], adam[name], rtol=1e-6)
     for layer in range(LAYERS):
         update = np.asarray(params["q"][layer] - muon["q"][layer]).reshape(4, 6)
@@ -224,3 +228,15 @@ def test_roles_of_the_real_networks_parameters():
     adam = {n for n, s in found.items() if not is_hidden_matrix(s)} - undecayed
     assert adam == {"embedding", "projection/kernel", "matching_head/kernel"}
     assert matrix_axes(found["decoder/layers/cross_attention/o"]) == ((1, 2), (3,))
+
+
+def test_learned_positions_are_an_embedding():
+    """One vector a position, of which a sequence reads few: Muon's orthogonal updates are not for
+    them, weight decay is."""
+    config = tiny_config()
+    learned = {"position": "learned", "max_positions": 16}
+    towers = {t: dataclasses.replace(getattr(config, t), **learned) for t in ("encoder", "decoder")}
+    specs = dict(flatten(CodeT5p(dataclasses.replace(config, **towers)).specs))
+    for name in ("encoder/positions", "decoder/positions", "embedding"):
+        assert not is_hidden_matrix(specs[name]), name
+        assert decays(specs[name]), name

@@ -9,7 +9,6 @@ from codet5p_jax.training.batches import open_loaders
 from codet5p_jax.training.model_dir import differences
 from codet5p_jax.training.phases import (
     Phase,
-    check_loss_weights,
     check_rows,
     data_seed,
     identity_defaults,
@@ -37,12 +36,6 @@ def test_objectives_come_in_the_order_asked_for():
     assert select_objectives(OBJECTIVES, ["text_code_pairs"]) == [OBJECTIVES[1]]
     with pytest.raises(ValueError, match=r"need the objectives \['decoder_clm'\]; configured"):
         select_objectives(OBJECTIVES, ["decoder_clm"])
-
-
-def test_loss_weights_name_losses():
-    check_loss_weights({"matching": 0.5, "span_denoising": 2.0}, OBJECTIVES)
-    with pytest.raises(ValueError, match=r"no loss 'matchin'.* did you mean 'matching'"):
-        check_loss_weights({"matchin": 1.0}, OBJECTIVES)
 
 
 def test_phases_share_one_tokenizer(tmp_path):

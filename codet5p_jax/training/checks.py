@@ -1,0 +1,99 @@
+"""What can be wrong with a run's configuration, found before data or devices are touched."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.objectives.base import Objective
+from codet5p_jax.training.checkpoints import InitFrom, saved_steps
+from codet5p_jax.training.conversion import check_exportable
+from codet5p_jax.training.freezing import Trainable, freeze, with_lora
+from codet5p_jax.training.init_from import plan_init
+from codet5p_jax.training.model_dir import ModelDir
+from codet5p_jax.training.optimizers import AdamW, Optimizer
+from codet5p_jax.training.phases import Phase, total_steps
+from codet5p_jax.training.schedules import Schedule
+
+
+def check_configuration(
+    *,
+    model: ModelConfig,
+    objectives: Sequence[Objective],
+    phases: Sequence[Phase],
+    schedule: Schedule,
+    optimizer: Optimizer = AdamW(),  # noqa: B008
+    loss_weights: Mapping[str, float] | None = None,
+    init_from: InitFrom | None = None,
+    model_dir: str | Path | None = None,
+    trainable: Trainable | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    max_nonfinite: int = 20,
+    num_workers: int = 0,
+    export_to: str | Path | None = None,
+    export_arch: str | None = None,
+) -> None:
+    """Checks all that needs neither data nor devices. Of weights it reads names and shapes.
+
+    Args:
+      model, …, export_arch: as `train` takes them.
+      init_from: looked at unless `model_dir` has a checkpoint to resume.
+
+    Raises:
+      ValueError: a number is out of its range, a name or pattern means nothing, or weights do not
+        fit the model.
+      FileNotFoundError: there are no weights where `init_from` says.
+      OSError: they are damaged.
+    """
+    _check_numbers(accumulate, ema_decay, max_nonfinite, num_workers)
+    check_loss_weights(loss_weights or {}, objectives)
+    network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
+    optimizer.make(schedule.make(total_steps(phases)), split(network.specs)[0])
+    if export_to is not None:
+        check_exportable(model, export_arch)
+    resumed = model_dir is not None and saved_steps(ModelDir(Path(model_dir)).checkpoints)
+    if init_from is not None and not resumed:
+        try:
+            plan_init(init_from, network.specs)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"init_from: {error}; set InitFrom.path (INITIAL_CHECKPOINT_PATH) to a model "
+                "directory, a checkpoint in it, or hf: and a Hugging Face folder"
+            ) from error
+
+
+def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[Objective]) -> None:
+    """Every name has to be the name of a loss, every weight 0 or more.
+
+    Raises:
+      ValueError: one is not; names the nearest.
+    """
+    losses = [name for o in objectives for name in o.losses]
+    for name, weight in loss_weights.items():
+        if name not in losses:
+            near = difflib.get_close_matches(name, losses, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"loss_weights: there is no loss {name!r} among {losses}{hint}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"loss_weights: {name!r} has to have 0 or more, found {weight}")
+
+
+def _check_numbers(
+    accumulate: int, ema_decay: float | None, max_nonfinite: int, num_workers: int
+) -> None:
+    if accumulate < 1:
+        raise ValueError(f"accumulate has to be 1 or more micro-batches, found {accumulate}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay has to be at least 0 and below 1, found {ema_decay}")
+    if max_nonfinite < 1:
+        raise ValueError(
+            f"max_nonfinite has to be 1 or more steps in a row, found {max_nonfinite}; 1 ends the "
+            "run at the first step that is not finite"
+        )
+    if num_workers < 0:
+        raise ValueError(
+            f"num_workers has to be 0 (a thread) or more processes, found {num_workers}"
+        )

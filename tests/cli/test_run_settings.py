@@ -1,0 +1,199 @@
+"""What every gin file of a run comes to, next to what the paper states.
+
+`chosen` marks what the paper leaves open (or, in the quickstart, what is not the paper's at all);
+everything else is from the paper's §3, §4 and §B. Rows of a mixture's objectives are those of the
+tasks' own tests.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import pytest
+
+from codet5p_jax.cli import gin_config, gin_static
+from codet5p_jax.training.train import train
+
+MACROS = ("MODEL_DIR='run'", "CACHE_DIR='cache'", "INITIAL_CHECKPOINT_PATH='stage1'")
+FIELDS = {  # of objectives, besides their lengths
+    "span_denoising": ("noise_density", "min_span_words", "max_span_words", "max_spans"),
+    "seq2seq_clm": ("min_pivot", "max_pivot"),
+    "text_code_pairs": ("momentum", "queue_size", "alpha", "matching", "matching_rows"),
+}
+LENGTHS = ("inputs_length", "targets_length", "text_length", "code_length")
+
+
+class Chosen(NamedTuple):
+    """A value that the paper does not state."""
+
+    value: Any
+
+
+chosen = Chosen
+ADAMW = {
+    "optimizer": "AdamW",
+    "weight_decay": 0.1,
+    "betas": chosen((0.9, 0.999)),
+    "clip_norm": chosen(1.0),
+}
+SCHEDULE = {"schedule": "Linear", "final": chosen(0.0), "warmup_steps": chosen(1_000)}
+PAPER = {**ADAMW, **SCHEDULE, "dropout": 0.1, "loss_weights": 1}
+
+STAGE1 = {
+    **PAPER,
+    "phases": (
+        ("codet5p_stage1_denoise", 10_000, 2048),
+        # The paper states each batch; that a step takes all three of them is chosen.
+        ("codet5p_stage1", 100_000, 2048 + 512 + 512),
+    ),
+    "peak": 2e-4,
+    "span_denoising": {
+        "inputs_length": 512,
+        "targets_length": chosen(256),
+        "noise_density": 0.15,
+        "min_span_words": 1,
+        "max_span_words": 5,
+        "max_spans": chosen(100),
+    },
+    "seq2seq_clm": {
+        "inputs_length": 768,
+        "targets_length": 600,
+        "min_pivot": 0.1,
+        "max_pivot": 0.9,
+    },
+    "decoder_clm": {"inputs_length": 1, "targets_length": 1024},
+    "accumulate": chosen(8),
+}
+STAGE2 = {
+    **PAPER,
+    # 10 epochs of 1,929,817 pairs, 256 of each objective a step.
+    "phases": (("codet5p_stage2", 75_384, 3 * 256),),
+    "peak": 1e-4,
+    "text_code_pairs": {
+        "text_length": 128,
+        "code_length": 420,
+        "momentum": chosen(0.995),
+        "queue_size": chosen(57_600),
+        "alpha": 0.0,  # one-hot targets
+        "matching": True,
+        "matching_rows": None,
+    },
+    "text_to_code": {"inputs_length": 128, "targets_length": 420},
+    "code_to_text": {"inputs_length": 420, "targets_length": 128},
+    "accumulate": chosen(1),
+}
+QUICKSTART = {
+    "optimizer": chosen("RmsScaledAdamW"),
+    "weight_decay": chosen(0.0),
+    "betas": chosen((0.9, 0.999)),
+    "clip_norm": chosen(1.0),
+    "schedule": "Linear",
+    "final": chosen(0.0),
+    "warmup_steps": chosen(30),
+    "dropout": chosen(0.0),
+    "loss_weights": 1,
+    "accumulate": chosen(1),
+}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "stage1_220m": STAGE1,
+    "stage1_770m": {**STAGE1, "accumulate": chosen(4)},
+    "stage2_220m": STAGE2,
+    "stage2_770m": STAGE2,
+    "finetune_seq2seq": {  # as the released tuning script for summarisation
+        **ADAMW,
+        "weight_decay": 0.05,
+        "schedule": "Linear",
+        "final": 0.0,
+        "warmup_steps": 200,
+        "peak": 5e-5,
+        "dropout": 0.1,
+        "loss_weights": 1,
+        "phases": (("my_task", 78_694, 4 * 8),),  # 10 epochs of 251,820 examples
+        "seq2seq": {"inputs_length": 320, "targets_length": 128},
+        "accumulate": chosen(1),
+    },
+    "quickstart_stage1": {
+        **QUICKSTART,
+        "phases": chosen((("stdlib_stage1_denoise", 100, 32), ("stdlib_stage1", 150, 48))),
+        "peak": chosen(2e-2),
+        "span_denoising": {
+            **STAGE1["span_denoising"],
+            "inputs_length": chosen(128),
+            "targets_length": chosen(64),
+        },
+        "seq2seq_clm": {
+            **STAGE1["seq2seq_clm"],
+            "inputs_length": chosen(96),
+            "targets_length": chosen(96),
+        },
+        "decoder_clm": {"inputs_length": 1, "targets_length": chosen(128)},
+    },
+    "quickstart_stage2": {
+        **QUICKSTART,
+        "phases": chosen((("stdlib_stage2", 150, 192),)),
+        "peak": chosen(1e-2),
+        "text_code_pairs": {
+            **STAGE2["text_code_pairs"],
+            "text_length": chosen(32),
+            "code_length": chosen(112),
+            "momentum": chosen(None),
+            "queue_size": chosen(0),
+            "matching_rows": chosen(32),
+        },
+        "text_to_code": {"inputs_length": chosen(32), "targets_length": chosen(112)},
+        "code_to_text": {"inputs_length": chosen(112), "targets_length": chosen(32)},
+    },
+}
+
+
+def plain(value: Any) -> Any:
+    """Without the marks."""
+    if isinstance(value, Chosen):
+        return value.value
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return value
+
+
+def resolved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the arguments of `train` come to, defaults included."""
+    optimizer = getattr(arguments["optimizer"], "optimizer", arguments["optimizer"])
+    schedule = arguments["schedule"]
+    return {
+        "phases": tuple(dataclasses.astuple(phase) for phase in arguments["phases"]),
+        "optimizer": type(optimizer).__name__,
+        "weight_decay": optimizer.weight_decay,
+        "betas": (optimizer.b1, optimizer.b2),
+        "clip_norm": optimizer.clip_norm,
+        "schedule": type(schedule).__name__,
+        **dataclasses.asdict(schedule),
+        "dropout": arguments["model"].dropout,
+        "loss_weights": arguments.get("loss_weights") or 1,
+        "accumulate": arguments.get("accumulate", 1),
+        **{
+            objective.name: {
+                name: getattr(objective, name)
+                for name in (*LENGTHS, *FIELDS.get(objective.name, ()))
+                if hasattr(objective, name)
+            }
+            for objective in arguments["objectives"]
+        },
+    }
+
+
+def test_every_run_is_listed():
+    assert {f"{name}.gin" for name in EXPECTED} == {
+        path.name for path in (gin_static.PACKAGE / "runs").glob("*.gin")
+    }
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_run_is_the_papers_or_says_what_was_chosen(name: str):
+    file = f"runs/{name}.gin"
+    text = (gin_static.PACKAGE / file).read_text()
+    macros = [m for m in MACROS if f"%{m.partition('=')[0]}" in text]
+    if name == "finetune_seq2seq":
+        macros.append("MIXTURE_OR_TASK_NAME='my_task'")
+    config = gin_config.load(train, [file], macros)
+    assert resolved(config.arguments) == plain(EXPECTED[name])
+    starts_from = config.arguments.get("init_from")
+    assert (starts_from is not None) == ("%INITIAL_CHECKPOINT_PATH" in text)
