@@ -44,12 +44,29 @@ RULES: Mapping[str, MeshAxes] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, which takes the devices that are left."""
+    """Sizes of the mesh axes; one of them may be -1, which takes the devices that are left.
+
+    Raises:
+      ValueError: a size is neither positive nor -1, or several are -1.
+    """
 
     replica: int = 1
     fsdp: int = -1
     sequence: int = 1
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = self._sizes
+        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+            raise ValueError(f"mesh sizes are positive and at most one is -1; found {self._named}")
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self.replica, self.fsdp, self.sequence, self.tensor]
+
+    @property
+    def _named(self) -> str:
+        return ", ".join(f"{a}={s}" for a, s in zip(AXES, self._sizes, strict=True))
 
     def shape(self, num_devices: int) -> tuple[int, ...]:
         """The sizes in the order of `AXES`.
@@ -57,16 +74,13 @@ class MeshConfig:
         Raises:
           ValueError: the sizes do not multiply to `num_devices`.
         """
-        sizes = [self.replica, self.fsdp, self.sequence, self.tensor]
-        named = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
-        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-            raise ValueError(f"mesh sizes are positive and at most one is -1; found {named}")
+        sizes = self._sizes
         known = math.prod(s for s in sizes if s != -1)
         if -1 in sizes and num_devices % known == 0:
             sizes[sizes.index(-1)] = num_devices // known
         if math.prod(sizes) != num_devices:
             raise ValueError(
-                f"mesh {named} does not fill {num_devices} devices; "
+                f"mesh {self._named} does not fill {num_devices} devices; "
                 "set MeshConfig so that the sizes multiply to that"
             )
         return tuple(sizes)

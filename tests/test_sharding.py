@@ -20,8 +20,14 @@ def test_minus_one_takes_what_is_left():
     assert MeshConfig(replica=2, fsdp=1, sequence=-1).shape(8) == (2, 1, 4, 1)
 
 
-@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(tensor=3), MeshConfig(fsdp=0),
-                                    MeshConfig(replica=-1)])  # fmt: skip
+@pytest.mark.parametrize("sizes", [{"fsdp": 0}, {"tensor": -2}, {"replica": -1}])
+def test_sizes_that_fill_no_machine_are_refused_at_once(sizes):
+    """Before there are devices to count."""
+    with pytest.raises(ValueError, match="mesh sizes are positive and at most one is -1; found"):
+        MeshConfig(**sizes)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(tensor=3)])
 def test_sizes_that_do_not_fill_the_devices(config):
     with pytest.raises(ValueError, match="mesh"):
         config.shape(8)
