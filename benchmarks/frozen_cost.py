@@ -2,7 +2,7 @@
 
     python benchmarks/frozen_cost.py --size=2b --size=6b --size=16b
 
-Compiles the step of runs/stage1_frozen.gin for one device from shapes alone (nothing is allocated),
+Compiles the step of runs/stage1_16b.gin for one device from shapes alone (nothing is allocated),
 counts the matrix products of the optimised program, loop bodies times their trip count, and
 compares:
 

@@ -98,6 +98,12 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "stage1_770m": {**STAGE1, "accumulate": chosen(4)},
     "stage2_220m": STAGE2,
     "stage2_770m": STAGE2,
+    "stage1_16b": {  # the paper states none of these for 2B and more, so those of its stage 1
+        **{name: value for name, value in STAGE1.items() if name != "span_denoising"},
+        "dropout": 0.0,
+        "phases": chosen((("codet5p_stage1_clm", 100_000, 512 + 512),)),
+        "accumulate": chosen(4),
+    },
     "finetune_seq2seq": {  # as the released tuning script for summarisation
         **ADAMW,
         "weight_decay": 0.05,
