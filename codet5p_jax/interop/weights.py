@@ -41,7 +41,7 @@ FLOATS = {dtype.name: dtype for dtype in DTYPES.values()}
 
 LOG_TEMPERATURE = hf_config.LOG_TEMPERATURE
 Index = tuple[slice, ...]
-_BY_VOCABULARY = ("embedding", "lm_head")
+_BY_VOCABULARY = ("embedding", "lm_head", "lm_head_bias")
 
 
 @runtime_checkable
