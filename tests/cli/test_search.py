@@ -15,7 +15,7 @@ from codet5p_jax.evaluation.encoder import PairEncoder
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
 from codet5p_jax.models.params import init_params
-from codet5p_jax.training import checkpoints
+from codet5p_jax.training import stored_weights
 
 MODULE = '''
 def parse_date(text):
@@ -68,7 +68,7 @@ def loaded(monkeypatch, model, model_dir):
     """Random weights instead of a checkpoint."""
     params = init_params(model.specs, jax.random.key(0))
     monkeypatch.setattr(
-        checkpoints, "load_params", lambda path: (params, model.config, model_dir / "tokenizer")
+        stored_weights, "load_params", lambda path: (params, model.config, model_dir / "tokenizer")
     )
 
 
