@@ -1,0 +1,132 @@
+"""Decoder-only language models both ways against `transformers` on random weights at fp32."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.decoding.generate import Sampling, generate
+from codet5p_jax.interop import hf_config
+from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.weights import export_hugging_face, open_hugging_face
+from codet5p_jax.models import CodeT5p
+from tests.interop.test_parity import load_theirs, nested
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SPECIAL = SpecialTokens(pad=0, bos=1, eos=2, unk=3, sentinels=(), decoder_start=0)
+ATOL = 1e-4
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {"vocab_size": 90, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
+LLAMA = {
+    **{"vocab_size": 90, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"max_position_embeddings": 64, "intermediate_size": 24},
+}
+CASES = {
+    "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
+    "codegen, two heads a shard": ("codegen", {**GPT, "n_head": 8, "rotary_dim": 2, "n_inner": 20}),
+    "codegen, tied": ("codegen", {**GPT, "rotary_dim": 2, "tie_word_embeddings": True}),
+}
+
+
+def model_of(arch, settings):
+    """A model of theirs with random weights, all of which count."""
+    model_type = hf_config.ARCHITECTURES[arch][0]
+    config = transformers.AutoConfig.for_model(model_type, **TOKENS, **settings)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def tokens_of():
+    return np.random.default_rng(0).integers(3, 90, (3, 20)).astype(np.int32)
+
+
+def logits_of(config, params):
+    tokens = jnp.asarray(tokens_of())
+    bound = CodeT5p(config).bind(params)
+    return bound.logits(bound.decode(tokens, jnp.ones_like(tokens)))
+
+
+def greedy(config, params, prompts, new):
+    start, prefix = jnp.asarray(prompts[:, 0]), jnp.asarray(prompts[:, 1:])
+    lengths = jnp.full(len(prompts), prefix.shape[1])
+    sampling = Sampling(max_length=prefix.shape[1] + new)
+
+    def run(params):
+        model, key = CodeT5p(config).bind(params), jax.random.key(0)
+        return generate(model, None, None, prefix, lengths, key, SPECIAL, sampling, start)
+
+    return np.asarray(jax.jit(run)(params).tokens)[:, prefix.shape[1] :]
+
+
+def theirs_greedy(model, prompts, new):
+    ids = torch.tensor(prompts.astype(np.int64))
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
+    )
+    out = out[:, prompts.shape[1] :].numpy()
+    return np.pad(out, ((0, 0), (0, new - out.shape[1])))
+
+
+def tensors_of(folder):
+    source = SafetensorsFolder(folder)
+    return {name: np.array(source.read(name)) for name in source.tensors}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_ways(tmp_path, case):
+    arch, settings = CASES[case]
+    model = model_of(arch, settings)
+    model.save_pretrained(tmp_path / "a")
+    weights = open_hugging_face(tmp_path / "a")
+    params = nested(weights)
+    tokens = tokens_of()
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+    assert theirs.std() > 0.5
+    np.testing.assert_allclose(logits_of(weights.config, params), theirs, atol=ATOL, rtol=0)
+    mine = greedy(weights.config, params, tokens[:, :6], 32)
+    np.testing.assert_array_equal(mine, theirs_greedy(model, tokens[:, :6], 32))
+
+    assert export_hugging_face(tmp_path / "b", weights, arch=arch) == []
+    before, after = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name].view(np.uint32), array.view(np.uint32), name)
+    again = load_theirs(transformers.AutoModelForCausalLM, tmp_path / "b")
+    with torch.no_grad():
+        same = again(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+    np.testing.assert_array_equal(same, theirs)
+    assert open_hugging_face(tmp_path / "b").config == weights.config
+
+
+ERRORS = {
+    "an unknown activation": ("codegen", {"activation_function": "quick_gelu"}),
+    "a rotation of no size": ("codegen", {"rotary_dim": None}),
+    "heads that are no shards": ("codegen", {"n_head": 2}),
+    "heads that do not divide": ("codegen", {"n_head": 12}),
+    "a size that is text": ("codegen", {"n_layer": "two"}),
+    "no size": ("codegen", {"n_embd": None}),
+    "quantized tensors": ("codegen", {"quantization_config": {"bits": 4}}),
+    "an activation that is a list": ("codegen", {"activation_function": ["relu"]}),
+    "tied to something": ("codegen", {"tie_word_embeddings": "embedding"}),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_the_network_cannot_have(tmp_path, case):
+    arch, change = ERRORS[case]
+    model_type, cls = hf_config.ARCHITECTURES[arch]
+    settings = next(settings for name, settings in CASES.values() if name == arch)
+    values = {"model_type": model_type, "architectures": [cls], **settings, **change}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"config\.json: expected .* {next(iter(change))}"):
+        open_hugging_face(tmp_path)
