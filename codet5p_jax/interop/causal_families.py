@@ -1,8 +1,14 @@
 """The decoder-only architectures that convert, one description each."""
 
-from codet5p_jax.interop.causal_lms import Family, Fused
+from typing import Any
+
+from codet5p_jax.interop.causal_lms import Family, Fused, Rope, Values
 from codet5p_jax.interop.tables import LAYER, Piece
 from codet5p_jax.models.configs import StackConfig
+
+
+def _switch(*fields: str) -> dict[Any, dict[str, Any]]:
+    return {value: dict.fromkeys(fields, value) for value in (False, True)}
 
 
 def _codegen_fused(cfg: StackConfig) -> Fused:
@@ -66,5 +72,112 @@ CODEGEN = Family(
     heads_multiple=4,
 )
 
-FAMILIES = {"codegen": CODEGEN}
+_LLAMA_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "d_ff": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "activation": "hidden_act",
+    "norm_eps": "rms_norm_eps",
+    "init_stddev": "initializer_range",
+}
+_LLAMA_NAMES = {
+    "embedding": "embed_tokens",
+    "layer": f"layers.{LAYER}",
+    "attention_norm": "input_layernorm",
+    **{part: f"self_attn.{part}_proj" for part in "qkvo"},
+    "feed_forward_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "wi": "mlp.up_proj",
+    "wo": "mlp.down_proj",
+    "final_norm": "norm",
+    "head": "lm_head",
+}
+_LLAMA_DEFAULTS = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 2_048,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+}
+
+LLAMA = Family(
+    model_type="llama",
+    cls="LlamaForCausalLM",
+    keys=_LLAMA_KEYS,
+    fixed={"norm": "rms", "gated": True, "position": "rotary", "scale_attention": True},
+    base="model.",
+    names=_LLAMA_NAMES,
+    defaults={
+        **_LLAMA_DEFAULTS,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    switches={
+        "attention_bias": _switch("qkv_bias", "out_bias"),
+        "mlp_bias": _switch("mlp_bias"),
+    },
+    dropouts=("attention_dropout",),
+    rope=Rope(),
+)
+
+
+def _read_qwen2_window(found: Values, layers: int) -> int | None:
+    """One window for all layers, or none; the first `max_window_layers` have none."""
+    key, kinds = "max_window_layers", found.get("layer_types")
+    if not found.choice("use_sliding_window", (True, False)) or not found.get("sliding_window"):
+        return None
+    windowed = layers - found.number(key)
+    if kinds is not None:  # transformers 5
+        key = "layer_types"
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise found.error(key, f"a list of {layers}", kinds)
+        windowed = layers - kinds.count("full_attention")
+    window = found.number("sliding_window")
+    if windowed <= 0 or window >= found.number("max_position_embeddings"):
+        return None
+    if windowed < layers:
+        raise found.error(key, "one sliding window for all layers, or none", found.get(key))
+    return window
+
+
+def _write_qwen2_window(cfg: StackConfig) -> dict[str, Any]:
+    if cfg.attention_window is None:
+        return {"use_sliding_window": False, "max_window_layers": cfg.num_layers}
+    return {
+        "use_sliding_window": True,
+        "sliding_window": cfg.attention_window,
+        "max_window_layers": 0,
+    }
+
+
+QWEN2 = Family(
+    model_type="qwen2",
+    cls="Qwen2ForCausalLM",
+    keys=_LLAMA_KEYS,
+    fixed={**LLAMA.fixed, "qkv_bias": True},
+    base="model.",
+    names=_LLAMA_NAMES,
+    defaults={
+        **_LLAMA_DEFAULTS,
+        "max_position_embeddings": 32_768,
+        "use_sliding_window": False,
+        "sliding_window": 4_096,
+        "max_window_layers": 28,
+    },
+    dropouts=("attention_dropout",),
+    rope=Rope(),
+    read_window=_read_qwen2_window,
+    write_window=_write_qwen2_window,
+)
+
+FAMILIES = {"codegen": CODEGEN, "llama": LLAMA, "qwen2": QWEN2}
 """By the name of the architecture."""

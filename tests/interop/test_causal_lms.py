@@ -30,6 +30,30 @@ CASES = {
     "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
     "codegen, two heads a shard": ("codegen", {**GPT, "n_head": 8, "rotary_dim": 2, "n_inner": 20}),
     "codegen, tied": ("codegen", {**GPT, "rotary_dim": 2, "tie_word_embeddings": True}),
+    "llama": ("llama", LLAMA),
+    "llama, grouped queries, biases": (
+        "llama",
+        {
+            **{**LLAMA, "num_key_value_heads": 2, "head_dim": 6, "rms_norm_eps": 1e-3},
+            **{"attention_bias": True, "mlp_bias": True, "rope_theta": 500.0},
+        },
+    ),
+    "llama, scaled, tied": (
+        "llama",
+        {
+            **{**LLAMA, "num_key_value_heads": 1, "tie_word_embeddings": True},
+            **{"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 100_000},
+        },
+    ),
+    "qwen2": ("qwen2", {**LLAMA, "num_key_value_heads": 2}),
+    "qwen2, tied": ("qwen2", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "qwen2, window": (
+        "qwen2",
+        {
+            **{**LLAMA, "num_key_value_heads": 2, "use_sliding_window": True},
+            **{"sliding_window": 5, "max_window_layers": 0, "head_dim": 8},
+        },
+    ),
 }
 
 
@@ -117,6 +141,23 @@ ERRORS = {
     "no size": ("codegen", {"n_embd": None}),
     "quantized tensors": ("codegen", {"quantization_config": {"bits": 4}}),
     "an activation that is a list": ("codegen", {"activation_function": ["relu"]}),
+    "yarn": ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+    "yarn as transformers 5 has it": ("llama", {"rope_parameters": {"rope_type": "yarn"}}),
+    "rotations by layer": ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}),
+    "a scale of no size": ("llama", {"rope_scaling": {"type": "linear"}}),
+    "a negative base": ("llama", {"rope_theta": -1}),
+    "a part that rotates": ("llama", {"partial_rotary_factor": 0.5}),
+    "windows of some layers": (
+        "qwen2",
+        {"max_window_layers": 1, "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "windows of some, as transformers 5 has it": (
+        "qwen2",
+        {
+            **{"layer_types": ["full_attention", "sliding_attention"]},
+            **{"use_sliding_window": True, "sliding_window": 5},
+        },
+    ),
     "tied to something": ("codegen", {"tie_word_embeddings": "embedding"}),
 }
 
@@ -128,5 +169,20 @@ def test_what_the_network_cannot_have(tmp_path, case):
     settings = next(settings for name, settings in CASES.values() if name == arch)
     values = {"model_type": model_type, "architectures": [cls], **settings, **change}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=rf"config\.json: expected .* {next(iter(change))}"):
+    with pytest.raises(ValueError, match=rf"config\.json: expected .*{next(iter(change))}, found"):
         open_hugging_face(tmp_path)
+
+
+def test_rotations_are_written_for_old_and_new_transformers(tmp_path):
+    case = CASES["llama, scaled, tied"]
+    model_of(*case).save_pretrained(tmp_path / "a")
+    weights = open_hugging_face(tmp_path / "a")
+    assert weights.config.decoder.rotary_scale == 4
+    assert weights.config.decoder.rotary_base == 100_000
+    export_hugging_face(tmp_path / "b", weights)
+    path = tmp_path / "b/config.json"
+    values = json.loads(path.read_text())
+    for theirs in (("rope_parameters",), ("rope_scaling", "rope_theta")):
+        kept = {key: value for key, value in values.items() if key not in theirs}
+        path.write_text(json.dumps(kept))
+        assert open_hugging_face(tmp_path / "b").config == weights.config
