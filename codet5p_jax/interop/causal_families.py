@@ -179,5 +179,59 @@ QWEN2 = Family(
     write_window=_write_qwen2_window,
 )
 
-FAMILIES = {"codegen": CODEGEN, "llama": LLAMA, "qwen2": QWEN2}
+
+def _gpt2_fused(cfg: StackConfig) -> Fused:
+    """All queries, then all keys, then all values."""
+    H = cfg.num_heads
+    G = cfg.num_kv_heads or H
+    pieces = {"q": (0, H), "k": (H, H + G), "v": (H + G, H + 2 * G)}
+    return Fused(
+        "D (N K) -> D N K",
+        "(N K) -> N K",
+        {part: Piece(*piece, H + 2 * G) for part, piece in pieces.items()},
+    )
+
+
+_GPT2_KEYS = {name: key for name, key in CODEGEN.keys.items() if name != "rotary_dim"}
+
+GPT2 = Family(
+    model_type="gpt2",
+    cls="GPT2LMHeadModel",
+    keys=_GPT2_KEYS,
+    fixed={
+        "norm": "layer",
+        **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), True),
+        "position": "learned",
+    },
+    base="transformer.",
+    names={
+        "embedding": "wte",
+        "positions": "wpe",
+        "layer": f"h.{LAYER}",
+        "attention_norm": "ln_1",
+        "qkv": "attn.c_attn",
+        "o": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "wi": "mlp.c_fc",
+        "wo": "mlp.c_proj",
+        "final_norm": "ln_f",
+        "head": "lm_head",
+    },
+    defaults={
+        **CODEGEN.defaults,
+        **dict.fromkeys(CODEGEN.dropouts, 0.1),
+        "n_positions": 1_024,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    switches={"scale_attn_weights": _switch("scale_attention")},
+    required={"scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+    dropouts=CODEGEN.dropouts,
+    fused=_gpt2_fused,
+    conv1d=True,
+)
+
+FAMILIES = {"codegen": CODEGEN, "llama": LLAMA, "qwen2": QWEN2, "gpt2": GPT2}
 """By the name of the architecture."""

@@ -334,7 +334,7 @@ def _unlike(config: ModelConfig, arch: str) -> list[str]:
 
 def _distance(config: ModelConfig, arch: str) -> float:
     try:
-        return len(_unlike(config, arch))
+        return float(len(_unlike(config, arch)))
     except ValueError:
         return float("inf")
 

@@ -10,6 +10,7 @@ import pytest
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, generate
 from codet5p_jax.interop import hf_config
+from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p
@@ -45,6 +46,14 @@ CASES = {
             **{"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 100_000},
         },
     ),
+    "gpt2": ("gpt2", GPT),
+    "gpt2, untied, unscaled": (
+        "gpt2",
+        {
+            **{**GPT, "n_inner": 20, "tie_word_embeddings": False, "scale_attn_weights": False},
+            **{"activation_function": "relu"},
+        },
+    ),
     "qwen2": ("qwen2", {**LLAMA, "num_key_value_heads": 2}),
     "qwen2, tied": ("qwen2", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "qwen2, window": (
@@ -55,6 +64,9 @@ CASES = {
         },
     ),
 }
+
+# What is the same network as one of an architecture that is asked first.
+SAME_AS = {"gpt_bigcode, a key for each query": "gpt2"}
 
 
 def model_of(arch, settings):
@@ -120,6 +132,7 @@ def test_both_ways(tmp_path, case):
     mine = greedy(weights.config, params, tokens[:, :6], 32)
     np.testing.assert_array_equal(mine, theirs_greedy(model, tokens[:, :6], 32))
 
+    assert hf_config.default_architecture(weights.config) == SAME_AS.get(case, arch)
     assert export_hugging_face(tmp_path / "b", weights, arch=arch) == []
     before, after = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
     assert before.keys() == after.keys()
@@ -158,6 +171,8 @@ ERRORS = {
             **{"use_sliding_window": True, "sliding_window": 5},
         },
     ),
+    "scores by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "an encoder to read": ("gpt2", {"add_cross_attention": True}),
     "tied to something": ("codegen", {"tie_word_embeddings": "embedding"}),
 }
 
@@ -186,3 +201,18 @@ def test_rotations_are_written_for_old_and_new_transformers(tmp_path):
         kept = {key: value for key, value in values.items() if key not in theirs}
         path.write_text(json.dumps(kept))
         assert open_hugging_face(tmp_path / "b").config == weights.config
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama, scaled, tied"])
+def test_a_file_without_the_prefix_of_the_model(tmp_path, case):
+    """As the model without its head is saved, and as GPT-2 is published, with its masks."""
+    from safetensors.numpy import save_file
+
+    arch, settings = CASES[case]
+    model_of(arch, settings).save_pretrained(tmp_path)
+    expected = nested(open_hugging_face(tmp_path))
+    prefix = FAMILIES[arch].base
+    tensors = {name.removeprefix(prefix): x for name, x in tensors_of(tmp_path).items()}
+    masks = {"h.0.attn.bias": np.ones((1, 1, 64, 64), np.float32)}
+    save_file(tensors | (masks if arch == "gpt2" else {}), tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, nested(open_hugging_face(tmp_path)), expected)
