@@ -1,5 +1,6 @@
 """The decoder-only architectures that convert, one description each."""
 
+import dataclasses
 from typing import Any
 
 from codet5p_jax.interop.causal_lms import Family, Fused, Rope, Values
@@ -233,5 +234,46 @@ GPT2 = Family(
     conv1d=True,
 )
 
-FAMILIES = {"codegen": CODEGEN, "llama": LLAMA, "qwen2": QWEN2, "gpt2": GPT2}
+
+def _by_head_fused(_: StackConfig) -> Fused:
+    """Head by head: its query, its key, its value."""
+    pieces = {part: Piece(i, i + 1, 3) for i, part in enumerate("qkv")}
+    return Fused("(H N K) D -> D (H N) K", "(H N K) -> (H N) K", pieces)
+
+
+def _bigcode_fused(cfg: StackConfig) -> Fused:
+    """All queries, then the one key and the one value; else head by head."""
+    if cfg.num_kv_heads != 1:
+        return _by_head_fused(cfg)
+    return dataclasses.replace(_gpt2_fused(cfg), axes="(N K) D -> D N K")
+
+
+GPT_BIGCODE = Family(
+    model_type="gpt_bigcode",
+    cls="GPTBigCodeForCausalLM",
+    keys=_GPT2_KEYS,
+    fixed=GPT2.fixed,
+    base="transformer.",
+    names=GPT2.names,
+    defaults={
+        **GPT2.defaults,
+        "activation_function": "gelu_pytorch_tanh",
+        "multi_query": True,
+    },
+    switches={
+        **GPT2.switches,
+        "multi_query": {True: {"num_kv_heads": 1}, False: {"num_kv_heads": None}},
+    },
+    required={"add_cross_attention": (False,)},
+    dropouts=GPT2.dropouts,
+    fused=_bigcode_fused,
+)
+
+FAMILIES = {
+    "codegen": CODEGEN,
+    "llama": LLAMA,
+    "qwen2": QWEN2,
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT_BIGCODE,
+}
 """By the name of the architecture."""

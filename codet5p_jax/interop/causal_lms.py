@@ -293,6 +293,8 @@ def _derived(family: Family, fields: Mapping[str, Any], found: Values) -> dict[s
 
 
 def _has(cfg: StackConfig, fields: Mapping[str, Any]) -> bool:
+    if cfg.num_kv_heads == cfg.num_heads > 1:
+        cfg = dataclasses.replace(cfg, num_kv_heads=None)  # which means the same
     return all(getattr(cfg, name) == value for name, value in fields.items())
 
 

@@ -54,6 +54,11 @@ CASES = {
             **{"activation_function": "relu"},
         },
     ),
+    "gpt_bigcode": ("gpt_bigcode", GPT),
+    "gpt_bigcode, a key for each query": (
+        "gpt_bigcode",
+        {**GPT, "multi_query": False, "tie_word_embeddings": False},
+    ),
     "qwen2": ("qwen2", {**LLAMA, "num_key_value_heads": 2}),
     "qwen2, tied": ("qwen2", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "qwen2, window": (
