@@ -269,11 +269,68 @@ GPT_BIGCODE = Family(
     fused=_bigcode_fused,
 )
 
+GPT_NEOX = Family(
+    model_type="gpt_neox",
+    cls="GPTNeoXForCausalLM",
+    keys={
+        "num_layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "d_ff": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+        "activation": "hidden_act",
+        "norm_eps": "layer_norm_eps",
+        "init_stddev": "initializer_range",
+    },
+    fixed={
+        "norm": "layer",
+        "shared_norm": False,
+        "mlp_bias": True,
+        "position": "rotary",
+        "scale_attention": True,
+    },
+    base="gpt_neox.",
+    names={
+        "embedding": "embed_in",
+        "layer": f"layers.{LAYER}",
+        "attention_norm": "input_layernorm",
+        "qkv": "attention.query_key_value",
+        "o": "attention.dense",
+        "feed_forward_norm": "post_attention_layernorm",
+        "wi": "mlp.dense_h_to_4h",
+        "wo": "mlp.dense_4h_to_h",
+        "final_norm": "final_layer_norm",
+        "head": "embed_out",
+    },
+    defaults={
+        "max_position_embeddings": 2_048,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+        "rotary_pct": 0.25,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },
+    switches={
+        "use_parallel_residual": _switch("parallel"),
+        "attention_bias": _switch("qkv_bias", "out_bias"),
+    },
+    dropouts=("attention_dropout", "hidden_dropout"),
+    fused=_by_head_fused,
+    rope=Rope(theta="rotary_emb_base", fraction="rotary_pct"),
+)
+
 FAMILIES = {
     "codegen": CODEGEN,
     "llama": LLAMA,
     "qwen2": QWEN2,
     "gpt2": GPT2,
     "gpt_bigcode": GPT_BIGCODE,
+    "gpt_neox": GPT_NEOX,
 }
 """By the name of the architecture."""

@@ -59,6 +59,14 @@ CASES = {
         "gpt_bigcode",
         {**GPT, "multi_query": False, "tie_word_embeddings": False},
     ),
+    "gpt_neox": ("gpt_neox", {**LLAMA, "rotary_pct": 0.5}),
+    "gpt_neox, one after the other": (
+        "gpt_neox",
+        {
+            **{**LLAMA, "use_parallel_residual": False, "attention_bias": False},
+            **{"rotary_emb_base": 500, "rotary_pct": 1.0, "tie_word_embeddings": True},
+        },
+    ),
     "qwen2": ("qwen2", {**LLAMA, "num_key_value_heads": 2}),
     "qwen2, tied": ("qwen2", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "qwen2, window": (
