@@ -325,6 +325,34 @@ GPT_NEOX = Family(
     rope=Rope(theta="rotary_emb_base", fraction="rotary_pct"),
 )
 
+STARCODER2 = Family(
+    model_type="starcoder2",
+    cls="Starcoder2ForCausalLM",
+    keys={**_LLAMA_KEYS, "norm_eps": "norm_epsilon", "attention_window": "sliding_window"},
+    fixed={"norm": "layer", "position": "rotary", "scale_attention": True},
+    base="model.",
+    names={**_LLAMA_NAMES, "wi": "mlp.c_fc", "wo": "mlp.c_proj"},
+    defaults={
+        "num_key_value_heads": 2,
+        "head_dim": None,
+        "max_position_embeddings": 4_096,
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": 1e-5,
+        "initializer_range": 0.018042,
+        "sliding_window": None,
+        "use_bias": True,
+        "attention_dropout": 0.0,
+        "residual_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 50_256,
+        "eos_token_id": 50_256,
+    },
+    switches={"use_bias": _switch("qkv_bias", "out_bias", "mlp_bias")},
+    dropouts=("attention_dropout", "residual_dropout", "embedding_dropout"),
+    rope=Rope(),
+)
+
 FAMILIES = {
     "codegen": CODEGEN,
     "llama": LLAMA,
@@ -332,5 +360,6 @@ FAMILIES = {
     "gpt2": GPT2,
     "gpt_bigcode": GPT_BIGCODE,
     "gpt_neox": GPT_NEOX,
+    "starcoder2": STARCODER2,
 }
 """By the name of the architecture."""

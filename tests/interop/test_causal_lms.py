@@ -67,6 +67,14 @@ CASES = {
             **{"rotary_emb_base": 500, "rotary_pct": 1.0, "tie_word_embeddings": True},
         },
     ),
+    "starcoder2": ("starcoder2", {**LLAMA, "num_key_value_heads": 2, "sliding_window": 5}),
+    "starcoder2, without biases, untied": (
+        "starcoder2",
+        {
+            **{**LLAMA, "num_key_value_heads": 4, "use_bias": False, "hidden_act": "silu"},
+            **{"tie_word_embeddings": False, "head_dim": 6},
+        },
+    ),
     "qwen2": ("qwen2", {**LLAMA, "num_key_value_heads": 2}),
     "qwen2, tied": ("qwen2", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "qwen2, window": (
