@@ -16,7 +16,7 @@ from pathlib import Path
 
 ARCHITECTURES = (
     *("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal"),
-    *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2"),
+    *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "gemma"),
 )
 EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32

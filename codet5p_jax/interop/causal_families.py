@@ -353,6 +353,39 @@ STARCODER2 = Family(
     rope=Rope(),
 )
 
+GEMMA = Family(
+    model_type="gemma",
+    cls="GemmaForCausalLM",
+    keys=_LLAMA_KEYS,
+    fixed={**LLAMA.fixed, "norm_plus_one": True},
+    base="model.",
+    names=_LLAMA_NAMES,
+    defaults={
+        **_LLAMA_DEFAULTS,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "max_position_embeddings": 8_192,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": None,
+        "attention_bias": False,
+        "use_bidirectional_attention": None,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    },
+    switches={"attention_bias": _switch("qkv_bias", "out_bias")},
+    required={
+        "hidden_activation": ("gelu_pytorch_tanh", None),
+        "use_bidirectional_attention": (None, False),
+    },
+    dropouts=("attention_dropout",),
+    # What the first configurations call gelu is the approximation as well.
+    activations={"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"},
+    rope=Rope(),
+    scale_embedding=True,
+)
+
 FAMILIES = {
     "codegen": CODEGEN,
     "llama": LLAMA,
@@ -361,5 +394,6 @@ FAMILIES = {
     "gpt_bigcode": GPT_BIGCODE,
     "gpt_neox": GPT_NEOX,
     "starcoder2": STARCODER2,
+    "gemma": GEMMA,
 }
 """By the name of the architecture."""

@@ -75,6 +75,14 @@ CASES = {
             **{"tie_word_embeddings": False, "head_dim": 6},
         },
     ),
+    "gemma": ("gemma", {**LLAMA, "num_key_value_heads": 1, "head_dim": 8}),
+    "gemma, biases": (
+        "gemma",
+        {
+            **{**LLAMA, "num_key_value_heads": 4, "head_dim": 4, "attention_bias": True},
+            **{"hidden_act": "gelu", "rope_theta": 500.0},
+        },
+    ),
     "qwen2": ("qwen2", {**LLAMA, "num_key_value_heads": 2}),
     "qwen2, tied": ("qwen2", {**LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "qwen2, window": (
@@ -194,6 +202,8 @@ ERRORS = {
     ),
     "scores by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "an encoder to read": ("gpt2", {"add_cross_attention": True}),
+    "two directions": ("gemma", {"use_bidirectional_attention": True}),
+    "an activation of two names": ("gemma", {"hidden_activation": "relu"}),
     "tied to something": ("codegen", {"tie_word_embeddings": "embedding"}),
 }
 
