@@ -195,8 +195,9 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
     values = {key: getattr(cfg, name) for name, key in family.keys.items()}
     # A key without a value: the default holds.
     values = {key: value for key, value in values.items() if value is not None}
-    if "num_kv_heads" in family.keys:
-        values[family.keys["num_kv_heads"]] = cfg.num_kv_heads or cfg.num_heads
+    spelled_out = {"num_kv_heads": cfg.num_heads, "rotary_dim": cfg.head_dim}
+    for name in spelled_out.keys() & family.keys.keys():
+        values[family.keys[name]] = getattr(cfg, name) or spelled_out[name]
     key = family.keys["activation"]
     spellings = [*family.activations, family.defaults[key]]
     values[key] = {family.activations[name]: name for name in spellings}.get(cfg.activation)

@@ -1,5 +1,6 @@
 """Decoder-only language models both ways against `transformers` on random weights at fp32."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,9 +13,13 @@ from codet5p_jax.decoding.generate import Sampling, generate
 from codet5p_jax.interop import hf_config
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
-from codet5p_jax.interop.weights import export_hugging_face, open_hugging_face
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p
+from codet5p_jax.models.configs import ModelConfig, StackConfig
+from codet5p_jax.training.conversion import check_exportable, export_weights, import_weights
+from codet5p_jax.training.verification import compare_outputs, verify_weights
 from tests.interop.test_parity import load_theirs, nested
+from tests.interop.test_tables import assert_same_bits, drawn_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -101,7 +106,7 @@ SAME_AS = {"gpt_bigcode, a key for each query": "gpt2"}
 def model_of(arch, settings):
     """A model of theirs with random weights, all of which count."""
     model_type = hf_config.ARCHITECTURES[arch][0]
-    config = transformers.AutoConfig.for_model(model_type, **TOKENS, **settings)
+    config = transformers.AutoConfig.for_model(model_type, **{**TOKENS, **settings})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -247,3 +252,105 @@ def test_a_file_without_the_prefix_of_the_model(tmp_path, case):
     masks = {"h.0.attn.bias": np.ones((1, 1, 64, 64), np.float32)}
     save_file(tensors | (masks if arch == "gpt2" else {}), tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, nested(open_hugging_face(tmp_path)), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_bit_survives(tmp_path, case, dtype):
+    arch, settings = CASES[case]
+    config = hf_config.to_model_config(settings, arch, tmp_path)
+    params = drawn_params(config, 0, dtype)
+    weights = ArrayWeights(config, params)
+    assert export_hugging_face(tmp_path / "a", weights, arch=arch, max_shard_bytes=900) == []
+    back = open_hugging_face(tmp_path / "a")
+    assert back.shapes.keys() == params.keys()
+    for path, array in params.items():
+        assert_same_bits(back.read(path), array, path)
+
+
+@pytest.mark.parametrize("case", ["codegen", "gpt_bigcode", "qwen2"])
+def test_a_model_directory_and_back(tmp_path, case):
+    """Special tokens too: of those it lacks, none is made up."""
+    arch, settings = CASES[case]
+    model = model_of(arch, {**settings, "pad_token_id": None, "eos_token_id": [2, 7]})
+    model.save_pretrained(tmp_path / "a")
+    import_weights(tmp_path / "a", tmp_path / "run")
+    found = verify_weights(tmp_path / "a", tmp_path / "run")
+    assert (found.problems, found.notes, found.rounded) == ((), (), ())
+    differences = compare_outputs(tmp_path / "a", tmp_path / "run")
+    assert list(differences) == ["logits"]
+    assert differences["logits"] < ATOL
+    export_weights(tmp_path / "run", tmp_path / "b")
+    values = json.loads((tmp_path / "b/config.json").read_text())
+    assert [values[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [None, 1, 2]
+    generation = json.loads((tmp_path / "b/generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
+    assert verify_weights(tmp_path / "b", tmp_path / "run").problems == ()
+
+
+def test_rows_are_added_to_a_bias_as_well(tmp_path):
+    model_of(*CASES["codegen"]).save_pretrained(tmp_path / "a")
+    import_weights(tmp_path / "a", tmp_path / "run", pad_vocab_to_multiple=64)
+    found = verify_weights(tmp_path / "a", tmp_path / "run")
+    assert found.problems == ()
+    assert found.notes == (f"38 rows of the vocabulary are not in {tmp_path / 'a'}",)
+    export_weights(tmp_path / "run", tmp_path / "b")
+    model = load_theirs(transformers.AutoModelForCausalLM, tmp_path / "b")
+    torch.testing.assert_close(model.lm_head.bias[90:], model.lm_head.bias[:90].mean().expand(38))
+
+
+def of_ours(**settings):
+    """A decoder alone with T5's initial values, which no `config.json` knows."""
+    decoder = StackConfig(
+        **{
+            **dict(num_layers=2, d_model=16, num_heads=4, head_dim=4, d_ff=24, causal=True),
+            **dict(max_positions=64, position="rotary", scale_attention=True),
+            **settings,
+        }
+    )
+    none = dict(num_layers=0, causal=False, attention_window=None)
+    encoder = dataclasses.replace(decoder, **none)
+    return ModelConfig(vocab_size=90, encoder=encoder, decoder=decoder, tie_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arch"),
+    [
+        (dict(gated=True, num_kv_heads=4, rotary_dim=4, activation="silu"), "llama"),
+        (dict(gated=True, qkv_bias=True), "qwen2"),
+        (dict(norm="layer", mlp_bias=True, parallel=True, shared_norm=False), "gpt_neox"),
+        (dict(norm="layer", attention_window=7), "starcoder2"),
+    ],
+)
+def test_the_architecture_of_a_network_of_our_own(settings, arch):
+    config = of_ours(**settings)
+    assert hf_config.default_architecture(config) == arch
+    check_exportable(config)
+
+
+def test_a_decoder_alone_that_is_none_of_theirs():
+    config = of_ours(gated=True, norm="layer", qkv_bias=True, out_bias=True)
+    with pytest.raises(ValueError, match=r"the network is no \w+: decoder\.\w+ is .*, \w+ has"):
+        check_exportable(config)
+    six = of_ours(num_heads=6)
+    with pytest.raises(ValueError, match=r"is no codegen: config\.json: expected a positive mult"):
+        check_exportable(six, "codegen")
+
+
+def test_an_encoder_beside_the_decoder_is_no_language_model():
+    config = dataclasses.replace(of_ours(gated=True), encoder=of_ours(gated=True).decoder)
+    with pytest.raises(ValueError, match=r"is no llama: encoder\.num_layers is 2, llama has 0"):
+        check_exportable(config, "llama")
+
+
+def test_a_fused_tensor_of_a_wrong_shape_is_one_error(tmp_path):
+    from safetensors.numpy import save_file
+
+    model_of(*CASES["gpt2"]).save_pretrained(tmp_path)
+    tensors = tensors_of(tmp_path)
+    name = "transformer.h.1.attn.c_attn.weight"
+    tensors[name] = tensors[name][:, :-1]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=name) as error:
+        open_hugging_face(tmp_path)
+    assert str(error.value).count(name) == 1
