@@ -55,51 +55,6 @@ class Rope:
     fraction: str | None = None
 
 
-@dataclass(frozen=True)
-class Family:
-    """One architecture.
-
-    Attributes:
-      model_type: its name in `config.json`.
-      cls: the class in PyTorch.
-      keys: field of `StackConfig` -> key of `config.json`.
-      fixed: fields of `StackConfig` that are the same for all of the family.
-      base: prefix of all tensors but the head's, which files of the model without its head lack.
-      names: part -> its tensors, without `base`, and without `layer` where each layer has them.
-      defaults: what holds where `config.json` lacks a key; what is not here has to be there.
-      switches: key -> value -> the fields of `StackConfig` that it stands for.
-      required: key -> the only values that the network can have.
-      dropouts: keys of rates. Ours is one: the highest of them, written to all.
-      activations: their name -> ours; of several, the one in `defaults` is written.
-      fused: the layout of queries, keys and values in one tensor; None: they are three tensors.
-      conv1d: kernels are [in, out] (GPT-2), else [out, in].
-      rope: where rotary positions are described; None: `keys` and `fixed` say it all.
-      read_window, write_window: the attention window, where it takes more than one key.
-      head_bias, scale_embedding: as in `ModelConfig`.
-      heads_multiple: num_heads has to be a multiple of this.
-    """
-
-    model_type: str
-    cls: str
-    keys: Mapping[str, str]
-    fixed: Mapping[str, Any]
-    base: str
-    names: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    switches: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
-    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    dropouts: tuple[str, ...] = ()
-    activations: Mapping[str, str] = field(default_factory=lambda: ACTIVATIONS)
-    fused: Callable[[StackConfig], Fused] | None = None
-    conv1d: bool = False
-    rope: Rope | None = None
-    read_window: "Callable[[Values, int], int | None] | None" = None
-    write_window: Callable[[StackConfig], dict[str, Any]] | None = None
-    head_bias: bool = False
-    scale_embedding: bool = False
-    heads_multiple: int = 1
-
-
 class Values:
     """The content of a `config.json`, checked where it is read."""
 
@@ -140,6 +95,51 @@ class Values:
     def error(self, key: str, expected: str, found: Any) -> ValueError:
         """The error that says what is there and what was expected."""
         return ValueError(f"{self._where}: expected {expected} as {key}, found {found!r}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+      model_type: its name in `config.json`.
+      cls: the class in PyTorch.
+      keys: field of `StackConfig` -> key of `config.json`.
+      fixed: fields of `StackConfig` that are the same for all of the family.
+      base: prefix of all tensors but the head's, which files of the model without its head lack.
+      names: part -> its tensors, without `base`, and without `layer` where each layer has them.
+      defaults: what holds where `config.json` lacks a key; what is not here has to be there.
+      switches: key -> value -> the fields of `StackConfig` that it stands for.
+      required: key -> the only values that the network can have.
+      dropouts: keys of rates. Ours is one: the highest of them, written to all.
+      activations: their name -> ours; of several, the one in `defaults` is written.
+      fused: the layout of queries, keys and values in one tensor; None: they are three tensors.
+      conv1d: kernels are [in, out] (GPT-2), else [out, in].
+      rope: where rotary positions are described; None: `keys` and `fixed` say it all.
+      read_window, write_window: the attention window, where it takes more than one key.
+      head_bias, scale_embedding: as in `ModelConfig`.
+      heads_multiple: num_heads has to be a multiple of this.
+    """
+
+    model_type: str
+    cls: str
+    keys: Mapping[str, str]
+    fixed: Mapping[str, Any]
+    base: str
+    names: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    switches: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
+    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    dropouts: tuple[str, ...] = ()
+    activations: Mapping[str, str] = field(default_factory=lambda: ACTIVATIONS)
+    fused: Callable[[StackConfig], Fused] | None = None
+    conv1d: bool = False
+    rope: Rope | None = None
+    read_window: Callable[[Values, int], int | None] | None = None
+    write_window: Callable[[StackConfig], dict[str, Any]] | None = None
+    head_bias: bool = False
+    scale_embedding: bool = False
+    heads_multiple: int = 1
 
 
 def read(family: Family, values: Mapping[str, Any], where: Path) -> ModelConfig:
@@ -310,8 +310,9 @@ def _read_rope(rope: Rope, head_dim: int, found: Values) -> dict[str, Any]:
         raise found.error(f"rope_type of {key}", "'default' or 'linear'", kind)
 
     def number(inside: str, beside: str, default: float) -> float:
-        name = f"{inside} of {key}" if inside in values else beside
-        value = values.get(inside, found.get(beside))
+        value, name = values.get(inside), f"{inside} of {key}"
+        if value is None:
+            value, name = found.get(beside), beside
         value = found.as_number(name, default if value is None else value, real=True)
         if value <= 0:
             raise found.error(name, "a positive number", value)
