@@ -14,7 +14,10 @@ import argparse
 import os
 from pathlib import Path
 
-ARCHITECTURES = ("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal")
+ARCHITECTURES = (
+    *("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal"),
+    *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "gemma"),
+)
 EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32
 DTYPES = ("float32", "bfloat16", "float16")

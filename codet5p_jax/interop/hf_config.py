@@ -5,15 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from codet5p_jax.interop import causal_lms
+from codet5p_jax.interop.causal_families import FAMILIES
+from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import read_json
 from codet5p_jax.models.configs import ModelConfig, t5
 
 # architecture -> (model_type, name of the PyTorch class)
-ARCHITECTURES = {
+T5_ARCHITECTURES = {
     "t5": ("t5", "T5ForConditionalGeneration"),
     "t5_encoder": ("t5", "T5EncoderModel"),
     "codet5p_embedding": ("codet5p_embedding", "CodeT5pEmbeddingModel"),
     "codet5p_bimodal": ("codet5p_bimodal", "CodeT5pBimodalModel"),
+}
+ARCHITECTURES = T5_ARCHITECTURES | {
+    arch: (family.model_type, family.cls) for arch, family in FAMILIES.items()
 }
 ENCODERS = ("t5_encoder", "codet5p_embedding")
 # Written into the folders of those architectures; transformers has no such classes.
@@ -32,22 +38,26 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# What decides how training computes, and not what is computed.
-_RUNTIME = ("dtype", "remat", "scan_layers", "loss_chunk")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenIds:
-    """Special tokens of an exported model; the defaults are CodeT5's."""
+    """Special tokens of an exported model; the defaults are CodeT5's. A decoder alone has no start
+    token, and may lack others."""
 
-    pad: int = 0
+    pad: int | None = 0
     bos: int | None = 1
-    eos: int = 2
-    decoder_start: int = 0
+    eos: int | None = 2
+    decoder_start: int | None = 0
 
     @classmethod
-    def from_config(cls, values: Mapping[str, Any]) -> "TokenIds":
-        """Those that a `config.json` names; T5's, which has no bos, where it names none."""
+    def from_config(cls, values: Mapping[str, Any], arch: str = "t5") -> "TokenIds":
+        """Those that a `config.json` names; the architecture's where it names none."""
+        if arch in FAMILIES:
+            values = {**FAMILIES[arch].defaults, **values}
+            names = ("pad", "bos", "eos")
+            found = {name: _token(values, f"{name}_token_id") for name in names}
+            return cls(**found, decoder_start=None)
         pad = _token(values, "pad_token_id") or 0
         eos, start = _token(values, "eos_token_id"), _token(values, "decoder_start_token_id")
         return cls(
@@ -99,9 +109,13 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
         return kind
     if kind in ("t5", "mt5"):
         return "t5_encoder" if any("EncoderModel" in str(c) for c in classes) else "t5"
+    for arch, family in FAMILIES.items():
+        if kind == family.model_type:
+            return arch
+    known = ("t5", "mt5", *CONFIG_CLASSES, *(family.model_type for family in FAMILIES.values()))
     raise ValueError(
-        f"{where}: model_type {kind!r} does not convert; expected t5, mt5, "
-        f"{' or '.join(CONFIG_CLASSES)}; `--arch` overrides what config.json says"
+        f"{where}: model_type {kind!r} does not convert; expected {', '.join(known[:-1])} or "
+        f"{known[-1]}; `--arch` overrides what config.json says"
     )
 
 
@@ -111,6 +125,8 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
     Raises:
       ValueError: a value is missing, of another type, or none that the network can have.
     """
+    if arch in FAMILIES:
+        return causal_lms.read(FAMILIES[arch], values, where)
 
     def number(name: str, default: Any = None, kind: Any = int) -> Any:
         value = values.get(name)
@@ -163,6 +179,8 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
 
 def exported(config: ModelConfig, arch: str) -> ModelConfig:
     """The part of a network that an architecture has."""
+    if arch in FAMILIES:
+        return dataclasses.replace(config, matching_head=False)
     if arch in ENCODERS:
         none = dataclasses.replace(config.decoder, num_layers=0)
         # An encoder has no output projection, so nothing says whether it is tied.
@@ -175,7 +193,10 @@ def exported(config: ModelConfig, arch: str) -> ModelConfig:
 
 
 def default_architecture(config: ModelConfig) -> str:
-    """The architecture that has every part of a network, or else T5."""
+    """The architecture that has every part of a network; T5 or, of a decoder alone, the most
+    similar one, where none has."""
+    if not config.encoder.num_layers:
+        return min(FAMILIES, key=lambda arch: _distance(config, arch))
     if config.decoder.num_layers:
         return "codet5p_bimodal" if config.embed_dim and config.matching_head else "t5"
     return "codet5p_embedding" if config.embed_dim else "t5_encoder"
@@ -196,6 +217,8 @@ def to_hugging_face(
     Raises:
       ValueError: the network is no such architecture; names what differs.
     """
+    if arch in FAMILIES:
+        return _of_family(config, arch, tokens, dtype)
     network, tower = exported(config, arch), config.encoder
     model_type, cls = ARCHITECTURES[arch]
     values: dict[str, Any] = {
@@ -281,27 +304,46 @@ def _feed_forward_proj(activation: str, gated: bool) -> str:
     return name
 
 
-def differences(mine: ModelConfig, theirs: ModelConfig) -> list[tuple[str, Any, Any]]:
-    """Fields that decide what is computed and differ, as (path, of `mine`, of `theirs`)."""
-    same = {name: getattr(mine, name) for name in _RUNTIME}
-    one, other = dataclasses.asdict(mine), dataclasses.asdict(dataclasses.replace(theirs, **same))
-    for tower in ("encoder", "decoder"):
-        if not one[tower]["num_layers"] and not other[tower]["num_layers"]:
-            del one[tower], other[tower]
-    return [found for found in _fields(one, other) if found[1] != found[2]]
+def _of_family(config: ModelConfig, arch: str, tokens: TokenIds, dtype: str) -> dict[str, Any]:
+    """`to_hugging_face` of a decoder alone."""
+    network, family = exported(config, arch), FAMILIES[arch]
+    values = {
+        "model_type": family.model_type,
+        "architectures": [family.cls],
+        **causal_lms.write(family, network),
+        "use_cache": True,
+        "pad_token_id": tokens.pad,
+        "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.eos,
+        "dtype": dtype,
+    }
+    _raise_unlike(_unlike(config, arch), arch)
+    return values
+
+
+def _unlike(config: ModelConfig, arch: str) -> list[str]:
+    """What of a network a decoder-only architecture cannot have, a line each."""
+    family, network = FAMILIES[arch], exported(config, arch)
+    written = causal_lms.write(family, network)
+    try:
+        theirs = causal_lms.read(family, written, Path("config.json"))
+    except ValueError as error:
+        raise ValueError(f"the network is no {arch}: {error}") from None
+    return [f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in differences(network, theirs)]
+
+
+def _distance(config: ModelConfig, arch: str) -> float:
+    try:
+        return float(len(_unlike(config, arch)))
+    except ValueError:
+        return float("inf")
 
 
 def _check_same(mine: ModelConfig, theirs: ModelConfig, arch: str) -> None:
-    differing = [f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in differences(mine, theirs)]
+    found = differences(mine, theirs)
+    _raise_unlike([f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in found], arch)
+
+
+def _raise_unlike(differing: list[str], arch: str) -> None:
     if differing:
         raise ValueError(f"the network is no {arch}: {'; '.join(differing[:5])}")
-
-
-def _fields(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(one, dict):
-        return [
-            found
-            for name in one
-            for found in _fields(one[name], other[name], f"{path}.{name}" if path else name)
-        ]
-    return [(path, one, other)]

@@ -20,6 +20,7 @@ FILES = (
     "special_tokens_map.json",
     "spiece.model",
     SENTENCEPIECE,
+    "tokenizer.model",  # as LLaMA calls it
     ROLES,
 )
 

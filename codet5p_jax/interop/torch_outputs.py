@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from codet5p_jax.interop import hf_config
+from codet5p_jax.interop.causal_families import FAMILIES
 
 
 def available() -> bool:
@@ -23,7 +24,8 @@ def outputs(
     Args:
       folder: a Hugging Face folder.
       arch: one of `hf_config.ARCHITECTURES`.
-      tokens, segments: int32 [B, S], what the encoder reads; segment 0 is padding.
+      tokens, segments: int32 [B, S], what the encoder reads; segment 0 is padding. A decoder alone
+        reads none of it.
       targets: int32 [B, T], what the decoder reads, without padding.
     """
     import torch
@@ -34,6 +36,8 @@ def outputs(
     model = getattr(library, name).from_pretrained(folder, dtype=torch.float32).eval()
     ids, mask, decoder_ids = (torch.tensor(x.astype(np.int64)) for x in (tokens, segments, targets))
     with torch.no_grad():
+        if arch in FAMILIES:
+            return {"logits": model(decoder_ids).logits.numpy()}
         out = {"encoder states": model.encoder(input_ids=ids, attention_mask=mask)[0]}
         if arch == "codet5p_embedding":
             out["embeddings"] = model(ids, mask)

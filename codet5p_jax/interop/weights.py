@@ -17,12 +17,14 @@ import numpy as np
 
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
+    causal_lms,
     hf_config,
     safetensors_files,
     sentence_transformers,
     tokenizer_files,
     torch_files,
 )
+from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.hf_config import MODELING_FILE, TokenIds
 from codet5p_jax.interop.safetensors_files import (
     DTYPES,
@@ -264,6 +266,7 @@ class ForeignWeights:
                         f"{name} has shape {tensors[name].shape} in {tensors[name].file.name}, "
                         f"expected {expected}"
                     )
+        problems = list(dict.fromkeys(problems))  # of a fused tensor, each part finds the same
         used.update(name for entry in table for name in (entry.theirs, *entry.aliases))
         problems += [
             f"{name} in {tensors[name].file.name} is unexpected"
@@ -313,7 +316,7 @@ def open_hugging_face(
     source = _source(folder, allow_pickle)
     if (
         not config.scale_tied_head
-        and arch in hf_config.ARCHITECTURES
+        and arch in hf_config.T5_ARCHITECTURES
         and "lm_head.weight" in source.tensors
     ):
         # As transformers v5 saves T5 v1.1, whose projection is one of its own.
@@ -323,7 +326,7 @@ def open_hugging_face(
         value = values.get(LOG_TEMPERATURE)
         value = value if isinstance(value, float) else math.log(INITIAL_TEMPERATURE)
         constants[LOG_TEMPERATURE] = np.asarray(value, np.float32)
-    return ForeignWeights(source, config, hugging_face(config), constants)
+    return ForeignWeights(source, config, _table(config, arch), constants)
 
 
 def export_hugging_face(
@@ -362,11 +365,13 @@ def export_hugging_face(
         modules, arch = sentence_transformers.files(config), "t5_encoder"
     network = hf_config.exported(config, arch)
     tokens = tokens or tokenizer_files.token_ids(tokenizer) or TokenIds()
+    if arch in FAMILIES:
+        tokens = dataclasses.replace(tokens, decoder_start=None)
     temperature = None
     if LOG_TEMPERATURE in weights.shapes and arch in hf_config.CONFIG_CLASSES:
         temperature = float(weights.read(LOG_TEMPERATURE))
     chosen = FLOATS[dtype] if dtype else None
-    table = hugging_face(network)
+    table = _table(network, arch)
     shapes = {path: spec.shape for path, spec in flatten(CodeT5p(network).specs)}
     dtypes = {p: chosen or weights.dtype(p) for p in shapes if p != LOG_TEMPERATURE}
     widest = max(dtypes.values(), key=lambda d: d.itemsize).name
@@ -427,6 +432,12 @@ def only_pickled(folder: Path) -> bool:
 
     safe = has(safetensors_files.SINGLE, safetensors_files.INDEX)
     return not safe and has(torch_files.SINGLE, torch_files.INDEX)
+
+
+def _table(config: ModelConfig, arch: str) -> Table:
+    if arch in FAMILIES:
+        return causal_lms.table(FAMILIES[arch], config)
+    return hugging_face(config)
 
 
 def _source(folder: Path, allow_pickle: bool) -> Source:

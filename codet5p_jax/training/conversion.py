@@ -68,10 +68,12 @@ def import_weights(
     source, model_dir = Path(source), Path(model_dir)
     if is_t5x(source):
         weights: Weights = open_t5x(source)
-        values = {}
+        tokens = TokenIds.from_config({})
     else:
-        weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
         values = hf_config.load_config(source)
+        arch = arch or hf_config.recognise(values, source / "config.json")
+        weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
+        tokens = TokenIds.from_config(values, arch)
         if (source / sentence_transformers.MODULES).is_file():
             say(f"{source} is of sentence-transformers: only its encoder is read")
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
@@ -96,7 +98,7 @@ def import_weights(
             "step": 0,
             "model": config,
             "tokenizer": "../../tokenizer",
-            "token_ids": asdict(TokenIds.from_config(values)),
+            "token_ids": asdict(tokens),
         }
         write_weights(directory.checkpoints / "0", arrays(), meta)
     say(f"{_summary(weights.shapes)} from {source} to {model_dir}")

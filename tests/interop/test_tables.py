@@ -30,7 +30,7 @@ sizes = st.integers(1, 4)
 def networks(draw):
     """(arguments of `t5`, architecture); the configuration is made outside, since beartype's checks
     draw random numbers, which strategies may not."""
-    arch = draw(st.sampled_from(sorted(hf_config.ARCHITECTURES)))
+    arch = draw(st.sampled_from(sorted(hf_config.T5_ARCHITECTURES)))
     encoder_only = arch in hf_config.ENCODERS
     heads = arch in hf_config.CONFIG_CLASSES
     settings = dict(
