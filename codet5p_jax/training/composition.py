@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from codet5p_jax.files import new_folder
-from codet5p_jax.interop.hf_config import TokenIds, load_config
+from codet5p_jax.interop.hf_config import TokenIds, load_config, recognise
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import Weights, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
@@ -194,7 +194,9 @@ def _open(source: str) -> tuple[Weights, Path, dict[str, Any] | None]:
     prefix, colon, path = source.partition(":")
     if colon and prefix == "hf":
         folder = Path(path)
-        ids = dataclasses.asdict(TokenIds.from_config(load_config(folder)))
+        values = load_config(folder)
+        arch = recognise(values, folder / "config.json")
+        ids = dataclasses.asdict(TokenIds.from_config(values, arch))
         return open_hugging_face(folder), folder, ids
     stored = StoredWeights(Path(source))
     return stored, stored.tokenizer, stored.meta.get("token_ids")
@@ -237,4 +239,5 @@ def _layers(
             f"the {tower} has cross-attention in some of its layers; expected one without, or with "
             "cross-attention in all layers"
         )
-    return f"{tower}/layers/{part}", (slice(first, first + spec.shape[0]),)
+    rest_of_shape = (slice(None),) * (len(spec.shape) - 1)
+    return f"{tower}/layers/{part}", (slice(first, first + spec.shape[0]), *rest_of_shape)

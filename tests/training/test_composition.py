@@ -13,6 +13,7 @@ from codet5p_jax.models import CodeT5p, ModelConfig, codegen_stack, init_params
 from codet5p_jax.models.params import flatten, nested
 from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
+from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import Trainable
 from codet5p_jax.training.model_dir import config_to_json
 from codet5p_jax.training.phases import Phase
@@ -24,7 +25,7 @@ NO_ENCODER = dataclasses.replace(tiny_config().encoder, num_layers=0)
 LLM = ModelConfig(
     vocab_size=VOCAB,
     encoder=NO_ENCODER,
-    decoder=codegen_stack(num_layers=3, d_model=24, num_heads=2, rotary_dim=4, causal=True),
+    decoder=codegen_stack(num_layers=3, d_model=32, num_heads=4, rotary_dim=4, causal=True),
     tie_embeddings=False,
     head_bias=True,
     dropout=0.0,
@@ -32,7 +33,7 @@ LLM = ModelConfig(
 )
 SMALL = dataclasses.replace(
     LLM,
-    decoder=codegen_stack(num_layers=2, d_model=16, num_heads=2, rotary_dim=4, causal=True),
+    decoder=codegen_stack(num_layers=2, d_model=16, num_heads=4, rotary_dim=4, causal=True),
 )
 
 
@@ -46,7 +47,12 @@ def make(folder, config, seed, dtype="bfloat16"):
     values = config_to_json(config)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values))
-    meta = {"step": 0, "model": values, "tokenizer": "../../tokenizer"}
+    meta = {
+        "step": 0,
+        "model": values,
+        "tokenizer": "../../tokenizer",
+        "token_ids": {"pad": 0, "bos": 1, "eos": 2, "decoder_start": None},
+    }
     write_weights(folder / "checkpoints/0", params.items(), meta)
     return params
 
@@ -129,6 +135,21 @@ def test_the_command(models, tmp_path, capsys):
     assert main([*args, "--cross_attention_layers=3", f"--out={tmp_path / 'y'}"]) == 1
     assert "cross-attention layer 3 is past the end: the decoder has 3" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
+
+
+def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(models, tmp_path):
+    root = models[0]
+    folders = []
+    for name in ("small", "llm"):
+        folders.append(f"hf:{tmp_path / name}")
+        export_weights(root / name, tmp_path / name, say=lambda _: None)
+        values = json.loads((tmp_path / name / "config.json").read_text())
+        assert values["architectures"] == ["CodeGenForCausalLM"]
+    compose(*folders, tmp_path / "of_folders", say=lambda _: None)
+    expected, _ = build(models, tmp_path / "of_directories")
+    found, config, _ = load_params(tmp_path / "of_folders")
+    assert config.decoder.cross_attention == (2,)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("text", ["", "first:1", "last:0", "last:4", "every:9", "-1", "0,,1"])
