@@ -121,8 +121,12 @@ def tokens_of():
 
 def logits_of(config, params):
     tokens = jnp.asarray(tokens_of())
-    bound = CodeT5p(config).bind(params)
-    return bound.logits(bound.decode(tokens, jnp.ones_like(tokens)))
+
+    def run(params):
+        bound = CodeT5p(config).bind(params)
+        return bound.logits(bound.decode(tokens, jnp.ones_like(tokens)))
+
+    return jax.jit(run)(params)
 
 
 def greedy(config, params, prompts, new):
