@@ -18,6 +18,7 @@ ARCHITECTURES = (
     *("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal"),
     *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "gemma"),
 )
+IMPORTED = (*ARCHITECTURES, "codet5p")
 EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (into, out, check):
         action.add_argument(
             "--arch",
-            choices=EXPORTED if action is out else ARCHITECTURES,
+            choices={into: IMPORTED, out: EXPORTED, check: ARCHITECTURES}[action],
             help="default: what the configuration says",
         )
     into.add_argument(

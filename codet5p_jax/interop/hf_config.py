@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codet5p_jax.interop import causal_lms
+from codet5p_jax.interop import causal_lms, codet5p_large
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import read_json
@@ -105,14 +105,15 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
     kind, classes = values.get("model_type"), values.get("architectures") or []
     if not isinstance(classes, list):
         raise ValueError(f"{where}: expected a list of names as architectures, found {classes!r}")
-    if kind in CONFIG_CLASSES:
+    if kind in CONFIG_CLASSES or kind == codet5p_large.MODEL_TYPE:
         return kind
     if kind in ("t5", "mt5"):
         return "t5_encoder" if any("EncoderModel" in str(c) for c in classes) else "t5"
     for arch, family in FAMILIES.items():
         if kind == family.model_type:
             return arch
-    known = ("t5", "mt5", *CONFIG_CLASSES, *(family.model_type for family in FAMILIES.values()))
+    families = (family.model_type for family in FAMILIES.values())
+    known = ("t5", "mt5", *CONFIG_CLASSES, codet5p_large.MODEL_TYPE, *families)
     raise ValueError(
         f"{where}: model_type {kind!r} does not convert; expected {', '.join(known[:-1])} or "
         f"{known[-1]}; `--arch` overrides what config.json says"
@@ -127,6 +128,8 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
     """
     if arch in FAMILIES:
         return causal_lms.read(FAMILIES[arch], values, where)
+    if arch == codet5p_large.MODEL_TYPE:
+        return codet5p_large.read(values, where)
 
     def number(name: str, default: Any = None, kind: Any = int) -> Any:
         value = values.get(name)

@@ -37,6 +37,7 @@ class Entry:
         last one to the front. Groups on the right are axes of ours that they have apart.
       aliases: other names under which files hold the same tensor, instead or as well.
       piece: which part of the tensor's axis N is the parameter; None: all of the tensor.
+      first: number of the first layer, where the parameter has some of the layers only.
     """
 
     ours: str
@@ -44,6 +45,7 @@ class Entry:
     axes: str
     aliases: tuple[str, ...] = ()
     piece: Piece | None = None
+    first: int = 0
 
     @property
     def layered(self) -> bool:
@@ -54,7 +56,7 @@ class Entry:
         """Names of their tensors, for our parameter of `shape`."""
         if not self.layered:
             return [self.theirs]
-        return [self.theirs.replace(LAYER, str(i)) for i in range(shape[0])]
+        return [self.theirs.replace(LAYER, str(self.first + i)) for i in range(shape[0])]
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of each of their tensors, for our parameter of `shape`.

@@ -18,6 +18,7 @@ import numpy as np
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
     causal_lms,
+    codet5p_large,
     hf_config,
     safetensors_files,
     sentence_transformers,
@@ -437,6 +438,8 @@ def only_pickled(folder: Path) -> bool:
 def _table(config: ModelConfig, arch: str) -> Table:
     if arch in FAMILIES:
         return causal_lms.table(FAMILIES[arch], config)
+    if arch == codet5p_large.MODEL_TYPE:
+        return codet5p_large.table(config)
     return hugging_face(config)
 
 
@@ -454,7 +457,7 @@ def _source(folder: Path, allow_pickle: bool) -> Source:
 def _chosen(entry: Entry, source: Source) -> Entry:
     """The entry under the first of its names that the source has."""
     for name in (entry.theirs, *entry.aliases):
-        if name.replace(LAYER, "0") in source.tensors:
+        if name.replace(LAYER, str(entry.first)) in source.tensors:
             return dataclasses.replace(entry, theirs=name, aliases=())
     return entry
 

@@ -1,0 +1,91 @@
+"""CodeT5+ 2B, 6B and 16B: two towers of CodeGen, cross-attention in the last layer of the decoder.
+
+Tensors as in the published files: `encoder.h.0.attn.qkv_proj.weight`,
+`decoder.transformer.h.33.crossattention.q_attn.weight`, `enc_to_dec_proj.weight`, …
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codet5p_jax.interop import causal_lms
+from codet5p_jax.interop.causal_families import CODEGEN
+from codet5p_jax.interop.tables import LAYER, Entry, Piece, Table, dense
+from codet5p_jax.models.configs import ModelConfig
+
+MODEL_TYPE = "codet5p"
+
+
+def read(values: Mapping[str, Any], where: Path) -> ModelConfig:
+    """The network that a `config.json` describes.
+
+    Raises:
+      ValueError: a part is missing, or none that the network can have; names the key.
+    """
+    parts = {}
+    for name in ("encoder", "decoder"):
+        part = values.get(name)
+        if not isinstance(part, dict):
+            raise ValueError(f"{where}: expected an object as {name}, found {part!r}")
+        parts[name] = causal_lms.read(CODEGEN, {"tie_word_embeddings": False, **part}, where)
+    encoder, decoder = parts["encoder"], parts["decoder"]
+    tower = decoder.decoder
+    return dataclasses.replace(
+        decoder,
+        encoder=dataclasses.replace(encoder.decoder, causal=False),
+        decoder=dataclasses.replace(tower, cross_attention=(tower.num_layers - 1,)),
+        encoder_vocab_size=encoder.vocab_size,
+        project_encoder=encoder.decoder.d_model != tower.d_model,
+    )
+
+
+def table(config: ModelConfig) -> Table:
+    """Which tensor is which parameter."""
+    encoder = dataclasses.replace(config, decoder=config.encoder, head_bias=False)
+    out = [
+        _moved(entry, ("decoder/", "encoder/"), ("transformer.", "encoder."))
+        for entry in causal_lms.table(CODEGEN, encoder)
+        if entry.ours != "lm_head"
+    ]
+    out = [
+        dataclasses.replace(e, ours="encoder_embedding") if e.ours == "embedding" else e
+        for e in out
+    ]
+    last = config.decoder.num_layers - 1
+    groups = {"layers_0": 0, f"layers_{last}": last} if last else {"layers": 0}
+    for entry in causal_lms.table(CODEGEN, config):
+        theirs = f"decoder.{entry.theirs}"
+        if not entry.layered:
+            out.append(dataclasses.replace(entry, theirs=theirs, aliases=()))
+            continue
+        for group, first in groups.items():
+            ours = entry.ours.replace("/layers/", f"/{group}/")
+            moved = dataclasses.replace(entry, ours=ours, theirs=theirs, aliases=(), first=first)
+            out.append(moved)
+    group = f"layers_{last}" if last else "layers"
+    out += _cross_attention(f"decoder/{group}/cross_attention", last, config.decoder.num_heads)
+    if config.project_encoder:
+        out += dense("encoder_to_decoder", "enc_to_dec_proj")
+    return tuple(out)
+
+
+def _moved(entry: Entry, ours: tuple[str, str], theirs: tuple[str, str]) -> Entry:
+    return dataclasses.replace(
+        entry, ours=entry.ours.replace(*ours), theirs=entry.theirs.replace(*theirs), aliases=()
+    )
+
+
+def _cross_attention(ours: str, layer: int, heads: int) -> Table:
+    """Values come before keys in each of the four shards, as in self-attention."""
+    theirs, own = f"decoder.transformer.h.{LAYER}.crossattention", heads // 4
+    pieces = {part: Piece(i * own, (i + 1) * own, 2 * own) for i, part in enumerate("vk")}
+    fused = "(P N K) D -> D (P N) K"
+    return (
+        Entry(f"{ours}/q", f"{theirs}.q_attn.weight", "(H K) D -> D H K", first=layer),
+        *(
+            Entry(f"{ours}/{x}", f"{theirs}.qkv_proj.weight", fused, (), pieces[x], layer)
+            for x in "kv"
+        ),
+        Entry(f"{ours}/o", f"{theirs}.out_proj.weight", "D (H K) -> H K D", first=layer),
+    )
