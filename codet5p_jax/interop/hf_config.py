@@ -103,6 +103,8 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
       ValueError: none of those that convert.
     """
     kind, classes = values.get("model_type"), values.get("architectures") or []
+    if not isinstance(kind, str | None):
+        raise ValueError(f"{where}: expected a name as model_type, found {kind!r}")
     if not isinstance(classes, list):
         raise ValueError(f"{where}: expected a list of names as architectures, found {classes!r}")
     if kind in CONFIG_CLASSES or kind == codet5p_large.MODEL_TYPE:
@@ -134,7 +136,8 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
     def number(name: str, default: Any = None, kind: Any = int) -> Any:
         value = values.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, kind):
+        sound = isinstance(value, kind) and not isinstance(value, bool)
+        if not sound or not abs(value) < 2**63:  # fails for NaN as well
             raise ValueError(f"{where}: expected a number as {name}, found {value!r}")
         return value
 
@@ -171,7 +174,9 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
     if not 0 <= eps < 1:
         raise ValueError(f"{where}: expected a small number as layer_norm_epsilon, found {eps}")
     # transformers v5 writes that weights are tied whether they are or not, and what it makes of it.
-    unscaled = values.get(SCALE_OUTPUTS) is False and config.tie_embeddings
+    # Its mT5 never scales.
+    scaled = values.get(SCALE_OUTPUTS, values.get("model_type") != "mt5")
+    unscaled = scaled is False and config.tie_embeddings
     return dataclasses.replace(
         config,
         scale_tied_head=not (unscaled and config.decoder.num_layers),

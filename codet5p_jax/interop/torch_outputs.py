@@ -32,6 +32,8 @@ def outputs(
     import transformers
 
     name = hf_config.ARCHITECTURES[arch][1]
+    if hf_config.load_config(folder).get("model_type") == "mt5":
+        name = f"M{name}"
     library = _modeling_file() if arch in hf_config.CONFIG_CLASSES else transformers
     model = getattr(library, name).from_pretrained(folder, dtype=torch.float32).eval()
     ids, mask, decoder_ids = (torch.tensor(x.astype(np.int64)) for x in (tokens, segments, targets))

@@ -57,7 +57,7 @@ def check_configuration(
     resumed = model_dir is not None and saved_steps(ModelDir(Path(model_dir)).checkpoints)
     if init_from is not None and not resumed:
         try:
-            plan_init(init_from, network.specs)
+            plan_init(init_from, network.specs, model=network.config)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"init_from: {error}; set InitFrom.path (INITIAL_CHECKPOINT_PATH) to a model "

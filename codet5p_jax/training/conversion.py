@@ -77,6 +77,7 @@ def import_weights(
         if (source / sentence_transformers.MODULES).is_file():
             say(f"{source} is of sentence-transformers: only its encoder is read")
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
+    tokens.require_rows(weights.config.vocab_size)
     chosen = FLOATS[dtype] if dtype else None
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:

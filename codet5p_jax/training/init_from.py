@@ -1,5 +1,6 @@
 """Starting from the weights of another run; the optimizer and the step count start afresh."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.weights import (
     ForeignWeights,
     ResizedVocabulary,
@@ -19,6 +21,7 @@ from codet5p_jax.interop.weights import (
     open_hugging_face,
     place,
 )
+from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, flatten, init_params, logical_axes
 from codet5p_jax.sharding import param_shardings
 from codet5p_jax.training.checkpoints import (
@@ -26,7 +29,12 @@ from codet5p_jax.training.checkpoints import (
     checkpoint_path,
 )
 from codet5p_jax.training.freezing import LORA
-from codet5p_jax.training.model_dir import ModelDir, check_tokenizer, recorded_tokenizer
+from codet5p_jax.training.model_dir import (
+    ModelDir,
+    check_tokenizer,
+    load_config,
+    recorded_tokenizer,
+)
 from codet5p_jax.training.state import compiler_options
 from codet5p_jax.training.stored_weights import read_params, stored_shapes
 
@@ -63,7 +71,12 @@ class InitPlan:
         return f"{len(self.sources)} arrays from {self.path}; fresh: {listed}{more}"
 
 
-def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) -> InitPlan:
+def plan_init(
+    source: InitFrom,
+    specs: Params,
+    tokenizer: Path | None = None,
+    model: ModelConfig | None = None,
+) -> InitPlan:
     """Which parameter of the checkpoint each parameter of this model takes; reads no weights.
 
     A checkpoint may have fewer rows per token than this model: the first ones are taken.
@@ -73,6 +86,8 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
       specs: of this model.
       tokenizer: folder of the tokenizer that the ids of the data come from; None: not compared
         with that of the weights.
+      model: the network that `specs` are of; None: that it computes what theirs does is taken on
+        trust.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -110,6 +125,8 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
     for name in renamed:
         if name not in mine and not _matches(name, source.unused):
             problems.append(f"{name}: not in this model{_nearest(name, mine)}")
+    if model is not None and not source.rename:
+        problems += _unlike(model, path, foreign)
     if problems:
         raise ValueError(
             f"init_from {source.path}: the weights do not fit this model:\n  "
@@ -126,6 +143,28 @@ def plan_init(source: InitFrom, specs: Params, tokenizer: Path | None = None) ->
     return InitPlan(
         path, foreign, sources, rows, tuple(name for name in mine if name not in renamed)
     )
+
+
+def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> list[str]:
+    """What the network of the weights computes otherwise in the parts that both have."""
+    if foreign is not None:
+        theirs = foreign.config
+    elif (path.parents[1] / "config.json").is_file():
+        theirs = load_config(path.parents[1])
+    else:
+        return []
+    same = ("vocab_size", "encoder_vocab_size", "embed_dim", "matching_head", "pooling", "dropout")
+    towers = {}
+    for name in ("encoder", "decoder"):
+        stacks = getattr(mine, name), getattr(theirs, name)
+        if all(stack.num_layers for stack in stacks):
+            towers[name] = dataclasses.replace(stacks[1], lora=stacks[0].lora)
+        else:
+            towers[name] = stacks[0]
+    if not theirs.decoder.num_layers:
+        same += ("tie_embeddings", "scale_tied_head", "head_bias")
+    theirs = dataclasses.replace(theirs, **towers, **{name: getattr(mine, name) for name in same})
+    return [f"{name}: {b!r} there, {a!r} here" for name, a, b in differences(mine, theirs)]
 
 
 def require_source(plan: InitPlan | None, frozen: Collection[str]) -> None:

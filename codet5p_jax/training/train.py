@@ -241,7 +241,7 @@ def train(
         saved = saved_steps(directory.checkpoints)
         plan = None
         if init_from and not saved:
-            plan = plan_init(init_from, network.specs, mixture.tokenizer)
+            plan = plan_init(init_from, network.specs, mixture.tokenizer, model)
         left_out = trainable is not None and not trainable.save_frozen
         as_saved = lambda state: replace(state, frozen={}) if left_out else state  # noqa: E731
         if left_out and not saved:

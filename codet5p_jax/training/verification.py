@@ -105,7 +105,8 @@ def verify_weights(
 def compare_outputs(
     folder: str | Path, model_dir: str | Path, *, arch: str | None = None, step: int | None = None
 ) -> dict[str, float]:
-    """The largest absolute difference of each output between PyTorch, reading the folder, and this
+    """The largest difference of each output, relative to the largest of its values where that is
+    above 1, between PyTorch, reading the folder, and this
     network, reading the model directory, at fp32 on random tokens. Needs torch and transformers.
 
     Both models are in memory at once.
@@ -132,7 +133,10 @@ def compare_outputs(
     if "encoder states" in mine:
         for found in (theirs, mine):
             found["encoder states"] = np.asarray(found["encoder states"])[real]
-    return {name: float(np.max(np.abs(theirs[name] - mine[name]))) for name in theirs}
+    return {
+        name: float(np.max(np.abs(value - mine[name])) / max(1.0, np.max(np.abs(value))))
+        for name, value in theirs.items()
+    }
 
 
 def _open(

@@ -183,6 +183,21 @@ def test_mt5_is_read_as_the_t5_that_it_is(tmp_path):
     assert_same_outputs(model, weights.config, nested(weights))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_mt5_that_transformers_saves(tmp_path, tied):
+    """Its configuration is always tied; whether there is a projection says the file."""
+    config = config_of(gated=True, activation="gelu_tanh", tie_embeddings=tied)
+    export(tmp_path / "t5", config, params_of(config))
+    path = tmp_path / "t5/config.json"
+    mt5 = {"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | mt5))
+    model = load_theirs(transformers.MT5ForConditionalGeneration, tmp_path / "t5")
+    model.save_pretrained(tmp_path / "m")
+    weights = open_hugging_face(tmp_path / "m")
+    assert (weights.config.tie_embeddings, weights.config.scale_tied_head) == (tied, not tied)
+    assert_same_outputs(model, weights.config, nested(weights))
+
+
 def test_only_the_encoder(tmp_path):
     config = config_of()
     params = params_of(config)

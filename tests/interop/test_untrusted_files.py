@@ -128,6 +128,8 @@ def test_a_wrong_shape(folder):
         ({"feed_forward_proj": "gated-gelu"}, r"DenseReluDense.wi_0.weight is missing"),
         ({"tie_word_embeddings": False}, r"lm_head.weight is missing"),
         ({"num_layers": 10**12}, r"has 1,000,000,000,000 layers, but there are \d+ tensors"),
+        ({"model_type": ["t5"]}, r"config.json: expected a name as model_type"),
+        ({"d_model": 10**400}, r"config.json: expected a number as d_model"),
         ({"architectures": "T5"}, r"config.json: expected a list of names as architectures"),
         ({"layer_norm_epsilon": -1.0}, r"expected a small number as layer_norm_epsilon, found -1"),
         ({"layer_norm_epsilon": float("nan")}, r"as layer_norm_epsilon, found nan"),

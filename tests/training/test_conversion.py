@@ -79,6 +79,25 @@ def test_what_does_not_fit_is_named(folder):
         plan_init(InitFrom("hf:/nowhere"), specs)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer_norm_epsilon": 1e-2}, "encoder.norm_eps: 0.01 there, 1e-06 here"),
+        ({"scale_decoder_outputs": False}, "scale_tied_head: False there, True here"),
+        ({"feed_forward_proj": "gelu"}, "encoder.activation: 'gelu' there, 'relu' here"),
+    ],
+)
+def test_another_network_of_the_same_shapes_is_named(folder, tmp_path, change, message):
+    model = tiny_config()
+    same = shutil.copytree(folder[0], tmp_path / "folder")
+    specs = CodeT5p(model).specs
+    plan_init(InitFrom(f"hf:{same}"), specs, model=model)
+    path = same / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        plan_init(InitFrom(f"hf:{same}"), specs, model=model)
+
+
 def test_a_run_begins_and_ends_with_a_folder(folder, tmp_path):
     write_cache(tmp_path / "cache")
     settings = {
