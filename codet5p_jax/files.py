@@ -67,6 +67,20 @@ def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_inside(path: Path) -> None:
+    """Fails where a file of a folder that others made is a link to somewhere else. The cache of a
+    hub holds links to files named after their hashes, beside the snapshots, and passes.
+
+    Raises:
+      ValueError: names the link and where it leads.
+    """
+    folder, real = path.parent.resolve(), path.resolve()
+    if real.parent not in (folder, folder.parent.parent / "blobs"):
+        raise ValueError(
+            f"{path} is a link out of the folder, to {real}; put the file itself into the folder"
+        )
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or the list of what is in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

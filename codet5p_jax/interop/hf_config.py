@@ -49,23 +49,37 @@ class TokenIds:
     bos: int | None = 1
     eos: int | None = 2
     decoder_start: int | None = 0
+    other_eos: tuple[int, ...] = ()
+    """More tokens that end a generation, such as the end of a turn."""
 
     @classmethod
-    def from_config(cls, values: Mapping[str, Any], arch: str = "t5") -> "TokenIds":
-        """Those that a `config.json` names; the architecture's where it names none."""
+    def read(cls, folder: Path, arch: str = "t5") -> "TokenIds":
+        """Those that a folder names: `generation_config.json` before `config.json`, as in
+        transformers; the architecture's where neither names one.
+
+        Raises:
+          FileNotFoundError: there is no `config.json`.
+          ValueError: an id is no id; names file and key.
+        """
+        values = load_config(folder)
+        if arch not in FAMILIES:  # these cannot do without
+            values = {key: value for key, value in values.items() if value is not None}
+        ids = _ids({**_token_defaults(arch), **values}, folder / "config.json")
+        path = folder / "generation_config.json"
+        if path.is_file():
+            found = _ids(_object(path), path)
+            ids |= {key: tokens for key, tokens in found.items() if tokens}
+        pad, bos, eos, start = (tokens[0] if tokens else None for tokens in ids.values())
         if arch in FAMILIES:
-            values = {**FAMILIES[arch].defaults, **values}
-            names = ("pad", "bos", "eos")
-            found = {name: _token(values, f"{name}_token_id") for name in names}
-            return cls(**found, decoder_start=None)
-        pad = _token(values, "pad_token_id") or 0
-        eos, start = _token(values, "eos_token_id"), _token(values, "decoder_start_token_id")
-        return cls(
-            pad=pad,
-            bos=_token(values, "bos_token_id"),
-            eos=1 if eos is None else eos,
-            decoder_start=pad if start is None else start,
-        )
+            start = None
+        elif start is None:
+            start = pad
+        return cls(pad, bos, eos, start, other_eos=ids["eos_token_id"][1:])
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TokenIds":
+        """The inverse of `dataclasses.asdict`, from JSON."""
+        return cls(**{**values, "other_eos": tuple(values.get("other_eos", ()))})
 
     def require_rows(self, rows: int) -> None:
         """Fails if an id is none of the rows of the embedding.
@@ -73,7 +87,8 @@ class TokenIds:
         Raises:
           ValueError: names the token.
         """
-        for name, number in dataclasses.asdict(self).items():
+        named = {**dataclasses.asdict(self), "other_eos": max(self.other_eos, default=None)}
+        for name, number in named.items():
             if number is not None and number >= rows:
                 raise ValueError(
                     f"the {name} token has id {number:,}, but the embedding has {rows:,} rows"
@@ -90,10 +105,7 @@ def load_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json; expected a Hugging Face folder")
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+    return _object(path)
 
 
 def recognise(values: Mapping[str, Any], where: Path) -> str:
@@ -141,13 +153,19 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
             raise ValueError(f"{where}: expected a number as {name}, found {value!r}")
         return value
 
+    def boolean(name: str) -> bool | None:
+        value = values.get(name)
+        if not isinstance(value, bool | None):
+            raise ValueError(f"{where}: expected true or false as {name}, found {value!r}")
+        return value
+
     pooling = values.get("pooling", "first") if arch in CONFIG_CLASSES else "first"
     if pooling not in ("first", "mean"):
         raise ValueError(f"{where}: expected first or mean as pooling, found {pooling!r}")
 
     activation, gated = _activation(values.get("feed_forward_proj", "relu"), where)
     layers = number("num_layers")
-    tied = values.get("tie_word_embeddings")
+    tied = boolean("tie_word_embeddings")
     try:
         config = t5(
             vocab_size=number("vocab_size"),
@@ -175,8 +193,10 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
         raise ValueError(f"{where}: expected a small number as layer_norm_epsilon, found {eps}")
     # transformers v5 writes that weights are tied whether they are or not, and what it makes of it.
     # Its mT5 never scales.
-    scaled = values.get(SCALE_OUTPUTS, values.get("model_type") != "mt5")
-    unscaled = scaled is False and config.tie_embeddings
+    scaled = boolean(SCALE_OUTPUTS)
+    if scaled is None:
+        scaled = values.get("model_type") != "mt5"
+    unscaled = not scaled and config.tie_embeddings
     return dataclasses.replace(
         config,
         scale_tied_head=not (unscaled and config.decoder.num_layers),
@@ -279,18 +299,57 @@ def generation_config(tokens: TokenIds) -> dict[str, Any]:
     values = {
         "pad_token_id": tokens.pad,
         "bos_token_id": tokens.bos,
-        "eos_token_id": tokens.eos,
+        "eos_token_id": [tokens.eos, *tokens.other_eos] if tokens.other_eos else tokens.eos,
         "decoder_start_token_id": tokens.decoder_start,
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _token(values: Mapping[str, Any], name: str) -> int | None:
-    """A token's id, the first where there are several."""
-    value = values.get(name)
-    if isinstance(value, list) and value:
-        value = value[0]
-    return value if type(value) is int and value >= 0 else None
+def log_temperature(values: Mapping[str, Any], where: Path) -> float | None:
+    """The log of the contrastive temperature, where a `config.json` has it.
+
+    Raises:
+      ValueError: it is no finite number.
+    """
+    value = values.get(LOG_TEMPERATURE)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 100:
+        raise ValueError(
+            f"{where}: expected a number between -100 and 100 as {LOG_TEMPERATURE}, found {value!r}"
+        )
+    return float(value)
+
+
+_ID_KEYS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+def _ids(values: Mapping[str, Any], where: Path) -> dict[str, tuple[int, ...]]:
+    """Ids by key; several of one where a list has them, none where there is no such token."""
+    out = {}
+    for name in _ID_KEYS:
+        value = values.get(name)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(number) is not int or number >= 2**31 for number in numbers):
+            raise ValueError(f"{where}: expected an id as {name}, found {value!r}")
+        out[name] = tuple(number for number in numbers if number >= 0)  # -1 is none as well
+    return out
+
+
+def _token_defaults(arch: str) -> Mapping[str, Any]:
+    """Ids of special tokens that hold where a folder names none."""
+    if arch in FAMILIES:
+        return FAMILIES[arch].defaults
+    if arch == codet5p_large.MODEL_TYPE:  # one token of CodeGen for every role
+        return dict.fromkeys(_ID_KEYS, FAMILIES["codegen"].defaults["eos_token_id"])
+    return {"pad_token_id": 0, "eos_token_id": 1}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
 
 
 def _activation(spec: Any, where: Path) -> tuple[Any, bool]:

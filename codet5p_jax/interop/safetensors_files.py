@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
+from codet5p_jax.files import check_inside
+
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -27,6 +29,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 MAX_HEADER = 100_000_000  # as in the safetensors library
+MAX_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path}: expected an object with a `weight_map`, tensor name to file")
     for name, shard in weight_map.items():
+        check_name(path, name)
         if not isinstance(shard, str) or shard != os.path.basename(shard) or shard in ("", ".."):
             raise ValueError(
                 f"{path}: {name} is said to be in {shard!r}; expected the name of a file in the "
@@ -121,6 +125,7 @@ def read_index(path: Path) -> dict[str, str]:
             )
         if not (path.parent / shard).is_file():
             raise FileNotFoundError(f"{path}: {name} is said to be in {shard}, which is absent")
+        check_inside(path.parent / shard)
     return weight_map
 
 
@@ -142,12 +147,26 @@ def check_shard(
         )
 
 
+def check_name(path: Path, name: Any) -> None:
+    """Fails unless a tensor's name can be shown to people: errors and reports print it.
+
+    Raises:
+      ValueError: it has characters that steer a terminal, is very long, or is no text.
+    """
+    if not (isinstance(name, str) and name.isprintable() and len(name) <= MAX_NAME):
+        raise ValueError(
+            f"{path}: expected names of tensors in at most {MAX_NAME} printable characters, found "
+            f"{ascii(name)[:60]}"
+        )
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      ValueError: it is not JSON; names the file.
+      ValueError: it is not JSON, or a link out of its folder; names the file.
     """
+    check_inside(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -155,6 +174,7 @@ def read_json(path: Path) -> Any:
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
+    check_inside(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -174,6 +194,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             raise ValueError(f"{path}: {told}") from None
     start, tensors = 8 + length, {}
     for name, fields in entries.items():
+        check_name(path, name)
         tensors[name] = _tensor_info(path, name, fields, start)
     end = start
     for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
@@ -200,7 +221,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in out if names.count(name) > 1)
-        raise _RepeatedNameError(f"its header has {repeated!r} twice")
+        raise _RepeatedNameError(f"its header has {ascii(repeated)[:MAX_NAME]} twice")
     return out
 
 

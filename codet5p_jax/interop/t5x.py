@@ -12,7 +12,8 @@ import numpy as np
 import tensorstore as ts
 from flax.serialization import msgpack_restore
 
-from codet5p_jax.interop.safetensors_files import DTYPES, TensorInfo
+from codet5p_jax.files import check_inside
+from codet5p_jax.interop.safetensors_files import DTYPES, TensorInfo, check_name
 from codet5p_jax.interop.tables import LAYER, Entry, Table
 from codet5p_jax.interop.weights import ForeignWeights
 from codet5p_jax.models.configs import ModelConfig, StackConfig, t5
@@ -39,6 +40,7 @@ class T5XFolder:
         # name -> (stored name, layer or None)
         self._places: dict[str, tuple[str, int | None]] = {}
         for name, leaf in _flatten(_target(folder / FILE)).items():
+            check_name(folder / FILE, name)
             self._stored[name] = _array(folder, name, leaf)
         self._whole = lru_cache(maxsize=1)(self._read_stored)
         for name in self._stored:
@@ -55,24 +57,24 @@ class T5XFolder:
         return array.reshape(self.tensors[name].shape)
 
     def _add(self, stored: str) -> None:
-        tower, second, *rest = [*stored.split("/"), "", ""][: stored.count("/") + 1]
+        tower, *rest = stored.split("/")
         shape = tuple(self._stored[stored].shape)
         if stored.endswith(_BIAS) and stored.count("/") > 2:  # one in each layer
             if len(shape) == 3:
                 shape = (shape[0], shape[2])
             self._put(f"{tower}/{_BIAS}", stored, None, shape)
-        elif tower == second and len(shape) > 1:  # scanned
+        elif rest and rest[0] == tower and len(shape) > 1:  # scanned
             for layer in range(shape[1]):
-                name = f"{tower}/layers_{layer}/{'/'.join(rest)}"
+                name = f"{tower}/layers_{layer}/{'/'.join(rest[1:])}"
                 self._put(name, stored, layer, (shape[0], *shape[2:]))
         else:
             self._put(stored, stored, None, shape)
 
     def _put(self, name: str, stored: str, layer: int | None, shape: tuple[int, ...]) -> None:
         if len(shape) == 3:  # heads and head width are axes
-            D = shape[2] if name.endswith("/out/kernel") else shape[0]
-            joined = int(np.prod(shape)) // D
-            shape = (joined, D) if name.endswith("/out/kernel") else (D, joined)
+            first, second, third = shape
+            out = name.endswith("/out/kernel")
+            shape = (first * second, third) if out else (first, second * third)
         self._places[name] = (stored, layer)
         dtype = np.dtype(self._dtype(stored))
         known = dtype if dtype in DTYPES.values() else None
@@ -202,6 +204,7 @@ def _tower(tower: str, cfg: StackConfig) -> list[Entry]:
 
 
 def _target(path: Path) -> dict[str, Any]:
+    check_inside(path)
     try:
         content: Any = msgpack_restore(path.read_bytes())
         target = content.get("optimizer", content)["target"]
@@ -228,6 +231,8 @@ def _array(folder: Path, name: str, leaf: Any) -> Any:
     path = folder / f"target.{name.replace('/', '.')}"
     if not path.is_dir():
         raise ValueError(f"{folder / FILE}: {name} should lie in {path.name}, which is absent")
+    for file in (path, *path.iterdir()):
+        check_inside(file)
     spec = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": str(path.resolve())},

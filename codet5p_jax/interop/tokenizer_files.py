@@ -2,10 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from codet5p_jax.files import check_inside
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import read_json
 
@@ -29,21 +30,20 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     """Copies the tokenizer files of a folder; whether there were any.
 
     References to code are dropped from `tokenizer_config.json`.
+
+    Raises:
+      ValueError: a file is not of the form that its name says, or a link out of the folder.
     """
     found = [name for name in FILES if (source / name).is_file()]
     for name in found:
-        # A hub's cache holds links to files named after their hashes, beside the snapshots.
-        real = (source / name).resolve()
-        if real.parent not in (source.resolve(), source.resolve().parent.parent / "blobs"):
-            raise ValueError(f"{source / name} is a link out of the folder, to {real}")
+        check_inside(source / name)
+    content = _read(source)
     if found:
         target.mkdir(parents=True, exist_ok=True)
     for name in found:
         shutil.copyfile(source / name, target / name)
-    if CONFIG in found:
-        values = read_json(source / CONFIG)
-        if isinstance(values, dict) and values.pop("auto_map", None) is not None:
-            _write(target / CONFIG, values)
+    if content.get(CONFIG, {}).pop("auto_map", None) is not None:
+        _write(target / CONFIG, content[CONFIG])
     return bool(found)
 
 
@@ -62,7 +62,7 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
         if not (target / CONFIG).exists():
             _write(target / CONFIG, {"tokenizer_class": "T5Tokenizer"})
     _drop(target, rows)
-    roles = _roles(target)
+    roles = _read(target).get(ROLES)
     if roles is not None and not (target / CONFIG).exists():
         special = dict.fromkeys([*roles.get("sentinels", ()), *_prefixes(roles)])
         values = {
@@ -81,17 +81,14 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
 
 def _drop(folder: Path, rows: int) -> None:
     """Takes added tokens with ids from `rows` on out of every file of a tokenizer."""
-    names = [name for name in FILES if name.endswith(".json") and (folder / name).is_file()]
-    found: dict[str, Any] = {name: read_json(folder / name) for name in names}
+    found = _read(folder)
     fast = found.get("tokenizer.json", {})
     slow, roles = found.get("added_tokens.json", {}), found.get(ROLES, {})
     by_id = found.get(CONFIG, {}).get("added_tokens_decoder", {})
 
     added = {token["content"]: token["id"] for token in fast.get("added_tokens", ())}
     added |= slow | {token["content"]: int(number) for number, token in by_id.items()}
-    vocab = fast.get("model", {}).get("vocab", {})
-    if isinstance(vocab, list):  # SentencePiece's: [token, score], by id
-        vocab = {token: number for number, (token, _) in enumerate(vocab)}
+    vocab = _vocabulary(fast)
     ids = {**found.get("vocab.json", {}), **vocab, **added}
     beyond = {token: number for token, number in ids.items() if number >= rows}
     if not beyond:
@@ -118,7 +115,7 @@ def _drop(folder: Path, rows: int) -> None:
 
 def _needed(roles: Mapping[str, Any]) -> set[str]:
     """Tokens that every model has: those of all roles but the prefixes."""
-    basic = (roles.get(name) for name in ("pad", "bos", "eos", "unk", "decoder_start"))
+    basic = (roles.get(name) for name in _BASIC)
     return {*(token for token in basic if token is not None), *roles.get("sentinels", ())}
 
 
@@ -141,25 +138,103 @@ def _without(values: dict[str, Any], tokens: Mapping[str, int]) -> dict[str, Any
 
 def token_ids(folder: Path | None) -> TokenIds | None:
     """Special ids of a tokenizer that says which token plays which role; None if it does not."""
-    roles = None if folder is None else _roles(folder)
-    if folder is None or roles is None or not (folder / "tokenizer.json").is_file():
+    found = {} if folder is None else _read(folder)
+    if folder is None or not {ROLES, "tokenizer.json"} <= found.keys():
         return None
-    spec = read_json(folder / "tokenizer.json")
-    vocab = spec["model"]["vocab"] | {t["content"]: t["id"] for t in spec.get("added_tokens", ())}
-    return TokenIds(
-        pad=vocab[roles["pad"]],
-        bos=vocab[roles["bos"]],
-        eos=vocab[roles["eos"]],
-        decoder_start=vocab[roles["decoder_start"]],
-    )
+    roles, spec = found[ROLES], found["tokenizer.json"]
+    vocab = _vocabulary(spec) | {t["content"]: t["id"] for t in spec.get("added_tokens", ())}
+    absent = [roles[name] for name in _BASIC if roles[name] not in vocab]
+    if absent:
+        raise ValueError(
+            f"{folder / ROLES}: {', '.join(map(ascii, absent))} is not in the vocabulary of "
+            "tokenizer.json"
+        )
+    pad, bos, eos, _, start = (vocab[roles[name]] for name in _BASIC)
+    return TokenIds(pad, bos, eos, start)
 
 
 def _prefixes(roles: dict[str, Any]) -> list[str]:
     return [roles[name] for name in ("enc", "tdec", "cdec") if roles.get(name) is not None]
 
 
-def _roles(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / ROLES) if (folder / ROLES).is_file() else None
+def _vocabulary(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Ids by token of the model in a `tokenizer.json`."""
+    vocab = spec.get("model", {}).get("vocab", {})
+    if isinstance(vocab, list):  # SentencePiece's: [token, score], by id
+        return {token: number for number, (token, _) in enumerate(vocab)}
+    return vocab
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON files of a tokenizer by name, each an object of the form that its readers expect.
+
+    Raises:
+      ValueError: one is not; names the file and what was expected.
+    """
+    out = {}
+    for name in FILES:
+        if not name.endswith(".json") or not (folder / name).is_file():
+            continue
+        out[name] = values = read_json(folder / name)
+        expected, sound = _FORMS.get(name, ("a JSON object", lambda _: True))
+        if not isinstance(values, dict) or not sound(values):
+            raise ValueError(f"{folder / name}: expected {expected}")
+    return out
+
+
+def _are_ids(values: Any) -> bool:
+    return isinstance(values, dict) and all(type(n) is int and n >= 0 for n in values.values())
+
+
+def _is_tokenizer(spec: dict[str, Any]) -> bool:
+    model, added = spec.get("model"), spec.get("added_tokens", [])
+    if not isinstance(model, dict) or not isinstance(added, list):
+        return False
+    vocab = model.get("vocab", {})
+    pairs = isinstance(vocab, list) and all(
+        isinstance(x, list) and len(x) == 2 and isinstance(x[0], str) for x in vocab
+    )
+    return (pairs or _are_ids(vocab)) and all(
+        isinstance(t, dict) and isinstance(t.get("content"), str) and _are_ids({"": t.get("id")})
+        for t in added
+    )
+
+
+def _is_config(values: dict[str, Any]) -> bool:
+    by_id = values.get("added_tokens_decoder", {})
+    return isinstance(by_id, dict) and all(
+        number.isdecimal() and isinstance(t, dict) and isinstance(t.get("content"), str)
+        for number, t in by_id.items()
+    )
+
+
+_BASIC = ("pad", "bos", "eos", "unk", "decoder_start")
+
+
+def _is_roles(values: dict[str, Any]) -> bool:
+    sentinels, prefixes = values.get("sentinels", []), map(values.get, ("enc", "tdec", "cdec"))
+    return (
+        all(isinstance(values.get(name), str) for name in _BASIC)
+        and isinstance(sentinels, list)
+        and all(isinstance(token, str) for token in sentinels)
+        and all(isinstance(token, str | None) for token in prefixes)
+    )
+
+
+_FORMS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "tokenizer.json": (
+        "an object with the vocabulary of a `model` and `added_tokens`, each with content and id",
+        _is_tokenizer,
+    ),
+    "vocab.json": ("an object of ids by token", _are_ids),
+    "added_tokens.json": ("an object of ids by token", _are_ids),
+    CONFIG: (
+        "an object whose `added_tokens_decoder`, if any, is an object of tokens by id",
+        _is_config,
+    ),
+    ROLES: (f"an object with a token each as {', '.join(_BASIC)}", _is_roles),
+}
+"""File -> what it has to be, and whether an object is that."""
 
 
 def _write(path: Path, values: Any) -> None:

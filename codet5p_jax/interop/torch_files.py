@@ -1,13 +1,21 @@
 """`pytorch_model.bin`, single or in shards: a pickle, read as weights only. Nothing else here
 imports torch, and it only when called."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from codet5p_jax.interop.safetensors_files import DTYPES, TensorInfo, check_shard, read_index
+from codet5p_jax.files import check_inside
+from codet5p_jax.interop.safetensors_files import (
+    DTYPES,
+    TensorInfo,
+    check_name,
+    check_shard,
+    read_index,
+)
 
 SINGLE = "pytorch_model.bin"
 INDEX = f"{SINGLE}.index.json"
@@ -53,7 +61,7 @@ class TorchFolder:
             raise ValueError(
                 f"{info.file}: {name} is of dtype {info.kind}; expected one of {kinds}"
             )
-        tensor = tensor.detach().contiguous()
+        tensor = tensor.detach().resolve_neg().contiguous()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(info.dtype)
         return tensor.numpy()
@@ -61,12 +69,24 @@ class TorchFolder:
     def _add(self, file: Path, tensors: Mapping[str, Any]) -> None:
         known = {dtype.name: dtype for dtype in DTYPES.values()}
         for name, tensor in tensors.items():
+            check_name(file, name)
+            if str(tensor.layout) != "torch.strided" or tensor.is_meta or tensor.is_quantized:
+                raise ValueError(
+                    f"{file}: {name} is {_kind(tensor)}; expected a dense tensor with its values"
+                )
             kind = str(tensor.dtype).removeprefix("torch.")
             self.tensors[name] = TensorInfo(known.get(kind), tuple(tensor.shape), file, kind)
         self._loaded |= tensors
 
 
+def _kind(tensor: Any) -> str:
+    if tensor.is_meta:
+        return "a tensor without values (of the meta device)"
+    return "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
+
+
 def _load(path: Path) -> dict[str, Any]:
+    check_inside(path)
     try:
         import torch
     except ImportError:
@@ -82,13 +102,18 @@ def _load(path: Path) -> dict[str, Any]:
                 raise
             # The format of torch before 1.6 cannot be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling untrusted bytes fails in many ways
+    except pickle.UnpicklingError:  # torch's message advises to load it all the same
         raise ValueError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0]}"
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, whose "
+            "loading could run code"
+        ) from None
+    except Exception as error:  # untrusted bytes fail in many ways
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} cannot be read as weights: it is damaged, or no file of torch.save ({told})"
         ) from None
     if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        for name, tensor in content.items()
+        isinstance(tensor, torch.Tensor) for tensor in content.values()
     ):
         raise ValueError(f"{path}: expected a dict of tensors by name")
     return dict(content)

@@ -324,8 +324,8 @@ def open_hugging_face(
         config = dataclasses.replace(config, tie_embeddings=False, scale_tied_head=True)
     constants = {}
     if config.embed_dim is not None:
-        value = values.get(LOG_TEMPERATURE)
-        value = value if isinstance(value, float) else math.log(INITIAL_TEMPERATURE)
+        value = hf_config.log_temperature(values, where)
+        value = math.log(INITIAL_TEMPERATURE) if value is None else value
         constants[LOG_TEMPERATURE] = np.asarray(value, np.float32)
     return ForeignWeights(source, config, _table(config, arch), constants)
 

@@ -194,9 +194,8 @@ def _open(source: str) -> tuple[Weights, Path, dict[str, Any] | None]:
     prefix, colon, path = source.partition(":")
     if colon and prefix == "hf":
         folder = Path(path)
-        values = load_config(folder)
-        arch = recognise(values, folder / "config.json")
-        ids = dataclasses.asdict(TokenIds.from_config(values, arch))
+        arch = recognise(load_config(folder), folder / "config.json")
+        ids = dataclasses.asdict(TokenIds.read(folder, arch))
         return open_hugging_face(folder), folder, ids
     stored = StoredWeights(Path(source))
     return stored, stored.tokenizer, stored.meta.get("token_ids")

@@ -1,6 +1,5 @@
 """Model directories from the weights of others, and the reverse, one parameter at a time."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +32,8 @@ from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, release_memory, write_weights
 
 Say = Callable[[str], None]
-TOKEN_IDS = tuple(field.name for field in dataclasses.fields(TokenIds))
-"""Which special ids a checkpoint keeps, for what is exported of it."""
+TOKEN_IDS = ("pad", "bos", "eos", "decoder_start")
+"""Which special ids a checkpoint of training keeps, for what is exported of it."""
 
 
 def import_weights(
@@ -68,12 +67,12 @@ def import_weights(
     source, model_dir = Path(source), Path(model_dir)
     if is_t5x(source):
         weights: Weights = open_t5x(source)
-        tokens = TokenIds.from_config({})
+        tokens = TokenIds(eos=1, bos=None)  # T5's
     else:
         values = hf_config.load_config(source)
         arch = arch or hf_config.recognise(values, source / "config.json")
         weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
-        tokens = TokenIds.from_config(values, arch)
+        tokens = TokenIds.read(source, arch)
         if (source / sentence_transformers.MODULES).is_file():
             say(f"{source} is of sentence-transformers: only its encoder is read")
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
@@ -144,7 +143,7 @@ def export_weights(
         )
     ids = stored.meta.get("token_ids")
     tokenizer = stored.tokenizer if stored.tokenizer.is_dir() else None
-    tokens = TokenIds(**ids) if ids else tokenizer_files.token_ids(tokenizer)
+    tokens = TokenIds.from_json(ids) if ids else tokenizer_files.token_ids(tokenizer)
     if tokens is None:
         raise ValueError(
             f"neither the checkpoint nor the tokenizer in {model_dir} says which ids are pad and "

@@ -288,7 +288,7 @@ def test_a_model_directory_and_back(tmp_path, case):
     values = json.loads((tmp_path / "b/config.json").read_text())
     assert [values[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [None, 1, 2]
     generation = json.loads((tmp_path / "b/generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
+    assert generation == {"bos_token_id": 1, "eos_token_id": [2, 7]}
     assert verify_weights(tmp_path / "b", tmp_path / "run").problems == ()
 
 

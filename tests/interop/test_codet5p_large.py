@@ -14,6 +14,10 @@ from codet5p_jax.models.params import flatten
 from codet5p_jax.training.conversion import import_weights
 from codet5p_jax.training.stored_weights import load_params
 
+# The published files name none: CodeGen's token 50,256 is then assumed.
+IDS = dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"), 3) | {
+    "bos_token_id": 3
+}
 SIZES = {"n_layer": 2, "n_embd": 16, "n_head": 4, "rotary_dim": 4, "vocab_size": 40}
 DECODER = {**SIZES, "n_layer": 3, "n_embd": 24, "vocab_size": 50}
 
@@ -67,7 +71,7 @@ def folder(tmp_path):
     save_file(tensors, target / "model.safetensors")
     module = {"model_type": "codet5p_module", "n_positions": 8}
     values = {"encoder": {**module, **SIZES}, "decoder": {**module, **DECODER}}
-    (target / "config.json").write_text(json.dumps({"model_type": "codet5p", **values}))
+    (target / "config.json").write_text(json.dumps({"model_type": "codet5p", **IDS, **values}))
     return target, tensors
 
 

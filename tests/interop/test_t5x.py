@@ -157,6 +157,24 @@ def test_what_is_damaged_is_named(tmp_path):
         open_t5x(tmp_path / "d")
 
 
+def test_what_is_unexpected_is_named(tmp_path):
+    config, params = network(False)
+    theirs = theirs_of(config, params, split_heads=False)
+    write(tmp_path / "c", theirs | {"extra": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ValueError, match="extra in checkpoint is unexpected"):
+        open_t5x(tmp_path / "c")
+    name = "decoder/layers_0/mlp/wo/kernel"
+    write(tmp_path / "d", theirs | {name: np.zeros((0, 2, 0), np.float32)})
+    with pytest.raises(ValueError, match=rf"{name} has shape \(0, 0\)"):
+        open_t5x(tmp_path / "d")
+    write(tmp_path / "e", theirs)
+    folder = tmp_path / "e/target.token_embedder.embedding"
+    folder.rename(tmp_path / "away")
+    folder.symlink_to(tmp_path / "away")
+    with pytest.raises(ValueError, match=r"embedding is a link out of the folder, to .*away"):
+        open_t5x(tmp_path / "e")
+
+
 def test_a_missing_chunk_is_no_zeros(tmp_path):
     config, params = network(False)
     write(tmp_path / "c", theirs_of(config, params, split_heads=False))

@@ -1,5 +1,6 @@
 """Folders that are not what they claim: each is one error that names tensor and file."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from codet5p_jax.files import new_folder
+from codet5p_jax.interop import hf_config
+from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder, parse_size
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import (
@@ -139,11 +142,45 @@ def test_a_wrong_shape(folder):
         ({"num_heads": 0}, r"config.json: num_heads has to be 1 or more, found 0"),
         ({"feed_forward_proj": "tanh"}, r"config.json: feed_forward_proj 'tanh' is unknown"),
         ({"model_type": "bert"}, r"config.json: model_type 'bert' does not convert"),
+        ({"tie_word_embeddings": 0}, r"expected true or false as tie_word_embeddings, found 0"),
+        ({"scale_decoder_outputs": "no"}, r"true or false as scale_decoder_outputs, found 'no'"),
     ],
 )
 def test_a_configuration_that_contradicts_the_tensors(folder, values, pattern):
     edit_json(folder / "config.json", **values)
     fails(folder, pattern)
+
+
+@pytest.mark.parametrize("value", [True, "1", float("nan"), 1000])
+def test_a_temperature_that_is_none(tmp_path, value):
+    config = dataclasses.replace(CONFIG, embed_dim=4, matching_head=True)
+    folder = tmp_path / "bimodal"
+    export_hugging_face(folder, ArrayWeights(config, params(config)))
+    edit_json(folder / "config.json", log_temperature=-2)
+    assert open_hugging_face(folder).read("log_temperature") == -2
+    edit_json(folder / "config.json", log_temperature=value)
+    fails(folder, "config.json: expected a number between -100 and 100 as log_temperature, found")
+
+
+def test_special_tokens_are_those_of_generation_then_of_the_configuration(folder):
+    assert TokenIds.read(folder) == TokenIds()
+    edit_json(folder / "config.json", eos_token_id=[5, 6], pad_token_id=None, bos_token_id=-1)
+    (folder / "generation_config.json").unlink()
+    assert TokenIds.read(folder) == TokenIds(pad=0, bos=None, eos=5, other_eos=(6,))
+    generation = folder / "generation_config.json"
+    generation.write_text('{"eos_token_id": [3, 4], "decoder_start_token_id": 1}')
+    found = TokenIds.read(folder)
+    assert found == TokenIds(pad=0, bos=None, eos=3, decoder_start=1, other_eos=(4,))
+    assert hf_config.generation_config(found)["eos_token_id"] == [3, 4]
+    with pytest.raises(ValueError, match="the other_eos token has id 4"):
+        found.require_rows(4)
+    for value in ("2", 1.5, True, [2, "3"], 2**40):
+        edit_json(generation, eos_token_id=value)
+        with pytest.raises(ValueError, match=r"generation_config.json: expected an id as eos_tok"):
+            TokenIds.read(folder)
+    generation.write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config.json: expected a JSON object"):
+        TokenIds.read(folder)
 
 
 def test_a_configuration_that_is_absent_or_no_object(folder):
@@ -202,6 +239,27 @@ def test_a_single_file_goes_before_an_index(folder, sharded):
     np.testing.assert_array_equal(
         open_hugging_face(folder).read("embedding"), params()["embedding"]
     )
+
+
+@pytest.mark.parametrize("name", ["config.json", SINGLE])
+def test_a_file_that_is_a_link_out_of_the_folder(folder, tmp_path, name):
+    (folder / name).rename(tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    fails(folder, rf"{name} is a link out of the folder, to .*secret")
+
+
+def test_a_shard_that_is_a_link_out_of_the_folder(sharded, tmp_path):
+    shard = min(sharded.glob("*.safetensors"))
+    shard.rename(tmp_path / "secret")
+    shard.symlink_to(tmp_path / "secret")
+    fails(sharded, rf"{shard.name} is a link out of the folder, to .*secret")
+
+
+def test_names_that_steer_a_terminal_are_shown_escaped(folder):
+    write(folder, tensors_of(folder) | {"\x1b[2Jgone": np.zeros(3, np.float32)})
+    fails(folder, r"printable characters, found '\\x1b\[2Jgone'")
+    write(folder, {"a" * 10_000: np.zeros(3, np.float32)})
+    fails(folder, r"at most 500 printable characters, found 'aaa")
 
 
 def test_a_tokenizer_file_that_is_a_link_out_of_the_folder(folder, tmp_path):
@@ -339,8 +397,9 @@ def test_a_pickle_needs_permission_and_brings_weights_only(folder, capsys):
     assert weights.dtype("embedding").name == "bfloat16"
 
     torch.save(state | {"evil": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin cannot be read as weights"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin cannot be read as weights") as told:
         open_hugging_face(folder, allow_pickle=True)
+    assert "weights_only" not in str(told.value)  # torch's advice
     torch.save([1, 2], folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="expected a dict of tensors by name"):
         open_hugging_face(folder, allow_pickle=True)
@@ -348,6 +407,35 @@ def test_a_pickle_needs_permission_and_brings_weights_only(folder, capsys):
     with pytest.raises(ValueError, match="cannot be read as weights"):
         open_hugging_face(folder, allow_pickle=True)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_pickled_tensors_of_other_kinds(folder):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(array) for name, array in tensors_of(folder).items()}
+    (folder / SINGLE).unlink()
+    name, path = "encoder.final_layer_norm.weight", folder / "pytorch_model.bin"
+    value = state[name]
+
+    def told(tensor):
+        torch.save(state | {name: tensor}, path)
+        with pytest.raises(ValueError, match=rf"pytorch_model.bin.*: {name}|{name} .*bin") as error:
+            open_hugging_face(folder, allow_pickle=True)
+        return str(error.value)
+
+    assert "of layout torch.sparse_coo; expected a dense" in told(value.to_sparse())
+    assert "without values" in told(torch.empty(4, device="meta"))
+    assert "has shape (0,)" in told(torch.empty(0))
+    negative = torch._neg_view(value)
+    assert negative.is_neg()
+    torch.save(state | {name: negative}, path)
+    weights = open_hugging_face(folder, allow_pickle=True)
+    np.testing.assert_array_equal(weights.read("encoder/final_norm/scale"), -value.numpy())
+    torch.save(state, path)
+    data = path.read_bytes()
+    for kept in (0, 3, 100, len(data) - 40):
+        path.write_bytes(data[:kept])
+        with pytest.raises(ValueError, match=r"bin cannot be read as weights: it is damaged"):
+            open_hugging_face(folder, allow_pickle=True)
 
 
 def test_pickled_shards(folder):

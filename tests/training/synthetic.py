@@ -68,7 +68,9 @@ def write_cache(cache_dir: Path) -> None:
             special=SPECIAL,
             vocab_size=VOCAB,
             tokenizer_digest="made-up",
-            save_tokenizer=lambda folder: (folder / "tokenizer.json").write_text("{}") and None,
+            save_tokenizer=lambda folder: (
+                (folder / "tokenizer.json").write_text('{"model": {}}') and None
+            ),
         )
 
 
