@@ -219,8 +219,9 @@ def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
 
 def _resized(weights: Weights, vocab_size: int | None, multiple: int) -> Weights:
     rows = weights.config.vocab_size if vocab_size is None else vocab_size
-    if multiple < 1 or rows < 1:
-        raise ValueError(f"expected numbers of 1 or more, found {vocab_size} and {multiple}")
+    for name, number in (("vocab_size", rows), ("pad_vocab_to_multiple", multiple)):
+        if number < 1:
+            raise ValueError(f"{name} has to be 1 or more, found {number}")
     rows = -(-rows // multiple) * multiple
     return weights if rows == weights.config.vocab_size else ResizedVocabulary(weights, rows)
 

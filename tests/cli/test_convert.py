@@ -205,7 +205,7 @@ def test_rows_for_the_prefixes_bring_their_tokens(tmp_path, tokenizer, capsys):
     ("rows", "message"),
     [
         (10_000, "vocab_size 10,000 is more than the .* rows"),
-        (0, "expected numbers of 1 or more"),
+        (0, "vocab_size has to be 1 or more, found 0"),
         (2, "the eos token has id 2, but the embedding has 2 rows"),
     ],
 )
