@@ -60,6 +60,7 @@ def teacher_forced_row(
     inputs_length: int,
     targets_length: int,
     special: SpecialTokens,
+    prompt: Int[np.ndarray, "p"] | None = None,
 ) -> Features:
     """The six arrays of every teacher-forced objective; what does not fit is cut from the end.
 
@@ -69,7 +70,14 @@ def teacher_forced_row(
         encoder_segments  [1, 1, 0]        decoder_segments  [1, 1, 1, 0]
                                            decoder_targets   [7, 8, 2, 0]
                                            decoder_weights   [1, 1, 1, 0]
+
+    A prompt stands before the targets and has weight 0: with prompt `[9]` and length 5,
+
+        decoder_tokens [0, 9, 7, 8, 0]  decoder_targets [9, 7, 8, 2, 0]  weights [0, 1, 1, 1, 0]
     """
+    asked = 0 if prompt is None else len(prompt)
+    if prompt is not None:
+        targets = np.concatenate((prompt, targets))
     targets = targets[:targets_length]
     shifted = np.concatenate(([special.decoder_start], targets[:-1])) if len(targets) else targets
     decoder_segments = segments(len(targets), targets_length)
@@ -79,5 +87,7 @@ def teacher_forced_row(
         "decoder_tokens": pad(shifted, targets_length, special.pad),
         "decoder_segments": decoder_segments,
         "decoder_targets": pad(targets, targets_length, special.pad),
-        "decoder_weights": decoder_segments.astype(np.float32),
+        "decoder_weights": (decoder_segments * (np.arange(targets_length) >= asked)).astype(
+            np.float32
+        ),
     }

@@ -67,7 +67,11 @@ class TeacherForced:
         }
 
     def row(
-        self, inputs: Int[np.ndarray, "n"], targets: Int[np.ndarray, "m"], special: SpecialTokens
+        self,
+        inputs: Int[np.ndarray, "n"],
+        targets: Int[np.ndarray, "m"],
+        special: SpecialTokens,
+        prompt: Int[np.ndarray, "p"] | None = None,
     ) -> Features:
         """Pads, trims and shifts; see `rows.teacher_forced_row`."""
         return teacher_forced_row(
@@ -76,6 +80,7 @@ class TeacherForced:
             inputs_length=self.inputs_length,
             targets_length=self.targets_length,
             special=special,
+            prompt=prompt,
         )
 
     def init_state(self, model: Any, params: Any) -> State:
