@@ -36,6 +36,7 @@ class Seq2SeqCLM(TeacherForced):
     max_pivot: float = 0.9
 
     name: ClassVar[str] = "seq2seq_clm"
+    cuts_beginning: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

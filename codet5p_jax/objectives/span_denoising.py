@@ -83,6 +83,11 @@ class SpanDenoising(TeacherForced):
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, special: SpecialTokens
     ) -> Features:
         """`tokens` int32 [n] and `word_starts` bool [n] -> the teacher-forced row."""
+        if not special.sentinels:
+            raise ValueError(
+                f"{self.name}: the tokenizer has no sentinels; name some in its roles.json, under "
+                "`sentinels` and, where its vocabulary lacks them, `append`"
+            )
         tokens = as_tokens(example["tokens"])
         crop = window(len(tokens), self.inputs_length - 2, rng)
         tokens, starts = tokens[crop], np.array(example["word_starts"][crop], dtype=bool)

@@ -33,6 +33,8 @@ class TeacherForced:
     name: ClassVar[str]
     inputs_length: ClassVar[int]
     targets_length: ClassVar[int]
+    cuts_beginning: ClassVar[bool] = False
+    """Of inputs that are too long, whether the beginning is cut, or the end."""
 
     def __post_init__(self) -> None:
         for field in ("inputs_length", "targets_length"):

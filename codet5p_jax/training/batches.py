@@ -9,7 +9,8 @@ import jax
 from jax.sharding import Mesh
 
 from codet5p_jax.data.cache import open_mixture
-from codet5p_jax.data.loader import Loader
+from codet5p_jax.data.loader import HostHalf, Loader
+from codet5p_jax.data.reencoding import Reencoded
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import batch_sharding
 from codet5p_jax.training.phases import (
@@ -29,8 +30,13 @@ def open_loaders(
     seed: int,
     *,
     num_workers: int = 0,
+    encoder_tokenizer: Path | None = None,
 ) -> list[Loader]:
     """One loader of this host's rows for each phase.
+
+    Args:
+      encoder_tokenizer: folder of a tokenizer of the encoder's own, which is then given its ids;
+        None: encoder and decoder share that of the data.
 
     Raises:
       ValueError: a cache is missing, or does not fit the phase; says which and what to do.
@@ -39,11 +45,18 @@ def open_loaders(
     check_one_tokenizer(mixtures)
     loaders = []
     for index, (phase, mixture) in enumerate(zip(phases, mixtures, strict=True)):
-        needed = select_objectives(objectives, mixture.objectives)
+        halves: dict[str, HostHalf] = {
+            o.name: o for o in select_objectives(objectives, mixture.objectives)
+        }
+        if encoder_tokenizer is not None:
+            halves = {
+                name: Reencoded(half, mixture.tokenizer, encoder_tokenizer)
+                for name, half in halves.items()
+            }
         loaders.append(
             Loader(
                 mixture,
-                {o.name: o for o in needed},
+                halves,
                 phase.batch_size,
                 data_seed(seed, index),
                 process_index=jax.process_index(),

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from codet5p_jax.data.cache import CachedMixture
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.objectives.base import Objective
@@ -67,6 +68,41 @@ def check_configuration(
                 f"init_from: {error}; set InitFrom.path (INITIAL_CHECKPOINT_PATH) to a model "
                 "directory, a checkpoint in it, or hf: and a Hugging Face folder"
             ) from error
+
+
+def check_vocabulary(
+    model: ModelConfig, mixture: CachedMixture, encoder_tokenizer: Path | None
+) -> None:
+    """Every id of the data has to be a row of the embedding that reads it.
+
+    Args:
+      model: the network.
+      mixture: of the data.
+      encoder_tokenizer: folder of a tokenizer of the encoder's own; None: it has none.
+
+    Raises:
+      ValueError: there are fewer rows.
+    """
+    if mixture.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {mixture.name} has {mixture.vocab_size} ids, the embedding "
+            f"{model.vocab_size} rows; set vocab_size of the model to at least the former"
+        )
+    rows, ids = model.encoder_vocab_size, mixture.vocab_size
+    if encoder_tokenizer is not None:
+        from codet5p_jax.data.tokenizer import Tokenizer  # most runs need no tokenizer
+
+        ids = Tokenizer.load(encoder_tokenizer).vocab_size
+        if rows is None:
+            raise ValueError(
+                f"the encoder has a tokenizer of its own, {encoder_tokenizer}, but no embedding of "
+                "its own; set encoder_vocab_size of the model"
+            )
+    if rows is not None and ids > rows:
+        raise ValueError(
+            f"the tokenizer of the encoder has {ids} ids, its embedding {rows} rows; set "
+            "encoder_vocab_size of the model to at least the former"
+        )
 
 
 def _check_prompts(objective: Seq2Seq, model: ModelConfig) -> None:

@@ -46,6 +46,7 @@ class Evaluator:
       model: unbound.
       phases, objectives, cache_dir, seed: of the run.
       mesh: the run's.
+      encoder_tokenizer: as `open_loaders` takes it.
 
     Raises:
       ValueError: the split is not cached, or does not fill a batch.
@@ -60,13 +61,21 @@ class Evaluator:
         cache_dir: str | Path,
         seed: int,
         mesh: Mesh,
+        encoder_tokenizer: Path | None = None,
     ):
         self._settings, self._mesh = settings, mesh
         sized = [replace(p, batch_size=settings.batch_size or p.batch_size) for p in phases]
         covered: set[str] = set()
         self._parts = []
         for phase in reversed(list(dict.fromkeys(sized))):
-            [loader] = open_loaders([phase], objectives, cache_dir, settings.split, seed)
+            [loader] = open_loaders(
+                [phase],
+                objectives,
+                cache_dir,
+                settings.split,
+                seed,
+                encoder_tokenizer=encoder_tokenizer,
+            )
             names = set(loader.rows) - covered
             if names:
                 check_rows(loader.rows, mesh, 1)

@@ -71,6 +71,16 @@ class InitPlan:
         return f"{len(self.sources)} arrays from {self.path}; fresh: {listed}{more}"
 
 
+def folder_of(source: InitFrom) -> Path:
+    """The model directory of a checkpoint, or the folder of Hugging Face.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    prefix, _, folder = source.path.partition(":")
+    return Path(folder) if prefix == "hf" else checkpoint_path(Path(source.path)).parents[1]
+
+
 def plan_init(
     source: InitFrom,
     specs: Params,

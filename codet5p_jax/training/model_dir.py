@@ -4,6 +4,7 @@ MODEL_DIR/
   config.json             the ModelConfig
   run.json                what decides the course of the run: seed, tokenizer, phases, objectives
   tokenizer/              tokenizer.json and the roles of its special tokens
+  encoder_tokenizer/      that of the encoder, where encoder and decoder have one each
   checkpoints/<step>/     weights, optimizer and data position
   operative_config.gin    the configuration of the latest start
   metrics.jsonl           one record per line
@@ -69,6 +70,11 @@ class ModelDir:
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.root / "tensorboard"
+
+    @property
+    def encoder_tokenizer(self) -> Path:
+        """That of the encoder, where encoder and decoder have one each."""
+        return self.root / "encoder_tokenizer"
 
     @property
     def damaged(self) -> Path:
@@ -162,6 +168,7 @@ def claim(
     operative_config: str,
     tokenizer: Path | None,
     run_defaults: Mapping[str, Any] | None = None,
+    encoder_tokenizer: Path | None = None,
 ) -> None:
     """Makes the directory this run's, or checks that it already is.
 
@@ -172,6 +179,7 @@ def claim(
       operative_config: written as it is.
       tokenizer: folder or file copied to `tokenizer/` unless that exists.
       run_defaults: what an older `run.json` means by leaving a value out.
+      encoder_tokenizer: folder copied to `encoder_tokenizer/` unless that exists.
 
     Raises:
       ValueError: the directory belongs to another run; names what differs.
@@ -196,30 +204,60 @@ def claim(
         write_text(directory.config, json.dumps(config_to_json(config), indent=2) + "\n")
         write_text(directory.run, json.dumps(run, indent=2) + "\n")
         write_text(directory.operative_config, operative_config)
-        if tokenizer is not None and not directory.tokenizer.exists():
-            _copy(tokenizer, directory.tokenizer)
+        for source, target in (
+            (tokenizer, directory.tokenizer),
+            (encoder_tokenizer, directory.encoder_tokenizer),
+        ):
+            if source is not None and not target.exists():
+                _copy(source, target)
 
 
 def check_tokenizer(theirs: Path, tokenizer: Path, digest: str | None = None) -> None:
-    """Checks that ids mean to some weights what they mean in the data.
-
-    Of two byte-level tokenizers one may have `[ENC]`, `[TDEC]` and `[CDEC]` besides: they are
-    appended, and change no other id. Of other kinds only the digest that a run recorded tells, or
-    without a run whether SentencePiece models are the same file. Where there is nothing to compare,
-    nothing is judged.
-
-    Args:
-      theirs: folder with the tokenizer of the weights; a folder without one is not judged.
-      tokenizer: folder of the data's tokenizer in a token cache, named after its digest.
-      digest: of the tokenizer that a run recorded; None: there was no run.
+    """Checks that ids mean to some weights what they mean in the data, as `same_tokenizer` does.
 
     Raises:
       ValueError: they differ; names both folders.
     """
+    if not same_tokenizer(theirs, tokenizer, digest):
+        raise ValueError(
+            f"the tokenizer of the weights, {theirs}, is not that of the data, "
+            f"{tokenizer}: their ids mean other text. Prepare the data with --tokenizer="
+            f"{theirs}, or set INITIAL_CHECKPOINT_PATH to weights of this tokenizer"
+        )
+
+
+def encoder_tokenizer(directory: ModelDir, weights: Path | None, tokenizer: Path) -> Path | None:
+    """Folder of the encoder's tokenizer, where that is another than the data's; else None.
+
+    Args:
+      directory: of the run.
+      weights: folder that the run starts from: a model directory, or one of Hugging Face.
+      tokenizer: folder of the data's tokenizer in a token cache.
+    """
+    for root in (directory.root, weights):
+        if root is not None and ModelDir(root).encoder_tokenizer.is_dir():
+            own = ModelDir(root).encoder_tokenizer
+            return None if same_tokenizer(own, tokenizer) else own
+    return None
+
+
+def same_tokenizer(theirs: Path, tokenizer: Path, digest: str | None = None) -> bool:
+    """Whether ids mean the same text.
+
+    Of two byte-level tokenizers one may have `[ENC]`, `[TDEC]` and `[CDEC]` besides: they are
+    appended, and change no other id. Of other kinds only the digest that a run recorded tells, or
+    without a run whether SentencePiece models are the same file. Where there is nothing to compare,
+    they pass as the same.
+
+    Args:
+      theirs: folder with the tokenizer of some weights; a folder without one is not judged.
+      tokenizer: folder of the data's tokenizer in a token cache, named after its digest.
+      digest: of the tokenizer that a run recorded; None: there was no run.
+    """
     if digest == tokenizer.name or not theirs.is_dir():
-        return
+        return True
     if digest is None and not _has_tokenizer(theirs):
-        return
+        return True
     from codet5p_jax.data.tokenizer import Tokenizer  # most runs need no tokenizer
 
     def load(folder: Path, roles: Any = None) -> Tokenizer | None:
@@ -232,20 +270,11 @@ def check_tokenizer(theirs: Path, tokenizer: Path, digest: str | None = None) ->
     mine = load(tokenizer)
     other = load(theirs, mine and mine.roles)
     if mine and other:
-        same = other.with_prefixes().fingerprint == mine.with_prefixes().fingerprint
-    elif mine or other:
-        same = False
-    else:
-        models = [
-            [f.read_bytes() for f in folder.glob("*.model")] for folder in (theirs, tokenizer)
-        ]
-        same = digest is None and (not all(models) or models[0] == models[1])
-    if not same:
-        raise ValueError(
-            f"the tokenizer of the weights, {theirs}, is not that of the data, "
-            f"{tokenizer}: their ids mean other text. Prepare the data with --tokenizer="
-            f"{theirs}, or set INITIAL_CHECKPOINT_PATH to weights of this tokenizer"
-        )
+        return other.with_prefixes().fingerprint == mine.with_prefixes().fingerprint
+    if mine or other:
+        return False
+    models = [[f.read_bytes() for f in folder.glob("*.model")] for folder in (theirs, tokenizer)]
+    return digest is None and (not all(models) or models[0] == models[1])
 
 
 def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> None:

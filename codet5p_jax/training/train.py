@@ -29,16 +29,21 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
     state_bytes,
 )
-from codet5p_jax.training.checks import check_configuration, check_loss_weights
+from codet5p_jax.training.checks import (
+    check_configuration,
+    check_loss_weights,
+    check_vocabulary,
+)
 from codet5p_jax.training.conversion import TOKEN_IDS, check_one_process, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, parts_table, with_lora
-from codet5p_jax.training.init_from import load_init, plan_init, require_source
+from codet5p_jax.training.init_from import folder_of, load_init, plan_init, require_source
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
     config_to_json,
+    encoder_tokenizer,
     locked,
     require_space,
     size_text,
@@ -202,8 +207,19 @@ def train(
         laps.end("devices")
 
         # ------------------------------------------------------------ data
+        directory = ModelDir(Path(model_dir))
+        saved = saved_steps(directory.checkpoints)
+        mixture = open_mixture(cache_dir, phases[-1].mixture, "train")
+        weights = folder_of(init_from) if init_from and not saved else None
+        own_tokenizer = encoder_tokenizer(directory, weights, mixture.tokenizer)
         loaders = open_loaders(
-            phases, objectives, cache_dir, "train", seed, num_workers=num_workers
+            phases,
+            objectives,
+            cache_dir,
+            "train",
+            seed,
+            num_workers=num_workers,
+            encoder_tokenizer=own_tokenizer,
         )
         used = select_objectives(
             objectives, list(dict.fromkeys(n for x in loaders for n in x.rows))
@@ -213,12 +229,9 @@ def train(
             rows = ", ".join(f"{name} {number}" for name, number in loader.rows.items())
             progress.say(f"phase {phase.mixture}: {phase.steps:,} steps; rows per batch: {rows}")
         check_loss_weights(loss_weights or {}, used)
-        mixture = open_mixture(cache_dir, phases[-1].mixture, "train")
-        if mixture.vocab_size > model.vocab_size:
-            raise ValueError(
-                f"the tokenizer of {mixture.name} has {mixture.vocab_size} ids, the embedding "
-                f"{model.vocab_size} rows; set vocab_size of the model to at least the former"
-            )
+        check_vocabulary(model, mixture, own_tokenizer)
+        if own_tokenizer is not None:
+            progress.say(f"the encoder reads ids of its own tokenizer, {own_tokenizer}")
         laps.end("data")
 
         # ------------------------------------------------------------ model and optimizer
@@ -235,10 +248,15 @@ def train(
         evaluator = None
         if evaluation.every is not None:
             evaluator = Evaluator(
-                evaluation, network, phases, objectives, cache_dir, seed, device_mesh
+                evaluation,
+                network,
+                phases,
+                objectives,
+                cache_dir,
+                seed,
+                device_mesh,
+                own_tokenizer,
             )
-        directory = ModelDir(Path(model_dir))
-        saved = saved_steps(directory.checkpoints)
         plan = None
         if init_from and not saved:
             plan = plan_init(init_from, network.specs, mixture.tokenizer, model)
@@ -256,6 +274,7 @@ def train(
                 operative_config,
                 mixture.tokenizer,
                 identity_defaults(used),
+                own_tokenizer,
             )
             require_space(directory, size, max(checkpoints.most(total) - len(saved), 1))
         progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}")

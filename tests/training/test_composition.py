@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 
 from codet5p_jax.cli.main import main
+from codet5p_jax.data.cache_writer import CacheWriter, write_mixture
+from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.models import CodeT5p, ModelConfig, codegen_stack, init_params
 from codet5p_jax.models.params import flatten, nested
+from codet5p_jax.objectives import Seq2SeqCLM
 from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
 from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import Trainable
-from codet5p_jax.training.model_dir import config_to_json
+from codet5p_jax.training.model_dir import config_to_json, same_tokenizer
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.stored_weights import load_params, write_weights
 from tests.training import synthetic
@@ -123,6 +127,54 @@ def test_only_what_is_new_and_the_encoder_train(models, tmp_path, capsys):
         trains = path.startswith("encoder") or "cross_attention" in path
         assert bool(np.array_equal(after[path], array)) != trains, path
     assert "parameters train" in capsys.readouterr().out
+
+
+def test_each_side_reads_with_its_own_tokenizer(models, tmp_path, capsys):
+    """The data is tokenised for the decoder; the encoder's model comes with another tokenizer."""
+    texts = ["def add(a, b):\n    return a + b\n", "for i in range(9): print(i)\n"] * 6
+    sides = {"small": (SMALL, 290), "llm": (LLM, 330)}
+    for seed, (name, (config, size)) in enumerate(sides.items()):
+        tokenizer = train_tokenizer(texts, size, tmp_path / name / "tokenizer", num_sentinels=8)
+        rows = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+        make(tmp_path / name, rows, seed)
+    compose(*(str(tmp_path / name) for name in sides), tmp_path / "composed", say=lambda _: None)
+    assert not same_tokenizer(*(tmp_path / name / "tokenizer" for name in sides))
+    config = load_params(tmp_path / "composed")[1]
+    assert config.vocab_size != config.encoder_vocab_size
+
+    cache = tmp_path / "cache"
+    for split in ("train", "validation"):
+        with CacheWriter(cache, "files", split, {"made": "up"}) as writer:
+            for text in texts * 4:
+                writer.write({"tokens": np.array(tokenizer.encode(text), np.int32)})
+    write_mixture(
+        cache, "clm", [("files", "seq2seq_clm", 1.0)], special=tokenizer.special,
+        vocab_size=tokenizer.vocab_size, tokenizer_digest="made-up", save_tokenizer=tokenizer.save,
+    )  # fmt: skip
+
+    def run(**changes):
+        settings = {
+            "model": config,
+            "objectives": [Seq2SeqCLM(inputs_length=32, targets_length=24)],
+            "init_from": InitFrom(str(tmp_path / "composed")),
+            "trainable": Trainable(("encoder.*", ".*/cross_attention/.*")),
+            "phases": [Phase("clm", 20, 8)],
+            "evaluation": synthetic.Evaluation(every=20, batches=2),
+            "save_every": 10,
+        }
+        return synthetic.run(cache, tmp_path / "run", **{**settings, **changes})
+
+    with pytest.raises(ValueError, match="ids, its embedding 64 rows; set encoder_vocab_size"):
+        run(model=dataclasses.replace(config, encoder_vocab_size=64), init_from=None)
+    result = run()
+    assert "ids of its own tokenizer" in capsys.readouterr().out
+    assert result.after["seq2seq_clm/loss"] < result.before["seq2seq_clm/loss"]
+    assert same_tokenizer(tmp_path / "run/encoder_tokenizer", tmp_path / "small/tokenizer")
+    # What a run goes on with lies in its own folder.
+    shutil.rmtree(tmp_path / "composed")
+    shutil.rmtree(tmp_path / "run/checkpoints/20")
+    again = run()
+    assert again.after == result.after
 
 
 def test_the_command(models, tmp_path, capsys):
