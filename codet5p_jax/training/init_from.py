@@ -139,10 +139,22 @@ def plan_init(
     elif tokenizer is not None:
         run = ModelDir(path.parents[1])
         check_tokenizer(run.tokenizer, tokenizer, recorded_tokenizer(run))
+        if "encoder_embedding" in mine:
+            _check_encoder_tokenizer(run.encoder_tokenizer, tokenizer)
     sources = {name: renamed[name] for name in mine if name in renamed}
     return InitPlan(
         path, foreign, sources, rows, tuple(name for name in mine if name not in renamed)
     )
+
+
+def _check_encoder_tokenizer(theirs: Path, tokenizer: Path) -> None:
+    try:
+        check_tokenizer(theirs, tokenizer)
+    except ValueError as error:
+        raise ValueError(
+            f"of the encoder: {error}. The data of a run is tokenized once, for encoder and "
+            "decoder: compose two of the same tokenizer"
+        ) from error
 
 
 def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> list[str]:

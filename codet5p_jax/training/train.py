@@ -214,11 +214,13 @@ def train(
             progress.say(f"phase {phase.mixture}: {phase.steps:,} steps; rows per batch: {rows}")
         check_loss_weights(loss_weights or {}, used)
         mixture = open_mixture(cache_dir, phases[-1].mixture, "train")
-        if mixture.vocab_size > model.vocab_size:
-            raise ValueError(
-                f"the tokenizer of {mixture.name} has {mixture.vocab_size} ids, the embedding "
-                f"{model.vocab_size} rows; set vocab_size of the model to at least the former"
-            )
+        for name in ("vocab_size", "encoder_vocab_size"):
+            rows = getattr(model, name)
+            if rows is not None and mixture.vocab_size > rows:
+                raise ValueError(
+                    f"the tokenizer of {mixture.name} has {mixture.vocab_size} ids, the embedding "
+                    f"{rows} rows; set {name} of the model to at least the former"
+                )
         laps.end("data")
 
         # ------------------------------------------------------------ model and optimizer

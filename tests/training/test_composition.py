@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,17 @@ import numpy as np
 import pytest
 
 from codet5p_jax.cli.main import main
+from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.models import CodeT5p, ModelConfig, codegen_stack, init_params
 from codet5p_jax.models.params import flatten, nested
 from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
 from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import Trainable
-from codet5p_jax.training.model_dir import config_to_json
+from codet5p_jax.training.init_from import plan_init
+from codet5p_jax.training.model_dir import config_to_json, load_config
 from codet5p_jax.training.phases import Phase
-from codet5p_jax.training.stored_weights import load_params, write_weights
+from codet5p_jax.training.stored_weights import StoredWeights, load_params, write_weights
 from tests.training import synthetic
 from tests.training.synthetic import VOCAB, tiny_config, write_cache
 
@@ -137,6 +141,92 @@ def test_the_command(models, tmp_path, capsys):
     assert not (tmp_path / "y").exists()
 
 
+def test_composing_from_gin(models, tmp_path, capsys):
+    root = models[0]
+    (tmp_path / "mine.gin").write_text(f"""
+from __gin__ import dynamic_registration
+from codet5p_jax.training import composition
+from codet5p_jax.training import train
+
+include 'runs/quickstart_stage1.gin'
+
+INITIAL_CHECKPOINT_PATH = {str(tmp_path / "composed")!r}
+composition.compose:
+  encoder = {str(root / "small")!r}
+  decoder = {str(root / "llm")!r}
+  model_dir = %INITIAL_CHECKPOINT_PATH
+  layers = 'every:2'
+  zero_init = True
+""")
+    assert main(["compose", f"--gin_file={tmp_path / 'mine.gin'}"]) == 0
+    config = load_params(tmp_path / "composed")[1]
+    assert (config.decoder.cross_attention, config.decoder.cross_zero_init) == ((1,), True)
+
+    # An option replaces what a file says, and --gin.… both; neither needs a file.
+    given = [f"--gin_file={tmp_path / 'mine.gin'}", "--cross_attention_layers=all"]
+    where = f"--gin.INITIAL_CHECKPOINT_PATH={str(tmp_path / 'another')!r}"
+    assert main(["compose", *given, where]) == 0
+    assert load_params(tmp_path / "another")[1].decoder.cross_attention == (0, 1, 2)
+    bindings = {"encoder": root / "small", "decoder": root / "llm", "model_dir": tmp_path / "gin"}
+    alone = [f"--gin.composition.compose.{name}={str(v)!r}" for name, v in bindings.items()]
+    assert main(["compose", *alone]) == 0
+    assert load_params(tmp_path / "gin")[1].decoder.cross_attention == (2,)
+
+    capsys.readouterr()
+    assert main(["compose", f"--encoder={root / 'small'}"]) == 3
+    assert "--decoder, --out missing" in capsys.readouterr().err
+    assert main(["compose", *alone, "--gin.composition.compose.layer='all'"]) == 3
+    assert "no parameter 'layer'; did you mean layers?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert"),
+        ("unknown", "decoder: {0}/unknown is not a model directory: its config.json is Hugging"),
+        ("absent", "decoder: {}/absent is not a model directory: it has no config.json"),
+        ("hf:absent", "decoder: {}/absent has no config.json"),
+        ("encoder", "{0}/encoder (decoder): that of the decoder is an encoder alone"),
+    ],
+)
+def test_decoders_that_are_none_are_refused_before_weights_are_read(
+    models, tmp_path, monkeypatch, decoder, message
+):
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown/config.json").write_text('{"model_type": "mamba"}')
+    none = dataclasses.replace(tiny_config().decoder, num_layers=0)
+    make(tmp_path / "encoder", dataclasses.replace(tiny_config(), decoder=none), 3)
+    monkeypatch.setattr(StoredWeights, "read", pytest.fail)
+    prefix, _, name = decoder.rpartition(":")
+    decoder = f"{prefix}:{tmp_path / name}" if prefix else str(tmp_path / name)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message.format(tmp_path))):
+        compose(str(models[0] / "small"), decoder, tmp_path / "composed")
+    assert not (tmp_path / "composed").exists()
+
+
+TEXTS = ["def f(x): return x", "class A: pass", "for i in range(9): print(i)"] * 4
+
+
+@pytest.mark.parametrize("other", ["llm", "small"])
+def test_data_of_another_tokenizer_is_refused_before_weights_are_read(tmp_path, other):
+    """Of the decoder's, or of the encoder's: both read the ids of the data."""
+    trained = {
+        "data": train_tokenizer(TEXTS, 400, tmp_path / "6109", num_sentinels=10),
+        "other": train_tokenizer(TEXTS[::2], 400, tmp_path / "another", num_sentinels=10),
+    }
+    sized = {"vocab_size": trained["data"].vocab_size}
+    for name, config in (("llm", LLM), ("small", SMALL)):
+        make(tmp_path / name, dataclasses.replace(config, **sized), 1)
+        source = tmp_path / ("another" if name == other else "6109")
+        shutil.copytree(source, tmp_path / name / "tokenizer")
+    compose(str(tmp_path / "small"), str(tmp_path / "llm"), tmp_path / "composed", say=print)
+    config = load_config(tmp_path / "composed")
+    source = InitFrom(str(tmp_path / "composed"))
+    theirs = "encoder_tokenizer" if other == "small" else "tokenizer"
+    with pytest.raises(ValueError, match=f"{theirs}, is not that of the data, .*/6109"):
+        plan_init(source, CodeT5p(config).specs, tmp_path / "6109", config)
+
+
 def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(models, tmp_path):
     root = models[0]
     folders = []
@@ -160,7 +250,7 @@ def test_layers_that_are_none(text):
 
 def test_parts_that_do_not_fit():
     none = dataclasses.replace(tiny_config().decoder, num_layers=0)
-    with pytest.raises(ValueError, match="the model of the decoder has none"):
+    with pytest.raises(ValueError, match="that of the decoder is an encoder alone"):
         composed_config(LLM, dataclasses.replace(tiny_config(), decoder=none))
     looking_back = dataclasses.replace(
         LLM, decoder=dataclasses.replace(LLM.decoder, attention_window=4)
