@@ -136,6 +136,11 @@ def test_the_command(models, tmp_path, capsys):
     assert done == 0
     assert load_params(tmp_path / "x")[1].decoder.cross_attention == (1,)
     assert "of them are new: decoder/layers_1/cross_attention/k" in capsys.readouterr().out
+    verify = ["compose", f"--verify={tmp_path / 'x'}"]
+    assert main([*verify, f"--decoder={root / 'llm'}"]) == 0
+    assert "are those of" in capsys.readouterr().out
+    assert main([*verify, f"--decoder={root / 'small'}"]) == 1
+    assert "DIFFERS  lm_head\n" in capsys.readouterr().out
     assert main([*args, "--cross_attention_layers=3", f"--out={tmp_path / 'y'}"]) == 1
     assert "cross-attention layer 3 is past the end: the decoder has 3" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
@@ -211,20 +216,20 @@ TEXTS = ["def f(x): return x", "class A: pass", "for i in range(9): print(i)"] *
 def test_data_of_another_tokenizer_is_refused_before_weights_are_read(tmp_path, other):
     """Of the decoder's, or of the encoder's: both read the ids of the data."""
     trained = {
-        "data": train_tokenizer(TEXTS, 400, tmp_path / "6109", num_sentinels=10),
+        "data": train_tokenizer(TEXTS, 400, tmp_path / "data", num_sentinels=10),
         "other": train_tokenizer(TEXTS[::2], 400, tmp_path / "another", num_sentinels=10),
     }
     sized = {"vocab_size": trained["data"].vocab_size}
     for name, config in (("llm", LLM), ("small", SMALL)):
         make(tmp_path / name, dataclasses.replace(config, **sized), 1)
-        source = tmp_path / ("another" if name == other else "6109")
+        source = tmp_path / ("another" if name == other else "data")
         shutil.copytree(source, tmp_path / name / "tokenizer")
     compose(str(tmp_path / "small"), str(tmp_path / "llm"), tmp_path / "composed", say=print)
     config = load_config(tmp_path / "composed")
     source = InitFrom(str(tmp_path / "composed"))
     theirs = "encoder_tokenizer" if other == "small" else "tokenizer"
-    with pytest.raises(ValueError, match=f"{theirs}, is not that of the data, .*/6109"):
-        plan_init(source, CodeT5p(config).specs, tmp_path / "6109", config)
+    with pytest.raises(ValueError, match=f"{theirs}, is not that of the data, .*/data"):
+        plan_init(source, CodeT5p(config).specs, tmp_path / "data", config)
 
 
 def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(models, tmp_path):
