@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
     options = _options(args)
     if args.verify is not None:
-        return _verify(args.verify, options)
+        if set(options) != {"decoder"} or args.gin_file or args.gin_bindings:
+            raise ConfigError("--verify=MODEL_DIR takes --decoder, and nothing else")
+        return _verify(args.verify, args.decoder)
     if not (args.gin_file or args.gin_bindings):
         missing = [option for name, option in REQUIRED.items() if name not in options]
         if missing:
@@ -95,18 +97,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(model_dir: str, options: dict[str, Any]) -> int:
+def _verify(model_dir: str, decoder: str) -> int:
     from codet5p_jax.training.composition import compare_decoder
 
-    if set(options) != {"decoder"}:
-        raise ConfigError("--verify=MODEL_DIR takes --decoder, and no other option")
-    same, others = compare_decoder(model_dir, options["decoder"])
+    same, others = compare_decoder(model_dir, decoder)
     for name in others:
         print(f"DIFFERS  {name}")
     total = len(same) + len(others)
     print(
-        f"{len(same)} of {total} parameters of the decoder of {model_dir} are those of "
-        f"{options['decoder']}, bit for bit"
+        f"{len(same)} of {total} parameters of the decoder of {model_dir} are those of {decoder}, "
+        "bit for bit"
     )
     return 1 if others else 0
 
