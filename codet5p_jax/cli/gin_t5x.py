@@ -6,7 +6,10 @@ from codet5p_jax.objectives.seq2seq import Seq2Seq
 
 
 def seq2seq(
-    task_feature_lengths: Mapping[str, int], z_loss: float = 0.0, label_smoothing: float = 0.0
+    task_feature_lengths: Mapping[str, int],
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    prompt_to_decoder: bool = False,
 ) -> Seq2Seq:
     """The objective of plain SeqIO tasks at T5X's TASK_FEATURE_LENGTHS.
 
@@ -25,4 +28,5 @@ def seq2seq(
         targets_length=task_feature_lengths["targets"],
         z_loss=z_loss,
         label_smoothing=label_smoothing,
+        prompt_to_decoder=prompt_to_decoder,
     )

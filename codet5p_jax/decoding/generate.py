@@ -105,6 +105,8 @@ def generate(
       prefix [[TDEC]], lengths [1]      ->  tokens [[TDEC], a, b, </s>, <pad>], lengths [4]
       prefix zeros((1, 0)), lengths [0] ->  tokens [[a, b, </s>, <pad>, <pad>]], lengths [3]
 
+    With `ModelConfig.prompt_to_decoder` the prefix is the prompt again, in the decoder's tokens.
+
     A decoder alone is given a prompt `[a, b, c]` as start a and prefix [b, c], without a start id.
 
     Traceable: called inside `jax.jit`, usually through `compiled`. The whole batch runs until its
@@ -119,12 +121,21 @@ def generate(
       special: token ids.
       sampling: how to choose, and the lengths.
       start_B: what the decoder reads first; None: `special.decoder_start`.
+
+    Raises:
+      ValueError: the prefix is longer than `max_length`, or absent where the model has
+        `prompt_to_decoder`.
     """
     batch, prefix_width = prefix_BP.shape
     length = sampling.max_length
     if prefix_width > length:
         raise ValueError(
             f"prefix of width {prefix_width} does not fit max_length = {length}; raise max_length"
+        )
+    if encoder_tokens_BS is not None and model.config.prompt_to_decoder and not prefix_width:
+        raise ValueError(
+            "the model has prompt_to_decoder, so the prompt has to be the prefix as well; found a "
+            "prefix of width 0"
         )
     forced_BT = jnp.pad(prefix_BP, ((0, 0), (0, length - prefix_width)))
     encoded_BSD = None

@@ -1,6 +1,7 @@
 """What a model writes: the rest of functions, and docstrings of functions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -50,14 +51,14 @@ def completions(
 ) -> list[str]:
     """Continues beginnings as the seq2seq causal LM does: encoder input `[CLM] beginning`.
 
-    A beginning that is too long keeps its end, as in training.
+    A beginning that is too long keeps its end, as in training. It goes to the decoder as well where
+    the model has `prompt_to_decoder`.
     """
     room = inputs_length - 1
-    rows = [
-        np.array([tokenizer.special.unk, *tokenizer.encode(text)[-room:]], np.int32)
-        for text in beginnings
-    ]
-    return _write(model, params, tokenizer, rows, None, inputs_length, sampling, key)
+    prompts = [np.array(tokenizer.encode(text)[-room:], np.int32) for text in beginnings]
+    rows = [np.append(tokenizer.special.unk, prompt).astype(np.int32) for prompt in prompts]
+    prefixes = prompts if model.config.prompt_to_decoder else [prompt[:0] for prompt in prompts]
+    return _write(model, params, tokenizer, rows, prefixes, inputs_length, sampling, key)
 
 
 def docstrings(
@@ -75,7 +76,8 @@ def docstrings(
     if special.tdec is None:
         raise ValueError("writing docstrings needs a vocabulary with [TDEC] (stage 2)")
     rows = [wrap(np.array(tokenizer.encode(c), np.int32), inputs_length, special) for c in codes]
-    return _write(model, params, tokenizer, rows, special.tdec, inputs_length, sampling, key)
+    prefixes = [np.array([special.tdec], np.int32)] * len(rows)
+    return _write(model, params, tokenizer, rows, prefixes, inputs_length, sampling, key)
 
 
 def _write(
@@ -83,15 +85,19 @@ def _write(
     params: Any,
     tokenizer: Tokenizer,
     rows: list[np.ndarray],
-    first: int | None,
+    prefixes: list[np.ndarray],
     inputs_length: int,
     sampling: Sampling,
     key: jax.Array,
 ) -> list[str]:
+    """What is written after the prefixes, after which `max_length` counts."""
     tokens, segments = pad(rows, inputs_length, tokenizer.special.pad)
-    width = 0 if first is None else 1
-    prefix = np.full((len(rows), width), first or 0, np.int32)
-    lengths = np.full(len(rows), width, np.int32)
-    run = compiled(model, tokenizer.special, sampling)
-    made = run(params, tokens, segments, prefix, lengths, key)
-    return [tokenizer.decode(row) for row in np.asarray(made.tokens)]
+    lengths = np.array([len(prefix) for prefix in prefixes], np.int32)
+    width = int(lengths.max())
+    forced, _ = pad(prefixes, width, tokenizer.special.pad)
+    run = compiled(
+        model, tokenizer.special, replace(sampling, max_length=sampling.max_length + width)
+    )
+    made = run(params, tokens, segments, forced, lengths, key)
+    rest = zip(np.asarray(made.tokens), lengths, strict=True)
+    return [tokenizer.decode(row[n : n + sampling.max_length]) for row, n in rest]

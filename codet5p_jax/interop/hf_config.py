@@ -199,6 +199,7 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
     unscaled = not scaled and config.tie_embeddings
     return dataclasses.replace(
         config,
+        prompt_to_decoder=boolean("prompt_to_decoder") is True and config.decoder.num_layers > 0,
         scale_tied_head=not (unscaled and config.decoder.num_layers),
         encoder=dataclasses.replace(config.encoder, norm_eps=eps),
         decoder=dataclasses.replace(config.decoder, norm_eps=eps),
@@ -213,7 +214,12 @@ def exported(config: ModelConfig, arch: str) -> ModelConfig:
         none = dataclasses.replace(config.decoder, num_layers=0)
         # An encoder has no output projection, so nothing says whether it is tied.
         config = dataclasses.replace(
-            config, decoder=none, matching_head=False, tie_embeddings=True, scale_tied_head=True
+            config,
+            decoder=none,
+            matching_head=False,
+            tie_embeddings=True,
+            scale_tied_head=True,
+            prompt_to_decoder=False,
         )
     if arch == "t5_encoder" or arch == "t5":
         config = dataclasses.replace(config, embed_dim=None, matching_head=False, pooling="first")
@@ -275,8 +281,8 @@ def to_hugging_face(
         values["bos_token_id"] = tokens.bos
     if arch not in ENCODERS:
         values["decoder_start_token_id"] = tokens.decoder_start
-        # The decoder starts from decoder_start_token_id alone; the prompt is for the encoder.
-        values["prompt_to_decoder"] = False
+        # False: the decoder starts from decoder_start_token_id alone.
+        values["prompt_to_decoder"] = network.prompt_to_decoder
         if network.tie_embeddings and not network.scale_tied_head:
             values[SCALE_OUTPUTS] = False
     if arch in CONFIG_CLASSES:

@@ -175,6 +175,8 @@ class ModelConfig:
       embedding_stddev: of initial rows.
       embed_dim: width E of the contrastive projection; None: the model has none.
       matching_head: whether the model has the two-way text-code matching head.
+      prompt_to_decoder: prompts go to the encoder and, before what is generated, to the decoder as
+        well (CodeT5+ 2B and more, whose decoder is a language model of its own).
       pooling: what `embed` pools: the first token (the paper's [CLS]) or the mean of real tokens.
       dropout: rate, applied only where a key is passed.
       dtype: of activations and matrix products, or its name, one of `DTYPES`; parameters, softmax
@@ -199,6 +201,7 @@ class ModelConfig:
     embedding_stddev: float = 1.0
     embed_dim: int | None = None
     matching_head: bool = False
+    prompt_to_decoder: bool = False
     pooling: Literal["first", "mean"] = "first"
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
@@ -226,6 +229,11 @@ class ModelConfig:
             raise ValueError(
                 f"one embedding has one width, found d_model {widths[0]} of the encoder and "
                 f"{widths[1]} of the decoder; set encoder_vocab_size for an embedding each"
+            )
+        if not both and self.prompt_to_decoder:
+            raise ValueError(
+                "prompt_to_decoder is for an encoder beside a decoder; one of them has "
+                "num_layers = 0"
             )
         if self.embed_dim is not None and not self.encoder.num_layers:
             raise ValueError("embed_dim projects the encoder, which has num_layers = 0")
@@ -358,7 +366,8 @@ def codet5p_codegen(
     loss_chunk: int = 128,
 ) -> ModelConfig:
     """CodeT5+ 2B, 6B and 16B: a CodeGen decoder whose last layer reads an encoder made of CodeGen
-    350M, through a projection where their widths differ. Dropout is 0."""
+    350M, through a projection where their widths differ; both are given the prompt. Dropout is 0.
+    """
     return ModelConfig(
         vocab_size=vocab_size,
         encoder=codegen_stack(
@@ -381,6 +390,7 @@ def codet5p_codegen(
         tie_embeddings=False,
         head_bias=True,
         embedding_stddev=0.02,
+        prompt_to_decoder=True,
         dropout=0.0,
         dtype=dtype,
         remat=remat,

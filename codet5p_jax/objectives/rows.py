@@ -60,13 +60,9 @@ def teacher_forced_row(
     inputs_length: int,
     targets_length: int,
     special: SpecialTokens,
-    prompt: Int[np.ndarray, "k"] | None = None,
-    prompt_length: int = 0,
+    prompt: Int[np.ndarray, "p"] | None = None,
 ) -> Features:
     """The six arrays of every teacher-forced objective; what does not fit is cut from the end.
-
-    A `prompt` stands before the targets, which then fill up `prompt_length + targets_length`
-    positions with it; the decoder reads it, and no loss comes of it.
 
     With pad = decoder start = 0, inputs `[5, 6]`, targets `[7, 8, 2]` and lengths 3 and 4:
 
@@ -74,18 +70,24 @@ def teacher_forced_row(
         encoder_segments  [1, 1, 0]        decoder_segments  [1, 1, 1, 0]
                                            decoder_targets   [7, 8, 2, 0]
                                            decoder_weights   [1, 1, 1, 0]
+
+    A prompt stands before the targets and has weight 0: with prompt `[9]` and length 5,
+
+        decoder_tokens [0, 9, 7, 8, 0]  decoder_targets [9, 7, 8, 2, 0]  weights [0, 1, 1, 1, 0]
     """
-    prompt = np.zeros(0, np.int32) if prompt is None else prompt[:prompt_length]
-    targets = np.concatenate((prompt, targets[:targets_length]))
-    targets_length += prompt_length
+    asked = 0 if prompt is None else len(prompt)
+    if prompt is not None:
+        targets = np.concatenate((prompt, targets))
+    targets = targets[:targets_length]
     shifted = np.concatenate(([special.decoder_start], targets[:-1])) if len(targets) else targets
     decoder_segments = segments(len(targets), targets_length)
-    judged = decoder_segments * (np.arange(targets_length) >= len(prompt))
     return {
         "encoder_tokens": pad(inputs, inputs_length, special.pad),
         "encoder_segments": segments(len(inputs), inputs_length),
         "decoder_tokens": pad(shifted, targets_length, special.pad),
         "decoder_segments": decoder_segments,
         "decoder_targets": pad(targets, targets_length, special.pad),
-        "decoder_weights": judged.astype(np.float32),
+        "decoder_weights": (decoder_segments * (np.arange(targets_length) >= asked)).astype(
+            np.float32
+        ),
     }

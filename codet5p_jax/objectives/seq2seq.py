@@ -21,10 +21,13 @@ class Seq2Seq(TeacherForced):
 
     Attributes:
       inputs_length, targets_length: S and T; T5's defaults.
+      prompt_to_decoder: the decoder reads the inputs as well, without an `</s>` at their end; the
+        loss is on the targets only, and T covers both. As the model's field of that name.
     """
 
     inputs_length: int = 512
     targets_length: int = 512
+    prompt_to_decoder: bool = False
 
     name: ClassVar[str] = "seq2seq"
 
@@ -33,4 +36,9 @@ class Seq2Seq(TeacherForced):
     ) -> Features:
         """`inputs` and `targets` int32 [n], [m] -> the teacher-forced row."""
         del rng
-        return self.row(as_tokens(example["inputs"]), as_tokens(example["targets"]), special)
+        inputs = as_tokens(example["inputs"])
+        prompt = None
+        if self.prompt_to_decoder:
+            prompt = inputs[: self.inputs_length]
+            prompt = prompt[:-1] if prompt[-1:] == special.eos else prompt
+        return self.row(inputs, as_tokens(example["targets"]), special, prompt)

@@ -28,8 +28,8 @@ class Seq2SeqCLM(TeacherForced):
       inputs_length: of [CLM] and prefix; 768 (paper §4).
       targets_length: of suffix and `</s>`; 600 (paper §4).
       min_pivot, max_pivot: the pivot's range as shares of the example's length.
-      prompt_to_decoder: the decoder reads the prefix too, before the suffix, as that of CodeT5+ 2B
-        and more does where it generates; the loss is of the suffix all the same.
+      prompt_to_decoder: the decoder reads the prefix too, before the suffix, in positions besides
+        targets_length; the loss is of the same suffix.
     """
 
     inputs_length: int = 768
@@ -61,7 +61,7 @@ class Seq2SeqCLM(TeacherForced):
         pivot = self._pivot(len(tokens), rng)
         prefix = tokens[max(0, pivot - (self.inputs_length - 1)) : pivot]
         inputs = np.append(special.unk, prefix).astype(np.int32)
-        targets = close(tokens[pivot:], special)
+        targets = close(tokens[pivot:], special)[: self.targets_length]
         return self.row(inputs, targets, special, prefix if self.prompt_to_decoder else None)
 
     def _pivot(self, size: int, rng: np.random.Generator) -> int:

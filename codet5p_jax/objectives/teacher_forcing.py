@@ -55,7 +55,7 @@ class TeacherForced:
 
     @property
     def prompt_length(self) -> int:
-        """Positions of the decoder for a prompt before the targets."""
+        """Positions of the decoder for a prompt before the targets, besides `targets_length`."""
         return 0
 
     @property
@@ -76,17 +76,16 @@ class TeacherForced:
         inputs: Int[np.ndarray, "n"],
         targets: Int[np.ndarray, "m"],
         special: SpecialTokens,
-        prompt: Int[np.ndarray, "k"] | None = None,
+        prompt: Int[np.ndarray, "p"] | None = None,
     ) -> Features:
         """Pads, trims and shifts; see `rows.teacher_forced_row`."""
         return teacher_forced_row(
             inputs,
             targets,
             inputs_length=self.inputs_length,
-            targets_length=self.targets_length,
+            targets_length=self.prompt_length + self.targets_length,
             special=special,
             prompt=prompt,
-            prompt_length=self.prompt_length,
         )
 
     def init_state(self, model: Any, params: Any) -> State:

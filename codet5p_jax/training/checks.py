@@ -8,6 +8,7 @@ from pathlib import Path
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.objectives.base import Objective
+from codet5p_jax.objectives.seq2seq import Seq2Seq
 from codet5p_jax.training.checkpoints import InitFrom, saved_steps
 from codet5p_jax.training.conversion import check_exportable
 from codet5p_jax.training.freezing import Trainable, freeze, with_lora
@@ -50,6 +51,9 @@ def check_configuration(
     """
     _check_numbers(accumulate, ema_decay, max_nonfinite, num_workers)
     check_loss_weights(loss_weights or {}, objectives)
+    for objective in objectives:
+        if isinstance(objective, Seq2Seq):
+            _check_prompts(objective, model)
     network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
     optimizer.make(schedule.make(total_steps(phases)), split(network.specs)[0])
     if export_to is not None:
@@ -63,6 +67,16 @@ def check_configuration(
                 f"init_from: {error}; set InitFrom.path (INITIAL_CHECKPOINT_PATH) to a model "
                 "directory, a checkpoint in it, or hf: and a Hugging Face folder"
             ) from error
+
+
+def _check_prompts(objective: Seq2Seq, model: ModelConfig) -> None:
+    """Prompts have to go where generation will put them."""
+    asked, given = model.prompt_to_decoder, objective.prompt_to_decoder
+    if asked != given:
+        raise ValueError(
+            f"the model has prompt_to_decoder = {asked}, the objective {objective.name} {given}; "
+            "set both to one value (Seq2Seq.prompt_to_decoder, ModelConfig.prompt_to_decoder)"
+        )
 
 
 def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[Objective]) -> None:

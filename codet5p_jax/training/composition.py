@@ -80,6 +80,8 @@ def composed_config(
 ) -> ModelConfig:
     """The network of an encoder and a decoder that are parts of other networks.
 
+    A decoder that was one alone is given prompts as well (`ModelConfig.prompt_to_decoder`).
+
     Args:
       encoder: with an encoder, or alone with a decoder, which becomes bidirectional.
       decoder: with a decoder; cross-attention that it has is dropped.
@@ -106,6 +108,7 @@ def composed_config(
             "one of the two scales its embedding (scale_embedding), the other does not"
         )
     writer = decoder.decoder
+    alone = not decoder.encoder.num_layers
     return dataclasses.replace(
         decoder,
         encoder=dataclasses.replace(reader, causal=False, cross_attention="none"),
@@ -119,6 +122,7 @@ def composed_config(
         project_encoder=reader.d_model != writer.d_model,
         embed_dim=None,
         matching_head=False,
+        prompt_to_decoder=alone or decoder.prompt_to_decoder,
         pooling="first",
         dropout=0.0,
     )

@@ -198,3 +198,10 @@ def test_a_prefix_longer_than_the_output_is_an_error(model, params, prompts):
     run = decoding.compiled(model, SPECIAL, Sampling(max_length=2))
     with pytest.raises(ValueError, match="raise max_length"):
         run(params, *prompts, np.zeros((3, 3), np.int32), NONE, jax.random.key(0))
+
+
+def test_a_prompt_for_the_decoder_is_not_forgotten(model, params, prompts):
+    config = dataclasses.replace(model.config, prompt_to_decoder=True)
+    run = decoding.compiled(CodeT5p(config), SPECIAL, Sampling(max_length=4))
+    with pytest.raises(ValueError, match="prompt has to be the prefix as well"):
+        run(params, *prompts, FREE, NONE, jax.random.key(0))

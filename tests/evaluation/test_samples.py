@@ -1,5 +1,7 @@
 """Generated text comes from the inputs that training showed the model."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -33,12 +35,17 @@ def calls(monkeypatch, tokenizer):
     return made
 
 
-SETTINGS = {"inputs_length": 12, "sampling": Sampling(max_length=4)}
+def model_with(**config):
+    return SimpleNamespace(config=SimpleNamespace(**config))
+
+
+MODEL = model_with(prompt_to_decoder=False)
+SETTINGS = {"inputs_length": 12, "sampling": Sampling(max_length=12)}
 
 
 def test_completions_read_clm_and_the_end_of_the_beginning(tokenizer, calls):
     texts = ["def add", "x" * 100 + "yz"]
-    written = samples.completions(None, None, tokenizer, texts, key=jax.random.key(0), **SETTINGS)
+    written = samples.completions(MODEL, None, tokenizer, texts, key=jax.random.key(0), **SETTINGS)
     tokens, segments, prefix, lengths = calls[0]
     assert tokens[:, 0].tolist() == [tokenizer.special.unk] * 2
     assert written[0] == "def add"
@@ -48,9 +55,18 @@ def test_completions_read_clm_and_the_end_of_the_beginning(tokenizer, calls):
     assert lengths.tolist() == [0, 0]
 
 
+def test_completions_begin_with_the_prompt_where_the_decoder_reads_it_too(tokenizer, calls):
+    model, texts = model_with(prompt_to_decoder=True), ["def add", "parse"]
+    samples.completions(model, None, tokenizer, texts, key=jax.random.key(0), **SETTINGS)
+    _, segments, prefix, lengths = calls[0]
+    for row, text in enumerate(texts):
+        assert prefix[row, : lengths[row]].tolist() == tokenizer.encode(text)
+    np.testing.assert_array_equal(lengths, segments.sum(1) - 1)  # without [CLM]
+
+
 def test_docstrings_read_a_framed_function_and_start_with_tdec(tokenizer, calls):
     special = tokenizer.special
-    samples.docstrings(None, None, tokenizer, ["def add"], key=jax.random.key(0), **SETTINGS)
+    samples.docstrings(MODEL, None, tokenizer, ["def add"], key=jax.random.key(0), **SETTINGS)
     tokens, segments, prefix, lengths = calls[0]
     used = int(segments.sum())
     assert tokens[0, :used].tolist() == [special.bos, *tokenizer.encode("def add"), special.eos]

@@ -128,3 +128,25 @@ def test_a_decoder_alone_is_that_of_the_network(model, params, special, rng):
     found = loss(model, params, alone)
     np.testing.assert_allclose(loss(language_model, own, batch), found, rtol=1e-6)
     assert abs(found - loss(model, params, batch)) > 1e-3
+
+
+def test_a_prompt_stands_before_the_targets_and_is_no_target(special):
+    example = {
+        "inputs": np.array([11, 12, special.eos], np.int64),
+        "targets": np.array([21, 22, special.eos], np.int64),
+    }
+    objective = Seq2Seq(inputs_length=4, targets_length=7, prompt_to_decoder=True)
+    row = objective.features(example, np.random.default_rng(0), special)
+    start, eos, pad = special.decoder_start, special.eos, special.pad
+    assert row["encoder_tokens"].tolist() == [11, 12, eos, pad]
+    assert row["decoder_tokens"].tolist() == [start, 11, 12, 21, 22, pad, pad]
+    assert row["decoder_targets"].tolist() == [11, 12, 21, 22, eos, pad, pad]
+    assert row["decoder_weights"].tolist() == [0, 0, 1, 1, 1, 0, 0]
+    assert row["decoder_segments"].tolist() == [1, 1, 1, 1, 1, 0, 0]
+    # The prompt is what the encoder was given of it, and the whole is cut from the end.
+    short = Seq2Seq(inputs_length=1, targets_length=3, prompt_to_decoder=True)
+    row = short.features(example, np.random.default_rng(0), special)
+    assert row["decoder_targets"].tolist() == [11, 21, 22]
+    assert row["decoder_weights"].tolist() == [0, 1, 1]
+    full = Seq2Seq(inputs_length=4, targets_length=2, prompt_to_decoder=True)
+    assert not full.features(example, np.random.default_rng(0), special)["decoder_weights"].any()

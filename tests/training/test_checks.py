@@ -56,6 +56,10 @@ def check(**changes):
             r"rates: 'decoder/\.\*' matches no parameter",
         ),
         ({"trainable": Trainable(("encodr/.*",))}, r"'encodr/\.\*' matches no parameter"),
+        (
+            {"objectives": [Seq2Seq(prompt_to_decoder=True)]},
+            "the model has prompt_to_decoder = False, the objective seq2seq True",
+        ),
         ({"export_to": "folder", "export_arch": "codet5p_bimodal"}, "embed_dim|matching"),
     ],
 )
