@@ -48,6 +48,8 @@ _add(
 
 _add("stdlib_stage1_denoise", {"stdlib_span_denoising": 1.0})
 _add("stdlib_stage1", {f"stdlib_{name}": float(rows) for name, rows in STAGE1_ROWS.items()})
+# The objectives that give an encoder something to read, for one beside a frozen decoder.
+_add("stdlib_stage1_seq2seq", {"stdlib_span_denoising": 1.0, "stdlib_seq2seq_clm": 1.0})
 # Four pairs to compare for each one to write: on a corpus of a few thousand pairs the number of
 # negatives per batch decides how well the embedding gets in minutes.
 _add(

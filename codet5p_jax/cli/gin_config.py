@@ -61,6 +61,7 @@ def load(
     bindings: Iterable[str] = (),
     search_paths: Iterable[str] = (),
     *,
+    imports: str = "",
     placeholders: Mapping[str, Any] | None = None,
 ) -> Config:
     """Reads, checks and builds the arguments of `root`.
@@ -70,20 +71,21 @@ def load(
       files: gin files, applied in order.
       bindings: `NAME=value` or `module.function.argument=value`, applied last.
       search_paths: folders to look for files in before the package.
+      imports: import statements of a gin file; the command line knows their names in any case.
       placeholders: values of macros that are referred to and not defined, where it does not matter.
 
     Raises:
       ConfigError: see the module's docstring.
     """
     files, bindings, search_paths = list(files), list(bindings), list(search_paths)
-    statements = gin_static.read(files, bindings, search_paths)
+    statements = gin_static.read(files, bindings, search_paths, imports)
     idle = _idle_macros(statements, root)
     missing = _wanted_macros(statements).keys() - statements.macros.keys()
     values = {**dict.fromkeys(idle), **(placeholders or {})}
     fillers = [f"{name}={value!r}" for name, value in values.items() if name in missing]
     if fillers:
         bindings = [*fillers, *bindings]
-        statements = gin_static.read(files, bindings, search_paths)
+        statements = gin_static.read(files, bindings, search_paths, imports)
     unused = check(statements, root, idle)
     _parse(statements, files, bindings, search_paths)
     arguments = _build(root, statements)

@@ -113,14 +113,19 @@ def find_file(name: str, folders: Iterable[str], where: str = COMMAND_LINE) -> P
     )
 
 
-def read(files: Iterable[str], bindings: Iterable[str], folders: Iterable[str]) -> Statements:
+def read(
+    files: Iterable[str], bindings: Iterable[str], folders: Iterable[str], imports: str = ""
+) -> Statements:
     """Reads gin files, then `NAME=value` bindings, in the order in which gin applies them.
+
+    The bindings know the names that the files or `imports`, import statements as in a file, import.
 
     Raises:
       ConfigError: a file is missing, a line does not parse, or a name means nothing.
     """
     folders = list(folders)
     out = Statements()
+    _read_text(imports, None, COMMAND_LINE, folders, out, {}, ())
     for name in files:
         _read_file(name, find_file(name, folders), folders, out, ())
     for binding in bindings:

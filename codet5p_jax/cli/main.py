@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect-data": "print examples of a mixture as the model sees them",
     "convert": "weights from and to Hugging Face folders",
     "compose": "an encoder and a decoder that exist, joined by new cross-attention",
+    "evaluate": "losses of a trained model on a held-out split",
     "search": "find functions by meaning with a trained model",
 }
 EXIT_CODES = (
@@ -39,7 +40,7 @@ QUIET = {
 # A step on CPU allocates and frees gigabytes; without huge pages, a fifth of its time goes into
 # page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-COMPUTING = ("train", "search")
+COMPUTING = ("train", "evaluate", "search")
 
 # What the input may cause: RuntimeError is JAX's and the data workers', ArithmeticError includes
 # the end of a run whose losses are not finite.

@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=seed, default=0, help="of weights, order and noise")
     parser.add_argument(
+        "--until", choices=PARTS, metavar="PART", help=f"stop after one of {', '.join(PARTS)}"
+    )
+    parser.add_argument(
         "--smoke",
         action="store_true",
         help="a few steps, to see that every part runs; its figures mean nothing",
@@ -87,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     for number, name in enumerate(PARTS, start=1):
         print(f"[{number}/{len(PARTS)}] {PARTS[name]}", flush=True)
         quickstart.found[name] = done.do(name, getattr(quickstart, name))
+        if name == args.until:
+            return 0
     summary = {**identity, **quickstart.summary(), **done.costs(), **_machine()}
     write_json(directory / "summary.json", summary)
     quickstart.write_report(summary)

@@ -130,7 +130,7 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
     known = ("t5", "mt5", *CONFIG_CLASSES, codet5p_large.MODEL_TYPE, *families)
     raise ValueError(
         f"{where}: model_type {kind!r} does not convert; expected {', '.join(known[:-1])} or "
-        f"{known[-1]}; `--arch` overrides what config.json says"
+        f"{known[-1]}; `codet5p convert --arch` overrides what config.json says"
     )
 
 

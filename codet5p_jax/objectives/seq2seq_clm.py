@@ -28,12 +28,15 @@ class Seq2SeqCLM(TeacherForced):
       inputs_length: of [CLM] and prefix; 768 (paper §4).
       targets_length: of suffix and `</s>`; 600 (paper §4).
       min_pivot, max_pivot: the pivot's range as shares of the example's length.
+      prompt_to_decoder: the decoder reads the prefix too, before the suffix, in positions besides
+        targets_length; the loss is of the same suffix.
     """
 
     inputs_length: int = 768
     targets_length: int = 600
     min_pivot: float = 0.1
     max_pivot: float = 0.9
+    prompt_to_decoder: bool = False
 
     name: ClassVar[str] = "seq2seq_clm"
     cuts_beginning: ClassVar[bool] = True
@@ -46,6 +49,11 @@ class Seq2SeqCLM(TeacherForced):
                 f"found {self.min_pivot} and {self.max_pivot}"
             )
 
+    @property
+    def prompt_length(self) -> int:
+        """Of the prefix in the decoder."""
+        return self.inputs_length - 1 if self.prompt_to_decoder else 0
+
     def features(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, special: SpecialTokens
     ) -> Features:
@@ -54,7 +62,8 @@ class Seq2SeqCLM(TeacherForced):
         pivot = self._pivot(len(tokens), rng)
         prefix = tokens[max(0, pivot - (self.inputs_length - 1)) : pivot]
         inputs = np.append(special.unk, prefix).astype(np.int32)
-        return self.row(inputs, close(tokens[pivot:], special), special)
+        targets = close(tokens[pivot:], special)[: self.targets_length]
+        return self.row(inputs, targets, special, prefix if self.prompt_to_decoder else None)
 
     def _pivot(self, size: int, rng: np.random.Generator) -> int:
         """Tokens in the prefix: at least one, and at least one left over, where there are two."""

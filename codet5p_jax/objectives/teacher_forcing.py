@@ -19,7 +19,7 @@ class TeacherForced:
     """Cross-entropy of the targets given the inputs and the targets before (base class).
 
     Subclasses say what inputs and targets are: they implement `features`, and set `name`,
-    `inputs_length` and `targets_length`.
+    `inputs_length` and `targets_length`. `prompt_length` is for those with a prompt in the decoder.
 
     Attributes:
       z_loss: weight of log(Z)^2 per target token, which keeps the logits from drifting, 0 or more.
@@ -56,9 +56,14 @@ class TeacherForced:
         return (self.name,)
 
     @property
+    def prompt_length(self) -> int:
+        """Positions of the decoder for a prompt before the targets, besides `targets_length`."""
+        return 0
+
+    @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of one row: S = inputs_length, T = targets_length."""
-        source, target = (self.inputs_length,), (self.targets_length,)
+        """Shapes of one row: S = inputs_length, T = prompt_length + targets_length."""
+        source, target = (self.inputs_length,), (self.prompt_length + self.targets_length,)
         return {
             "encoder_tokens": jax.ShapeDtypeStruct(source, np.int32),
             "encoder_segments": jax.ShapeDtypeStruct(source, np.int32),
@@ -80,7 +85,7 @@ class TeacherForced:
             inputs,
             targets,
             inputs_length=self.inputs_length,
-            targets_length=self.targets_length,
+            targets_length=self.prompt_length + self.targets_length,
             special=special,
             prompt=prompt,
         )
@@ -99,17 +104,21 @@ class TeacherForced:
     ) -> tuple[dict[str, Loss], State]:
         """Encode, decode, cross-entropy.
 
+        The decoder is alone where the network has no encoder, or the batch no `encoder_tokens`.
+
         Metrics, per target token: `loss` (cross-entropy without z-loss), `z_loss`, `accuracy`.
         """
         encoder_key, decoder_key = jax.random.split(key) if train else (None, None)
-        encoded_BSD = model.encode(
-            batch["encoder_tokens"], batch["encoder_segments"], key=encoder_key
-        )
+        encoded_BSD = None
+        if model.config.encoder.num_layers and "encoder_tokens" in batch:
+            encoded_BSD = model.encode(
+                batch["encoder_tokens"], batch["encoder_segments"], key=encoder_key
+            )
         states_BTD = model.decode(
             batch["decoder_tokens"],
             batch["decoder_segments"],
             encoded_BSD,
-            batch["encoder_segments"],
+            None if encoded_BSD is None else batch["encoder_segments"],
             key=decoder_key,
         )
         tokens = model.token_losses(

@@ -93,7 +93,10 @@ def composed_config(
       ValueError: a part is missing, or cannot be what it is to be.
     """
     if not decoder.decoder.num_layers:
-        raise ValueError("the model of the decoder has none: decoder.num_layers = 0")
+        raise ValueError(
+            "that of the decoder is an encoder alone (decoder.num_layers = 0); expected a "
+            "decoder-only or an encoder-decoder model"
+        )
     has_encoder = encoder.encoder.num_layers > 0
     reader = encoder.encoder if has_encoder else encoder.decoder
     if reader.attention_window is not None:
@@ -150,11 +153,14 @@ def compose(
       FileNotFoundError, ValueError: one of the two is not what it should be.
       FileExistsError: there is something at `model_dir`.
     """
-    reading, reader_tokenizer, _ = _open(encoder)
-    writing, tokenizer, ids = _open(decoder)
-    config = composed_config(
-        reading.config, writing.config, layers=layers, parallel=parallel, zero_init=zero_init
-    )
+    reading, reader_tokenizer, _ = _open("encoder", encoder)
+    writing, tokenizer, ids = _open("decoder", decoder)
+    try:
+        config = composed_config(
+            reading.config, writing.config, layers=layers, parallel=parallel, zero_init=zero_init
+        )
+    except ValueError as error:
+        raise ValueError(f"{encoder} (encoder) and {decoder} (decoder): {error}") from error
     specs: dict[str, ParamSpec] = dict(flatten(CodeT5p(config).specs))
     sources = {name: _source(name, specs[name], reading, writing) for name in specs}
     drawn = [name for name, source in sources.items() if source is None]
@@ -192,8 +198,47 @@ def compose(
     say(f"{number:,} of them are new: {', '.join(drawn)}")
 
 
-def _open(source: str) -> tuple[Weights, Path, dict[str, Any] | None]:
-    """Weights, the folder of their tokenizer, and special ids where they are known."""
+def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], list[str]]:
+    """Which parameters of the decoder of a composed model, trained or not, are bit for bit those of
+    the model that it was taken from, and which are not. Cross-attention is neither.
+
+    Args:
+      model_dir: of the composed model.
+      decoder: as `compose` took it.
+
+    Raises:
+      FileNotFoundError, ValueError: one of the two is not what it should be.
+    """
+    mine, (theirs, *_) = StoredWeights(Path(model_dir)), _open("decoder", decoder)
+    same: list[str] = []
+    others: list[str] = []
+    for name, spec in flatten(CodeT5p(mine.config).specs):
+        if name.startswith("encoder") or (source := _source(name, spec, theirs, theirs)) is None:
+            continue
+        weights, path, index = source
+        equal = False
+        if path in weights.shapes:
+            a, b = mine.read(name), weights.read(path, index=index)
+            equal = (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+        (same if equal else others).append(name)
+    return same, others
+
+
+def _open(part: str, source: str) -> tuple[Weights, Path, dict[str, Any] | None]:
+    """Weights, the folder of their tokenizer, and special ids where they are known.
+
+    Raises:
+      FileNotFoundError, ValueError: says that it is about the `part`.
+    """
+    try:
+        return _weights(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{part}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from error
+
+
+def _weights(source: str) -> tuple[Weights, Path, dict[str, Any] | None]:
     prefix, colon, path = source.partition(":")
     if colon and prefix == "hf":
         folder = Path(path)

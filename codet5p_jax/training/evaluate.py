@@ -1,13 +1,16 @@
 """Losses on a held-out split during training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.params import Params
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.training.batches import open_loaders, place
 from codet5p_jax.training.freezing import merge
@@ -16,6 +19,8 @@ from codet5p_jax.training.phases import Phase, check_rows
 from codet5p_jax.training.state import TrainState, compiler_options
 from codet5p_jax.training.step import make_eval_step
 
+Rows = Mapping[str, np.ndarray]  # array name -> [rows, ...], of one objective
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -23,13 +28,13 @@ class Evaluation:
 
     Attributes:
       every: steps between two evaluations; None: none at all.
-      batches: at most so many of the split, the same ones every time.
+      batches: at most so many of the split, the same ones every time; None: all.
       batch_size: rows of each; None: those of the phase.
       split: of the phases' mixtures.
     """
 
     every: int | None = None
-    batches: int = 16
+    batches: int | None = 16
     batch_size: int | None = None
     split: str = "validation"
 
@@ -47,6 +52,7 @@ class Evaluator:
       phases, objectives, cache_dir, seed: of the run.
       mesh: the run's.
       encoder_tokenizer: as `open_loaders` takes it.
+      change: of the rows of an objective, before they are judged.
 
     Raises:
       ValueError: the split is not cached, or does not fill a batch.
@@ -62,8 +68,9 @@ class Evaluator:
         seed: int,
         mesh: Mesh,
         encoder_tokenizer: Path | None = None,
+        change: Callable[[Rows], Rows] = lambda rows: rows,
     ):
-        self._settings, self._mesh = settings, mesh
+        self._settings, self._mesh, self._change = settings, mesh, change
         sized = [replace(p, batch_size=settings.batch_size or p.batch_size) for p in phases]
         covered: set[str] = set()
         self._parts = []
@@ -85,13 +92,17 @@ class Evaluator:
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Means over the split, by name; of the averaged weights where there are such."""
-        accumulator = Accumulator()
         params = merge(state.params if state.ema is None else state.ema, state.frozen)
+        return self.means(params, state.objective_state)
+
+    def means(self, params: Params, objective_state: Mapping[str, Any]) -> dict[str, float]:
+        """Means over the split, by name."""
+        accumulator = Accumulator()
         with jax.set_mesh(self._mesh):
             for loader, names in self._parts:
                 for batch in loader.eval_batches(self._settings.batches):
-                    rows = {name: arrays for name, arrays in batch.items() if name in names}
+                    rows = {name: self._change(batch[name]) for name in batch if name in names}
                     placed = place(rows, self._mesh)
-                    accumulator.add(self._step(params, state.objective_state, placed))
+                    accumulator.add(self._step(params, objective_state, placed))
         accumulator.drain()
         return accumulator.means()

@@ -124,7 +124,7 @@ def load_config(model_dir: Path) -> ModelConfig:
     """The ModelConfig of a model directory.
 
     Raises:
-      FileNotFoundError: it is not a model directory.
+      FileNotFoundError, ValueError: it is not a model directory.
     """
     path = ModelDir(model_dir).config
     if not path.is_file():
@@ -132,7 +132,14 @@ def load_config(model_dir: Path) -> ModelConfig:
             f"{model_dir} is not a model directory: it has no config.json; set MODEL_DIR to the "
             "folder that training wrote"
         )
-    return config_from_json(json.loads(path.read_text(encoding="utf-8")))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if "model_type" in values:
+        raise ValueError(
+            f"{model_dir} is not a model directory: its config.json is Hugging Face's. Write "
+            f"hf:{model_dir} where that is taken, or make a model directory of it: codet5p convert "
+            f"import --from {model_dir}"
+        )
+    return config_from_json(values)
 
 
 @contextmanager

@@ -135,6 +135,7 @@ def test_the_arithmetic_of_a_head_is_right_and_of_the_file(runs, name: str):
         ("770m", (), 737_639_424),
         ("small", (), 60_492_288),
         ("tiny", (), 2_181_507),
+        ("tiny_llm", (), 7_355_904),
         # 223,082,754 and the temperature of the contrastive loss.
         ("220m", ("VOCAB_SIZE=32103", "EMBED_DIM=256", "MATCHING_HEAD=True"), 223_082_754 + 1),
         ("770m", ("VOCAB_SIZE=32103", "EMBED_DIM=256", "MATCHING_HEAD=True"), 737_906_947),

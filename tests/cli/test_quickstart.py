@@ -2,9 +2,7 @@
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -13,8 +11,6 @@ from codet5p_jax.cli import child, done_parts, quickstart
 from codet5p_jax.cli.done_parts import DoneParts
 from codet5p_jax.cli.main import main
 from codet5p_jax.cli.quickstart import FULL, SMOKE, Quickstart, Scale
-from codet5p_jax.data.corpora import stdlib
-from codet5p_jax.data.corpora.files import split_of
 
 
 def test_parts_are_done_once_and_survive_a_failure(tmp_path):
@@ -111,19 +107,6 @@ def test_a_failing_command_is_named(tmp_path):
         Quickstart(tmp_path, seed=0, scale=SMOKE)._codet5p("no-such-command")
 
 
-VERBS = ("parse", "join", "sort", "count", "split", "check", "merge", "reverse")
-NOUNS = ("date", "path", "table", "word", "line", "number", "header", "colour", "row", "price")
-FUNCTION = '''
-def {verb}_{noun}_{i}(values, limit=None):
-    """{Verb} every {noun} of the values, the {i}th way.
-
-    More about it.
-    """
-    found = [value.{verb}({i}) for value in values]
-    if limit is not None:
-        found = found[:limit]
-    return found
-'''
 # Parts as in the smoke run, of a network and batches that compile and run in seconds.
 TINY = Scale(
     candidates=8,
@@ -140,30 +123,6 @@ TINY = Scale(
 )
 
 
-@pytest.fixture
-def small_library(tmp_path, monkeypatch):
-    """In the place of the standard library, here and in the processes of the quickstart."""
-    folder = tmp_path / "library"
-    folder.mkdir()
-    missing = {"train": 4, "validation": 3, "test": 3}  # modules of each split
-    for i in range(1000):
-        split = split_of(f"module{i}", stdlib.SHARES)
-        if missing[split]:
-            missing[split] -= 1
-            noun = NOUNS[sum(missing.values())]
-            code = [FUNCTION.format(verb=v, Verb=v.title(), noun=noun, i=i) for v in VERBS]
-            (folder / f"module{i}.py").write_text("\n".join(code))
-    replace = f"stdlib.sysconfig = SimpleNamespace(get_path=lambda _: {str(folder)!r})"
-    imports = "from types import SimpleNamespace; from codet5p_jax.data.corpora import stdlib"
-
-    def codet5p(*arguments):
-        command = f"from codet5p_jax.cli.main import main; raise SystemExit(main({arguments!r}))"
-        return child.run([sys.executable, "-c", "; ".join([imports, replace, command])])
-
-    monkeypatch.setattr(stdlib, "sysconfig", SimpleNamespace(get_path=lambda _: str(folder)))
-    monkeypatch.setattr(child, "codet5p", codet5p)
-
-
 class _Loaded(HTMLParser):
     """What a page loads from elsewhere, or leads to."""
 
@@ -178,7 +137,8 @@ class _Loaded(HTMLParser):
 
 
 def test_every_part_on_a_small_library(tmp_path, small_library, capsys, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS")  # children get one device, as at a user's
+    assert jax.device_count() > 1  # of this process, from now on; its children get one
+    monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(quickstart, "SMOKE", TINY)
     monkeypatch.setattr(quickstart, "VOCAB_SIZE", 600)
     output = tmp_path / "run"

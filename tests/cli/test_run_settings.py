@@ -93,6 +93,7 @@ QUICKSTART = {
     "loss_weights": 1,
     "accumulate": chosen(1),
 }
+TINY_ADAMW = {"optimizer": chosen("AdamW"), "peak": chosen(2e-3)}
 EXPECTED: dict[str, dict[str, Any]] = {
     "stage1_220m": STAGE1,
     "stage1_770m": {**STAGE1, "accumulate": chosen(4)},
@@ -116,6 +117,30 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "phases": (("my_task", 78_694, 4 * 8),),  # 10 epochs of 251,820 examples
         "seq2seq": {"inputs_length": 320, "targets_length": 128},
         "accumulate": chosen(1),
+    },
+    "quickstart_llm": {
+        **QUICKSTART,
+        **TINY_ADAMW,
+        "weight_decay": chosen(0.1),
+        "warmup_steps": chosen(25),
+        "phases": chosen((("stdlib_decoder_clm", 250, 32),)),
+        "decoder_clm": {"inputs_length": 1, "targets_length": chosen(192)},
+    },
+    "quickstart_frozen_llm": {
+        **QUICKSTART,
+        **TINY_ADAMW,
+        "warmup_steps": chosen(20),
+        "phases": chosen((("stdlib_stage1_seq2seq", 200, 64),)),
+        "span_denoising": {
+            **STAGE1["span_denoising"],
+            "inputs_length": chosen(128),
+            "targets_length": chosen(48),
+        },
+        "seq2seq_clm": {
+            **STAGE1["seq2seq_clm"],
+            "inputs_length": chosen(128),
+            "targets_length": chosen(32),
+        },
     },
     "quickstart_stage1": {
         **QUICKSTART,

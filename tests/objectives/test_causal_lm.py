@@ -45,6 +45,32 @@ def test_seq2seq_clm_pivot_is_uniform(special, rng):
     assert chi_square(counts, [0.1] * 10) < 27.9  # 9 degrees of freedom, p = 0.001
 
 
+@given(
+    size=st.integers(0, 300),
+    seed=st.integers(0, 2**32 - 1),
+    inputs_length=st.integers(1, 200),
+    targets_length=st.integers(1, 200),
+)
+def test_a_prefix_in_the_decoder_leaves_the_targets_as_they_are(
+    size, seed, inputs_length, targets_length
+):
+    lengths = {"inputs_length": inputs_length, "targets_length": targets_length}
+    plain, prompted = (
+        Seq2SeqCLM(**lengths, prompt_to_decoder=prompt).features(
+            example(size), np.random.default_rng(seed), SPECIAL
+        )
+        for prompt in (False, True)
+    )
+    spec = Seq2SeqCLM(**lengths, prompt_to_decoder=True).spec
+    assert {name: x.shape for name, x in prompted.items()} == {n: s.shape for n, s in spec.items()}
+    assert real(prompted, "encoder") == real(plain, "encoder")
+    prefix = real(plain, "encoder")[1:]
+    judged = prompted["decoder_weights"] > 0
+    assert prompted["decoder_targets"][judged].tolist() == labels(plain)
+    assert real(prompted, "decoder") == [SPECIAL.decoder_start, *prefix, *labels(plain)[:-1]]
+    assert judged[: len(prefix)].sum() == 0
+
+
 def test_seq2seq_clm_refuses_a_reversed_range():
     with pytest.raises(ValueError, match=r"found 0\.9 and 0\.1"):
         Seq2SeqCLM(min_pivot=0.9, max_pivot=0.1)

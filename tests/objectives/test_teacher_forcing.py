@@ -1,10 +1,12 @@
 """The shared device half against plain NumPy over full logits."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 
+from codet5p_jax.models import CodeT5p
 from codet5p_jax.objectives import DecoderCLM, Seq2Seq, Seq2SeqCLM
 from tests.objectives.helpers import VOCAB_SIZE, stack
 
@@ -98,6 +100,34 @@ def test_dropout_in_training_only(model, params, special, rng):
     assert run(params, batch, 0, False) == run(params, batch, 1, False)
     assert run(params, batch, 0, True) == run(params, batch, 0, True)
     assert run(params, batch, 0, True) != run(params, batch, 1, True)
+
+
+def test_a_decoder_alone_is_that_of_the_network(model, params, special, rng):
+    """Rows without a source, and a network without an encoder: the same loss."""
+    objective = Seq2SeqCLM(inputs_length=9, targets_length=7)
+    examples = [{"tokens": rng.integers(8, 50, size).astype(np.int32)} for size in (3, 10, 40)]
+    batch = jax.device_put(stack([objective.features(e, rng, special) for e in examples]))
+    alone = {name: x for name, x in batch.items() if not name.startswith("encoder")}
+    decoder = dataclasses.replace(model.config.decoder, cross_attention="none")
+    none = dataclasses.replace(model.config.encoder, num_layers=0)
+    config = dataclasses.replace(model.config, encoder=none, decoder=decoder, embed_dim=None)
+    language_model = CodeT5p(config)
+    own = {name: params[name] for name in language_model.specs if name != "decoder"}
+    specs = language_model.specs["decoder"]
+    own["decoder"] = {
+        name: {part: params["decoder"][name][part] for part in specs[name]}
+        if isinstance(specs[name], dict)
+        else params["decoder"][name]
+        for name in specs
+    }
+
+    def loss(network, weights, rows):
+        losses, _ = objective.loss(network.bind(weights), rows, {}, jax.random.key(0), False)
+        return losses["seq2seq_clm"].sum
+
+    found = loss(model, params, alone)
+    np.testing.assert_allclose(loss(language_model, own, batch), found, rtol=1e-6)
+    assert abs(found - loss(model, params, batch)) > 1e-3
 
 
 def test_a_prompt_stands_before_the_targets_and_is_no_target(special):

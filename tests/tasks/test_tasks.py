@@ -78,7 +78,7 @@ def test_registration_reads_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "7"
+    assert done.stdout.split()[-1] == "8"
 
 
 def test_stage1_rows_come_out_as_in_the_paper():
@@ -92,6 +92,8 @@ def test_stage1_rows_come_out_as_in_the_paper():
     assert all(name.endswith("_span_denoising") for name in rates("codet5p_stage1_denoise"))
     assert len(rates("codet5p_stage1_denoise")) == 9
     assert rates("stdlib_stage1_denoise") == {"stdlib_span_denoising": 1.0}
+    read = ("span_denoising", "seq2seq_clm")
+    assert rates("stdlib_stage1_seq2seq") == {f"stdlib_{name}": 1.0 for name in read}
 
 
 def test_stage2_objectives_have_equal_rows():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -19,9 +20,10 @@ from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
 from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import Trainable
-from codet5p_jax.training.model_dir import config_to_json, same_tokenizer
+from codet5p_jax.training.init_from import plan_init
+from codet5p_jax.training.model_dir import config_to_json, load_config, same_tokenizer
 from codet5p_jax.training.phases import Phase
-from codet5p_jax.training.stored_weights import load_params, write_weights
+from codet5p_jax.training.stored_weights import StoredWeights, load_params, write_weights
 from tests.training import synthetic
 from tests.training.synthetic import VOCAB, tiny_config, write_cache
 
@@ -184,9 +186,98 @@ def test_the_command(models, tmp_path, capsys):
     assert done == 0
     assert load_params(tmp_path / "x")[1].decoder.cross_attention == (1,)
     assert "of them are new: decoder/layers_1/cross_attention/k" in capsys.readouterr().out
+    verify = ["compose", f"--verify={tmp_path / 'x'}"]
+    assert main([*verify, f"--decoder={root / 'llm'}"]) == 0
+    assert "are those of" in capsys.readouterr().out
+    assert main([*verify, f"--decoder={root / 'small'}"]) == 1
+    assert "DIFFERS  lm_head\n" in capsys.readouterr().out
     assert main([*args, "--cross_attention_layers=3", f"--out={tmp_path / 'y'}"]) == 1
     assert "cross-attention layer 3 is past the end: the decoder has 3" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
+
+
+def test_composing_from_gin(models, tmp_path, capsys):
+    root = models[0]
+    (tmp_path / "mine.gin").write_text(f"""
+from __gin__ import dynamic_registration
+from codet5p_jax.training import composition
+from codet5p_jax.training import train
+
+include 'runs/quickstart_stage1.gin'
+
+INITIAL_CHECKPOINT_PATH = {str(tmp_path / "composed")!r}
+composition.compose:
+  encoder = {str(root / "small")!r}
+  decoder = {str(root / "llm")!r}
+  model_dir = %INITIAL_CHECKPOINT_PATH
+  layers = 'every:2'
+  zero_init = True
+""")
+    assert main(["compose", f"--gin_file={tmp_path / 'mine.gin'}"]) == 0
+    config = load_params(tmp_path / "composed")[1]
+    assert (config.decoder.cross_attention, config.decoder.cross_zero_init) == ((1,), True)
+
+    # An option replaces what a file says, and --gin.… both; neither needs a file.
+    given = [f"--gin_file={tmp_path / 'mine.gin'}", "--cross_attention_layers=all"]
+    where = f"--gin.INITIAL_CHECKPOINT_PATH={str(tmp_path / 'another')!r}"
+    assert main(["compose", *given, where]) == 0
+    assert load_params(tmp_path / "another")[1].decoder.cross_attention == (0, 1, 2)
+    bindings = {"encoder": root / "small", "decoder": root / "llm", "model_dir": tmp_path / "gin"}
+    alone = [f"--gin.composition.compose.{name}={str(v)!r}" for name, v in bindings.items()]
+    assert main(["compose", *alone]) == 0
+    assert load_params(tmp_path / "gin")[1].decoder.cross_attention == (2,)
+
+    capsys.readouterr()
+    assert main(["compose", f"--encoder={root / 'small'}"]) == 3
+    assert "--decoder, --out missing" in capsys.readouterr().err
+    assert main(["compose", *alone, "--gin.composition.compose.layer='all'"]) == 3
+    assert "no parameter 'layer'; did you mean layers?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert"),
+        ("unknown", "decoder: {0}/unknown is not a model directory: its config.json is Hugging"),
+        ("absent", "decoder: {}/absent is not a model directory: it has no config.json"),
+        ("hf:absent", "decoder: {}/absent has no config.json"),
+        ("encoder", "{0}/encoder (decoder): that of the decoder is an encoder alone"),
+    ],
+)
+def test_decoders_that_are_none_are_refused_before_weights_are_read(
+    models, tmp_path, monkeypatch, decoder, message
+):
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown/config.json").write_text('{"model_type": "mamba"}')
+    none = dataclasses.replace(tiny_config().decoder, num_layers=0)
+    make(tmp_path / "encoder", dataclasses.replace(tiny_config(), decoder=none), 3)
+    monkeypatch.setattr(StoredWeights, "read", pytest.fail)
+    prefix, _, name = decoder.rpartition(":")
+    decoder = f"{prefix}:{tmp_path / name}" if prefix else str(tmp_path / name)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message.format(tmp_path))):
+        compose(str(models[0] / "small"), decoder, tmp_path / "composed")
+    assert not (tmp_path / "composed").exists()
+
+
+TEXTS = ["def f(x): return x", "class A: pass", "for i in range(9): print(i)"] * 4
+
+
+def test_data_of_another_tokenizer_is_refused_before_weights_are_read(tmp_path):
+    """Of the decoder's, that is: for another one of the encoder the data is re-encoded."""
+    trained = {
+        "data": train_tokenizer(TEXTS, 400, tmp_path / "data", num_sentinels=10),
+        "other": train_tokenizer(TEXTS[::2], 400, tmp_path / "another", num_sentinels=10),
+    }
+    sized = {"vocab_size": trained["data"].vocab_size}
+    for name, config in (("llm", LLM), ("small", SMALL)):
+        make(tmp_path / name, dataclasses.replace(config, **sized), 1)
+        source = tmp_path / ("another" if name == "llm" else "data")
+        shutil.copytree(source, tmp_path / name / "tokenizer")
+    compose(str(tmp_path / "small"), str(tmp_path / "llm"), tmp_path / "composed", say=print)
+    config = load_config(tmp_path / "composed")
+    source = InitFrom(str(tmp_path / "composed"))
+    with pytest.raises(ValueError, match=r"/tokenizer, is not that of the data, .*/data"):
+        plan_init(source, CodeT5p(config).specs, tmp_path / "data", config)
 
 
 def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(models, tmp_path):
@@ -212,7 +303,7 @@ def test_layers_that_are_none(text):
 
 def test_parts_that_do_not_fit():
     none = dataclasses.replace(tiny_config().decoder, num_layers=0)
-    with pytest.raises(ValueError, match="the model of the decoder has none"):
+    with pytest.raises(ValueError, match="that of the decoder is an encoder alone"):
         composed_config(LLM, dataclasses.replace(tiny_config(), decoder=none))
     looking_back = dataclasses.replace(
         LLM, decoder=dataclasses.replace(LLM.decoder, attention_window=4)
