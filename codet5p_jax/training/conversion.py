@@ -137,6 +137,11 @@ def export_weights(
     stored = StoredWeights(Path(model_dir), step)
     has_lora = any(t.lora for t in (stored.config.encoder, stored.config.decoder))
     weights = _resized(MergedLora(stored) if has_lora else stored, vocab_size, 1)
+    if stored.rounded:
+        say(
+            f"{len(stored.rounded)} kernels are int8 in {model_dir}, and are exported with those "
+            "values; a run with save_frozen = False exports them as they were before"
+        )
     if vocab_size is not None and vocab_size > stored.config.vocab_size:
         raise ValueError(
             f"vocab_size {vocab_size:,} is more than the {stored.config.vocab_size:,} rows that "
