@@ -20,7 +20,7 @@ def momentum_update(average: Any, params: Any, momentum: float) -> Any:
     """momentum · average + (1 − momentum) · params, leaf by leaf; no gradient.
     Integers, which do not train, stay."""
 
-    def mix(a: Array, p: Array) -> Array:
+    def mix(a: Any, p: Any) -> Any:
         if jnp.issubdtype(a.dtype, jnp.integer):
             return a
         return momentum * a + (1 - momentum) * jax.lax.stop_gradient(p)
