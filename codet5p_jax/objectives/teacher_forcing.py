@@ -95,9 +95,16 @@ class TeacherForced:
         Metrics, per target token: `loss` (cross-entropy without z-loss), `z_loss`, `accuracy`.
         """
         encoder_key, decoder_key = jax.random.split(key) if train else (None, None)
-        encoded_BSD = model.encode(
-            batch["encoder_tokens"], batch["encoder_segments"], key=encoder_key
-        )
+        encoded_BSD = None
+        if model.config.encoder.num_layers:
+            encoded_BSD = model.encode(
+                batch["encoder_tokens"], batch["encoder_segments"], key=encoder_key
+            )
+        elif self.inputs_length > 1:
+            raise ValueError(
+                f"{self.name} has inputs for an encoder, and the network is a decoder alone; train "
+                "it on decoder_clm"
+            )
         states_BTD = model.decode(
             batch["decoder_tokens"],
             batch["decoder_segments"],

@@ -29,7 +29,7 @@ class Trainable:
 
     Attributes:
       patterns: regular expressions; a parameter trains if one of them matches its whole path
-        (`encoder/layers/attention/q`).
+        (`encoder/layers/attention/q`). Empty with `lora`: its additions train alone.
       frozen_dtype: of all the others, on the devices and in checkpoints. "int8" is for the kernels
         of self-attention and the feed-forward network of frozen towers, which have an fp32 scale
         for each output; what else is frozen is then bfloat16.
@@ -39,7 +39,7 @@ class Trainable:
         cross-attention trains; None: none.
 
     Raises:
-      ValueError: there is no pattern, or one is no regular expression.
+      ValueError: nothing would train, or a pattern is no regular expression.
     """
 
     patterns: tuple[str, ...]
@@ -48,8 +48,8 @@ class Trainable:
     lora: Lora | None = None
 
     def __post_init__(self) -> None:
-        if not self.patterns:
-            raise ValueError("Trainable.patterns is empty: nothing would train")
+        if not self.patterns and self.lora is None:
+            raise ValueError("Trainable.patterns is empty and lora is None: nothing would train")
         for pattern in self.patterns:
             try:
                 re.compile(pattern)

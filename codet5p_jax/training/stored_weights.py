@@ -266,6 +266,7 @@ class StoredWeights:
       config: of the network.
       shapes: of the parameters, by path.
       rounded: paths of the kernels that are a product with a scale.
+      trained: paths of the parameters that are not frozen.
       meta: what was saved with them.
       tokenizer: folder of tokenizer files; it may be missing.
 
@@ -286,6 +287,7 @@ class StoredWeights:
         self.shapes = {path: x.shape for path, x in self._arrays.items()}
         self.rounded = [path for path, x in self._arrays.items() if x.dtype == jnp.int8]
         self.meta = read(self._path, {"meta": None})["meta"]
+        self.trained = [path for path in self.shapes if f"params/{path}" in self.meta["arrays"]]
 
     def dtype(self, path: str) -> np.dtype:
         """The dtype in which a parameter is stored; bfloat16, as what else is frozen, for one in
