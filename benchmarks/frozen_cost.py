@@ -1,6 +1,6 @@
 """What a training step with a frozen decoder costs, against what it has to cost.
 
-    python benchmarks/frozen_cost.py --size=2b --size=6b --size=16b
+    python benchmarks/frozen_cost.py --size=2b --size=6b --size=16b --frozen_dtype=int8
 
 Compiles the step of runs/stage1_16b.gin for one device from shapes alone (nothing is allocated),
 counts the matrix products of the optimised program, loop bodies times their trip count, and
@@ -15,6 +15,7 @@ REMAT is off here: recomputing the encoder is a choice about memory, not part of
 
 import argparse
 import time
+from dataclasses import replace
 
 import jax
 
@@ -25,7 +26,7 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.batches import abstract_batch
 from codet5p_jax.training.checkpoints import state_bytes
-from codet5p_jax.training.freezing import Split, Trainable, freeze
+from codet5p_jax.training.freezing import Split, Trainable, freeze, frozen_towers
 from codet5p_jax.training.hlo import dot_flops
 from codet5p_jax.training.optimizers import AdamW
 from codet5p_jax.training.schedules import Constant
@@ -44,10 +45,13 @@ TRAINABLE = Trainable(("encoder.*", ".*/cross_attention/.*"), "bfloat16")
 
 
 def compile_step(
-    config: ModelConfig, objectives: list[Objective], rows: dict[str, int]
+    config: ModelConfig,
+    objectives: list[Objective],
+    rows: dict[str, int],
+    trainable: Trainable = TRAINABLE,
 ) -> tuple[str, TrainState, CodeT5p, Split]:
     """Text of the optimised step, the abstract state, the network and what of it is frozen."""
-    network, split = freeze(CodeT5p(config), TRAINABLE)
+    network, split = freeze(CodeT5p(frozen_towers(config, trainable)), trainable)
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     rate = Constant(1e-4).make(10)
     rule = AdamW().make(rate, split(network.specs)[0])
@@ -86,7 +90,9 @@ def _product(shape: tuple[int, ...]) -> int:
     return out
 
 
-def measure(size: str, rows: int, inputs: int, targets: int) -> tuple[float, float]:
+def measure(
+    size: str, rows: int, inputs: int, targets: int, trainable: Trainable = TRAINABLE
+) -> tuple[float, float]:
     """Prints the figures; returns (FLOPs / needed, bytes / needed)."""
     config = codet5p_codegen(**SIZES[size], dtype="bfloat16")
     kinds: dict[str, Objective] = {
@@ -95,16 +101,20 @@ def measure(size: str, rows: int, inputs: int, targets: int) -> tuple[float, flo
     }
     objective = kinds["seq2seq" if inputs > 1 else "decoder"]
     began = time.perf_counter()
-    text, state, network, split = compile_step(config, [objective], {objective.name: rows})
+    text, state, network, split = compile_step(
+        config, [objective], {objective.name: rows}, trainable
+    )
     seconds = time.perf_counter() - began
     flops, needed = dot_flops(text), needed_flops(config, split, rows, inputs, targets)
-    trainable = count(split(network.specs)[0])
+    training = count(split(network.specs)[0])
     kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
     gradients = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
-    least = 3 * 4 * trainable  # two moments and the gradient in fp32
+    frozen = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.frozen))
+    least = 3 * 4 * training  # two moments and the gradient in fp32
     print(
-        f"{size}: {count(network.specs):,} parameters, {trainable:,} train; {objective.name}, "
-        f"{rows} x ({inputs} + {targets}) positions; state {state_bytes(state) / 1e9:.2f} GB; "
+        f"{size}, frozen in {trainable.frozen_dtype}: {count(network.specs):,} parameters, "
+        f"{training:,} train; {objective.name}, {rows} x ({inputs} + {targets}) positions; state "
+        f"{state_bytes(state) / 1e9:.2f} GB, {frozen / 1e9:.2f} GB of it frozen; "
         f"compiled in {seconds:.0f} s"
     )
     print(f"  FLOPs {flops:.4g}, needed {needed:.4g}: ratio {flops / needed:.3f}")
@@ -122,9 +132,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--inputs", type=int, default=768, help="encoder positions; 1: decoder_clm")
     parser.add_argument("--targets", type=int, default=600)
+    parser.add_argument("--frozen_dtype", choices=("bfloat16", "int8"), default="bfloat16")
     args = parser.parse_args()
+    trainable = replace(TRAINABLE, frozen_dtype=args.frozen_dtype)
     for size in args.size or ["2b", "6b", "16b"]:
-        measure(size, args.rows, args.inputs, args.targets)
+        measure(size, args.rows, args.inputs, args.targets, trainable)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ RULES: Mapping[str, MeshAxes] = {
     "buckets": None,
     "positions": None,
     "lora": None,
+    "one": None,
     "joint": None,
     "batch": ("replica", "fsdp"),
     "length": "sequence",

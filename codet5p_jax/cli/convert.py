@@ -4,6 +4,7 @@ A T5X checkpoint can be imported as well.
 
   codet5p convert import --from FOLDER --to MODEL_DIR
   codet5p convert export --from MODEL_DIR --to FOLDER --dtype=float16
+  codet5p convert export --from MODEL_DIR --to FOLDER --adapter
   codet5p convert verify FOLDER MODEL_DIR
 
 Neither needs torch, transformers or an accelerator, and no code of a folder is executed.
@@ -62,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (out, check):
         action.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
     out.add_argument("--max_shard_size", default="5GB", help="of one file (default: %(default)s)")
+    out.add_argument(
+        "--adapter", action="store_true", help="low-rank additions alone, in the layout of PEFT"
+    )
+    out.add_argument(
+        "--base",
+        help="of an adapter: name or path of its base model (default: the hf: folder that the run "
+        "left its frozen weights in)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,7 +91,21 @@ def run(args: argparse.Namespace) -> int:
             allow_pickle=args.allow_pickle,
         )
         return 0
+    if args.action == "export" and args.adapter:
+        if args.vocab_size is not None:
+            raise ValueError("--adapter writes no embedding, whose rows --vocab_size is about")
+        conversion.export_adapter(
+            args.source,
+            args.target,
+            arch=args.arch,
+            base=args.base,
+            dtype=args.dtype,
+            step=args.step,
+        )
+        return 0
     if args.action == "export":
+        if args.base is not None:
+            raise ValueError("--base is for an adapter; add --adapter, or leave it out")
         conversion.export_weights(
             args.source,
             args.target,

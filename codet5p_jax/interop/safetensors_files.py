@@ -250,6 +250,7 @@ class SafetensorsWriter:
       folder: where; it exists.
       tensors: (dtype, shape) by name, in the order in which they lie in the files.
       max_shard_bytes: of tensors, in one file; a larger tensor is a file of its own.
+      single: name of the file where there is one.
     """
 
     def __init__(
@@ -257,6 +258,7 @@ class SafetensorsWriter:
         folder: Path,
         tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
         max_shard_bytes: int,
+        single: str = SINGLE,
     ):
         self._tensors = dict(tensors)
         self._missing = set(tensors)
@@ -267,7 +269,7 @@ class SafetensorsWriter:
         weight_map = {}
         for number, names in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            file = SINGLE if len(shards) == 1 else file
+            file = single if len(shards) == 1 else file
             self._begin(folder / file, names)
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:

@@ -70,7 +70,7 @@ class Weights(Protocol):
         ...
 
 
-_LORA_ENDS = ("_lora_a", "_lora_b")
+LORA_ENDS = ("_lora_a", "_lora_b")
 
 
 class ArrayWeights:
@@ -144,7 +144,7 @@ class MergedLora:
             name: dataclasses.replace(getattr(config, name), lora=None) for name in self._scales
         }
         self.config = dataclasses.replace(config, **towers)
-        self.shapes = {p: s for p, s in weights.shapes.items() if not p.endswith(_LORA_ENDS)}
+        self.shapes = {p: s for p, s in weights.shapes.items() if not p.endswith(LORA_ENDS)}
 
     def dtype(self, path: str) -> np.dtype:
         """See `Weights`."""
@@ -154,7 +154,7 @@ class MergedLora:
         self, path: str, dtype: np.dtype | None = None, index: Index | None = None
     ) -> np.ndarray:
         """See `Weights`."""
-        a_path, b_path = (path + end for end in _LORA_ENDS)
+        a_path, b_path = (path + end for end in LORA_ENDS)
         if a_path not in self._weights.shapes:
             return self._weights.read(path, dtype, index)
         fp32 = np.dtype(np.float32)
@@ -327,7 +327,7 @@ def open_hugging_face(
         value = hf_config.log_temperature(values, where)
         value = math.log(INITIAL_TEMPERATURE) if value is None else value
         constants[LOG_TEMPERATURE] = np.asarray(value, np.float32)
-    return ForeignWeights(source, config, _table(config, arch), constants)
+    return ForeignWeights(source, config, table_of(config, arch), constants)
 
 
 def export_hugging_face(
@@ -372,7 +372,7 @@ def export_hugging_face(
     if LOG_TEMPERATURE in weights.shapes and arch in hf_config.CONFIG_CLASSES:
         temperature = float(weights.read(LOG_TEMPERATURE))
     chosen = FLOATS[dtype] if dtype else None
-    table = _table(network, arch)
+    table = table_of(network, arch)
     shapes = {path: spec.shape for path, spec in flatten(CodeT5p(network).specs)}
     dtypes = {p: chosen or weights.dtype(p) for p in shapes if p != LOG_TEMPERATURE}
     widest = max(dtypes.values(), key=lambda d: d.itemsize).name
@@ -435,7 +435,8 @@ def only_pickled(folder: Path) -> bool:
     return not safe and has(torch_files.SINGLE, torch_files.INDEX)
 
 
-def _table(config: ModelConfig, arch: str) -> Table:
+def table_of(config: ModelConfig, arch: str) -> Table:
+    """Which tensor of an architecture is which parameter of a network."""
     if arch in FAMILIES:
         return causal_lms.table(FAMILIES[arch], config)
     if arch == codet5p_large.MODEL_TYPE:

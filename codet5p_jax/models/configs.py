@@ -82,6 +82,8 @@ class StackConfig:
       rotary_scale: positions are divided by it (linear scaling to longer contexts).
       init_stddev: of initial matrices (0.02 in GPT-2's family); None: inputs^-0.5, as T5.
       lora: low-rank additions to projections of self-attention and the feed-forward network.
+      int8: kernels of self-attention and the feed-forward network are int8 with an fp32 scale for
+        each output, and cannot train.
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.
 
     Raises:
@@ -121,6 +123,7 @@ class StackConfig:
     rotary_interleaved: bool = False
     init_stddev: float | None = None
     lora: Lora | None = None
+    int8: bool = False
     scale_attention: bool = False
 
     def __post_init__(self) -> None:

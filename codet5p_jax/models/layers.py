@@ -12,7 +12,8 @@ from codet5p_jax.models.attention import attention, rotary
 from codet5p_jax.models.configs import Lora, StackConfig
 from codet5p_jax.models.dense import dense
 from codet5p_jax.models.dropout import dropout
-from codet5p_jax.models.params import Initializer, declare, normal, ones, zeros
+from codet5p_jax.models.int8 import dense_int8, initializers, scale_of
+from codet5p_jax.models.params import declare, normal, ones, zeros
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -45,18 +46,32 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def _matrix(cfg: StackConfig, inputs: int) -> Initializer:
-    return normal(cfg.init_stddev or inputs**-0.5)
+def _deviation(cfg: StackConfig, inputs: int) -> float:
+    """Of the initial values of a kernel."""
+    return cfg.init_stddev or inputs**-0.5
 
 
-def _declare_lora(
+def _declare_kernel(
     module: Any,
     name: str,
     inputs: tuple[int, ...],
     outputs: tuple[int, ...],
     input_axes: tuple[str, ...],
     output_axes: tuple[str, ...],
+    stddev: float,
 ) -> None:
+    """A kernel [*inputs, *outputs] of the module, with its scale where it is int8, and what `Lora`
+    adds to it. A `stddev` of 0 is a kernel of zeros."""
+    shape, axes = (*inputs, *outputs), (*input_axes, *output_axes)
+    if module.int8:
+        values, scale = initializers(stddev)
+        setattr(module, name, declare(shape, axes, values, jnp.int8))
+        ones_axes = len(inputs)
+        scale_shape = (*(1,) * ones_axes, *outputs)
+        scale_axes = (*("one",) * ones_axes, *output_axes)
+        setattr(module, scale_of(name), declare(scale_shape, scale_axes, scale))
+    else:
+        setattr(module, name, declare(shape, axes, normal(stddev) if stddev else zeros))
     lora = module.lora
     if lora is None or name not in lora.targets:
         return
@@ -68,8 +83,12 @@ def _declare_lora(
 
 
 def _project(module: Any, name: str, x: Array, axes: int = 1) -> Array:
-    """x times a kernel of the module, and what `Lora` adds."""
-    y = dense(x, getattr(module, name)[...], axes=axes)
+    """x times a kernel of the module, in 8 bits or not, and what `Lora` adds."""
+    kernel = getattr(module, name)[...]
+    if module.int8:
+        y = dense_int8(x, kernel, getattr(module, scale_of(name))[...], axes=axes)
+    else:
+        y = dense(x, kernel, axes=axes)
     if module.lora is None or name not in module.lora.targets:
         return y
     low = dense(x, getattr(module, f"{name}_lora_a")[...], axes=axes)
@@ -85,21 +104,19 @@ class Attention(nnx.Module):
         kv_width: int | None = None,
         zero_output: bool = False,
         lora: Lora | None = None,
+        int8: bool = False,
     ):
-        self.cfg, self.lora = cfg, lora
+        self.cfg, self.lora, self.int8 = cfg, lora, int8
         D, H, K = cfg.d_model, cfg.num_heads, cfg.head_dim
         G, Dkv = cfg.num_kv_heads or H, kv_width or D
         # T5 has no 1/sqrt(K) in attention: it is folded into the initial queries.
         q_inputs = D if cfg.scale_attention else D * K
-        self.q = declare((D, H, K), ("embed", "heads", "head_dim"), _matrix(cfg, q_inputs))
-        self.k = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), _matrix(cfg, Dkv))
-        self.v = declare((Dkv, G, K), ("embed", "kv_heads", "head_dim"), _matrix(cfg, Dkv))
-        o_init = zeros if zero_output else _matrix(cfg, H * K)
-        self.o = declare((H, K, D), ("heads", "head_dim", "embed"), o_init)
-        _declare_lora(self, "q", (D,), (H, K), ("embed",), ("heads", "head_dim"))
-        _declare_lora(self, "k", (Dkv,), (G, K), ("embed",), ("kv_heads", "head_dim"))
-        _declare_lora(self, "v", (Dkv,), (G, K), ("embed",), ("kv_heads", "head_dim"))
-        _declare_lora(self, "o", (H, K), (D,), ("heads", "head_dim"), ("embed",))
+        q, kv = ("heads", "head_dim"), ("kv_heads", "head_dim")
+        _declare_kernel(self, "q", (D,), (H, K), ("embed",), q, _deviation(cfg, q_inputs))
+        _declare_kernel(self, "k", (Dkv,), (G, K), ("embed",), kv, _deviation(cfg, Dkv))
+        _declare_kernel(self, "v", (Dkv,), (G, K), ("embed",), kv, _deviation(cfg, Dkv))
+        o_stddev = 0.0 if zero_output else _deviation(cfg, H * K)
+        _declare_kernel(self, "o", (H, K), (D,), q, ("embed",), o_stddev)
         if cfg.qkv_bias:
             self.q_bias = declare((H, K), ("heads", "head_dim"), zeros)
             self.k_bias = declare((G, K), ("kv_heads", "head_dim"), zeros)
@@ -170,14 +187,10 @@ class FeedForward(nnx.Module):
     def __init__(self, cfg: StackConfig):
         self.cfg = cfg
         D, F = cfg.d_model, cfg.d_ff
-        self.wi = declare((D, F), ("embed", "mlp"), _matrix(cfg, D))
-        if cfg.gated:
-            self.gate = declare((D, F), ("embed", "mlp"), _matrix(cfg, D))
-        self.wo = declare((F, D), ("mlp", "embed"), _matrix(cfg, F))
-        self.lora = cfg.lora
+        self.lora, self.int8 = cfg.lora, cfg.int8
         for name in ("wi", "gate") if cfg.gated else ("wi",):
-            _declare_lora(self, name, (D,), (F,), ("embed",), ("mlp",))
-        _declare_lora(self, "wo", (F,), (D,), ("mlp",), ("embed",))
+            _declare_kernel(self, name, (D,), (F,), ("embed",), ("mlp",), _deviation(cfg, D))
+        _declare_kernel(self, "wo", (F,), (D,), ("mlp",), ("embed",), _deviation(cfg, F))
         if cfg.mlp_bias:
             self.wi_bias = declare((F,), ("mlp",), zeros)
             if cfg.gated:
@@ -209,7 +222,8 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: StackConfig, *, cross: bool, encoder_width: int, dropout_rate: float):
         self.cfg, self.cross, self.dropout_rate = cfg, cross, dropout_rate
-        self.attention_norm, self.attention = Norm(cfg), Attention(cfg, lora=cfg.lora)
+        self.attention_norm = Norm(cfg)
+        self.attention = Attention(cfg, lora=cfg.lora, int8=cfg.int8)
         if cross:
             self.cross_attention = Attention(cfg, encoder_width, cfg.cross_zero_init)
             if not cfg.parallel_cross_attention:

@@ -17,8 +17,14 @@ Queue = dict[str, Array]
 
 
 def momentum_update(average: Any, params: Any, momentum: float) -> Any:
-    """momentum · average + (1 − momentum) · params, leaf by leaf; no gradient."""
-    mix = lambda a, p: momentum * a + (1 - momentum) * jax.lax.stop_gradient(p)  # noqa: E731
+    """momentum · average + (1 − momentum) · params, leaf by leaf; no gradient.
+    Integers, which do not train, stay."""
+
+    def mix(a: Any, p: Any) -> Any:
+        if jnp.issubdtype(a.dtype, jnp.integer):
+            return a
+        return momentum * a + (1 - momentum) * jax.lax.stop_gradient(p)
+
     return jax.tree.map(mix, average, params)
 
 

@@ -16,7 +16,8 @@ from codet5p_jax.objectives.teacher_forcing import TeacherForced
 class DecoderCLM(TeacherForced):
     """Inputs `[CLM]`, targets `tokens </s>`.
 
-    [CLM] is the unk token, without `<s>` or `</s>` around it, so S = 1. Of a longer example a
+    [CLM] is the unk token, without `<s>` or `</s>` around it, so S = 1; a network that is a decoder
+    alone does without it. Of a longer example a
     window at a random offset is taken; it has `</s>` only if it reaches the end.
 
     Attributes:

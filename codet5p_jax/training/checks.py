@@ -12,7 +12,7 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.objectives.seq2seq import Seq2Seq
 from codet5p_jax.training.checkpoints import InitFrom, saved_steps
 from codet5p_jax.training.conversion import check_exportable
-from codet5p_jax.training.freezing import Trainable, freeze, with_lora
+from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
 from codet5p_jax.training.init_from import plan_init
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.optimizers import AdamW, Optimizer
@@ -55,7 +55,7 @@ def check_configuration(
     for objective in objectives:
         if isinstance(objective, Seq2Seq):
             _check_prompts(objective, model)
-    network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
+    network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
     optimizer.make(schedule.make(total_steps(phases)), split(network.specs)[0])
     if export_to is not None:
         check_exportable(model, export_arch)

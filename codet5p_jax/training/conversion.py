@@ -13,6 +13,7 @@ from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
     hf_config,
+    peft,
     sentence_transformers,
     tokenizer_files,
 )
@@ -20,6 +21,7 @@ from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
 from codet5p_jax.interop.weights import (
     FLOATS,
+    LORA_ENDS,
     MergedLora,
     ResizedVocabulary,
     Weights,
@@ -29,7 +31,12 @@ from codet5p_jax.interop.weights import (
 )
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
-from codet5p_jax.training.stored_weights import StoredWeights, release_memory, write_weights
+from codet5p_jax.training.stored_weights import (
+    ELSEWHERE,
+    StoredWeights,
+    release_memory,
+    write_weights,
+)
 
 Say = Callable[[str], None]
 TOKEN_IDS = ("pad", "bos", "eos", "decoder_start")
@@ -136,6 +143,11 @@ def export_weights(
     stored = StoredWeights(Path(model_dir), step)
     has_lora = any(t.lora for t in (stored.config.encoder, stored.config.decoder))
     weights = _resized(MergedLora(stored) if has_lora else stored, vocab_size, 1)
+    if stored.rounded:
+        say(
+            f"{len(stored.rounded)} kernels are int8 in {model_dir}, and are exported with those "
+            "values; a run with save_frozen = False exports them as they were before"
+        )
     if vocab_size is not None and vocab_size > stored.config.vocab_size:
         raise ValueError(
             f"vocab_size {vocab_size:,} is more than the {stored.config.vocab_size:,} rows that "
@@ -163,6 +175,53 @@ def export_weights(
         say(f"left out, since the architecture has no place for them: {', '.join(left_out)}")
     kept = {path: shape for path, shape in weights.shapes.items() if path not in left_out}
     say(f"{_summary(kept)} from {model_dir} to {folder}")
+
+
+def export_adapter(
+    model_dir: str | Path,
+    folder: str | Path,
+    *,
+    arch: str | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
+    step: int | None = None,
+    say: Say = print,
+) -> None:
+    """Makes a folder of the low-rank additions of a run, which PEFT adds to the base model.
+
+    Args:
+      model_dir: as training with `Trainable.lora` wrote it.
+      folder: made; appears when it is complete.
+      arch: of the base model, one of `hf_config.ARCHITECTURES`; None: the one with every part.
+      base: name or path of the base model; None: the Hugging Face folder that the run left its
+        frozen weights in, if it did.
+      dtype: of the tensors; None: each keeps that of the checkpoint.
+      step: a checkpoint; None: the newest.
+      say: is told what happens.
+
+    Raises:
+      FileNotFoundError: no model directory, or no checkpoint in it.
+      ValueError: there are no additions, something else trained, or the network is no such
+        architecture.
+      FileExistsError: there is something at `folder`.
+    """
+    stored = StoredWeights(Path(model_dir), step)
+    others = [path for path in stored.trained if not path.endswith(LORA_ENDS)]
+    if others and len(others) < len(stored.trained):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"an adapter has low-rank additions alone, but {others[0]}{more} trained in "
+            f"{model_dir} as well; export the merged network, without --adapter"
+        )
+    source = stored.meta.get(ELSEWHERE, {}).get("source", "")
+    if base is None and source.startswith("hf:"):
+        base = source.removeprefix("hf:")
+    modules = peft.export_adapter(
+        Path(folder), _Reporting(stored, say), arch=arch, base=base, dtype=dtype
+    )
+    if base is None:
+        say(f"{peft.CONFIG} names no base model; --base says which it is")
+    say(f"additions to {len(modules)} modules from {model_dir} to {folder}")
 
 
 def check_exportable(config: ModelConfig, arch: str | None = None) -> None:

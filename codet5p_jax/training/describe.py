@@ -15,7 +15,14 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
 from codet5p_jax.training.checks import check_configuration
 from codet5p_jax.training.flops import step_flops
-from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table, with_lora
+from codet5p_jax.training.freezing import (
+    Split,
+    Trainable,
+    freeze,
+    frozen_towers,
+    merge,
+    parts_table,
+)
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, select_objectives, total_steps
@@ -68,7 +75,7 @@ def describe(
         ema_decay=ema_decay,
     )
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
-    network, split = freeze(CodeT5p(with_lora(model, trainable)), trainable)
+    network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
     lines = [*_parameter_table(network.specs, sizes), ""]
     if split.frozen:
         lines += [*parts_table(network.specs, split), ""]

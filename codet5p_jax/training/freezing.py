@@ -15,9 +15,12 @@ import numpy as np
 
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import Lora, ModelConfig
+from codet5p_jax.models.int8 import scales_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, nearest_pattern, nested
 
 LORA = ".*_lora_[ab]"
+_KERNEL = r"(?:encoder|decoder)/layers(?:_\d+)?/(?:attention/[qkvo]|feed_forward/(?:wi|gate|wo))"
+_SCALE = f"{_KERNEL}_scale"
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,27 @@ class Trainable:
 
     Attributes:
       patterns: regular expressions; a parameter trains if one of them matches its whole path
-        (`encoder/layers/attention/q`).
-      frozen_dtype: of all the others, on the devices and in checkpoints.
+        (`encoder/layers/attention/q`). Empty with `lora`: its additions train alone.
+      frozen_dtype: of all the others, on the devices and in checkpoints. "int8" is for the kernels
+        of self-attention and the feed-forward network of frozen towers, which have an fp32 scale
+        for each output; what else is frozen is then bfloat16.
       save_frozen: whether checkpoints hold them; False: checkpoints say where they came from
         (INITIAL_CHECKPOINT_PATH), which then has to stay as it is.
       lora: low-rank additions, which train, to the projections of each tower of which nothing but
         cross-attention trains; None: none.
 
     Raises:
-      ValueError: there is no pattern, or one is no regular expression.
+      ValueError: nothing would train, or a pattern is no regular expression.
     """
 
     patterns: tuple[str, ...]
-    frozen_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    frozen_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     save_frozen: bool = True
     lora: Lora | None = None
 
     def __post_init__(self) -> None:
-        if not self.patterns:
-            raise ValueError("Trainable.patterns is empty: nothing would train")
+        if not self.patterns and self.lora is None:
+            raise ValueError("Trainable.patterns is empty and lora is None: nothing would train")
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
@@ -68,7 +73,8 @@ class Trainable:
                 )
         patterns = (*self.patterns, LORA)
         frozen = (n for n in names if not any(re.fullmatch(p, n) for p in patterns))
-        return Split(frozenset(frozen))
+        scales = (n for n in names if re.fullmatch(_SCALE, n))
+        return Split(frozenset((*frozen, *scales)))
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,21 @@ class Split:
         return nested(parts[0]), nested(parts[1])
 
 
-def with_lora(config: ModelConfig, trainable: Trainable | None) -> ModelConfig:
-    """The network with the low-rank additions that `Trainable.lora` asks for.
+def frozen_towers(config: ModelConfig, trainable: Trainable | None) -> ModelConfig:
+    """The network whose frozen towers are as `Trainable` has them: with the low-rank additions that
+    it asks for, and with kernels in 8 bits.
 
     Raises:
-      ValueError: there is no tower to add them to.
+      ValueError: no tower is frozen, or for 8 bits, some kernels of a tower are and others are not.
     """
-    if trainable is None or trainable.lora is None:
+    if trainable is None:
         return config
+    if trainable.lora is not None:
+        config = _with_lora(config, trainable)
+    return _with_int8(config, trainable) if trainable.frozen_dtype == "int8" else config
+
+
+def _with_lora(config: ModelConfig, trainable: Trainable) -> ModelConfig:
     specs = dict(flatten(CodeT5p(config).specs))
     frozen = trainable.split(CodeT5p(config).specs).frozen
     towers = {}
@@ -107,19 +120,52 @@ def with_lora(config: ModelConfig, trainable: Trainable | None) -> ModelConfig:
     return dataclasses.replace(config, **towers)
 
 
+def _with_int8(config: ModelConfig, trainable: Trainable) -> ModelConfig:
+    specs = CodeT5p(config).specs
+    kernels = [name for name, _ in flatten(specs) if re.fullmatch(_KERNEL, name)]
+    frozen = trainable.split(specs).frozen
+    towers = {}
+    for tower in ("encoder", "decoder"):
+        own = [name for name in kernels if name.startswith(f"{tower}/")]
+        kept = [name for name in own if name in frozen]
+        training = [name for name in own if name not in frozen]
+        if kept and training:
+            raise ValueError(
+                "Trainable.frozen_dtype = 'int8' is for all kernels of a tower or none, but "
+                f"{training[0]} trains and {kept[0]} does not; change the patterns, or set "
+                "frozen_dtype = 'bfloat16'"
+            )
+        if kept:
+            towers[tower] = dataclasses.replace(getattr(config, tower), int8=True)
+    if not towers:
+        raise ValueError(
+            "Trainable.frozen_dtype = 'int8' is for the kernels of towers that are frozen, and "
+            "none is; set frozen_dtype = 'bfloat16'"
+        )
+    return dataclasses.replace(config, **towers)
+
+
 def freeze(model: CodeT5p, trainable: Trainable | None) -> tuple[CodeT5p, Split]:
     """The unbound network with what does not train declared in its dtype, and what that is.
 
     Raises:
-      ValueError: a pattern matches no parameter.
+      ValueError: a pattern matches no parameter, or one in 8 bits would train.
     """
+    split = Split() if trainable is None else trainable.split(model.specs)
+    for name, spec in flatten(model.specs):
+        if spec.dtype == jnp.int8 and name not in split.frozen:
+            raise ValueError(
+                f"{name} is int8 and cannot train; leave StackConfig.int8 to "
+                "Trainable(frozen_dtype='int8'), with patterns that do not match it"
+            )
     if trainable is None:
-        return model, Split()
-    split = trainable.split(model.specs)
-    dtype = jnp.dtype(trainable.frozen_dtype)
+        return model, split
+    dtype = jnp.dtype("bfloat16" if trainable.frozen_dtype == "int8" else trainable.frozen_dtype)
+    scales = scales_of(model.specs)
 
     def declare(name: str, spec: ParamSpec) -> ParamSpec:
-        return dataclasses.replace(spec, dtype=dtype) if name in split.frozen else spec
+        as_it_is = name not in split.frozen or name in scales or spec.dtype == jnp.int8
+        return spec if as_it_is else dataclasses.replace(spec, dtype=dtype)
 
     declared = {name: declare(name, spec) for name, spec in flatten(model.specs)}
     return model.bind(nested(declared)), split

@@ -22,6 +22,7 @@ from codet5p_jax.interop.weights import (
     place,
 )
 from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.int8 import scale_of, scales_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, init_params, logical_axes
 from codet5p_jax.sharding import param_shardings
 from codet5p_jax.training.checkpoints import (
@@ -36,7 +37,7 @@ from codet5p_jax.training.model_dir import (
     recorded_tokenizer,
 )
 from codet5p_jax.training.state import compiler_options
-from codet5p_jax.training.stored_weights import read_params, stored_shapes
+from codet5p_jax.training.stored_weights import as_int8, described, read_params, stored_arrays
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def plan_init(
     """
     foreign = _foreign(source)
     path = foreign.where if foreign else checkpoint_path(Path(source.path))
-    stored = foreign.shapes if foreign else stored_shapes(path)
+    stored = foreign.shapes if foreign else {n: x.shape for n, x in stored_arrays(path).items()}
     renamed: dict[str, str] = {}
     for name in stored:
         target = name
@@ -119,7 +120,8 @@ def plan_init(
                 "rename rules more specific"
             )
         renamed[target] = name
-    mine: dict[str, ParamSpec] = dict(flatten(specs))
+    scales = scales_of(specs)  # which come with their kernels
+    mine: dict[str, ParamSpec] = {n: spec for n, spec in flatten(specs) if n not in scales}
     problems = []
     rows: dict[str, tuple[int, int]] = {}
     for name, spec in mine.items():
@@ -169,7 +171,7 @@ def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> li
     for name in ("encoder", "decoder"):
         stacks = getattr(mine, name), getattr(theirs, name)
         if all(stack.num_layers for stack in stacks):
-            towers[name] = dataclasses.replace(stacks[1], lora=stacks[0].lora)
+            towers[name] = dataclasses.replace(stacks[1], lora=stacks[0].lora, int8=stacks[0].int8)
         else:
             towers[name] = stacks[0]
     if not theirs.decoder.num_layers:
@@ -195,29 +197,95 @@ def require_source(plan: InitPlan | None, frozen: Collection[str]) -> None:
             f"Trainable.save_frozen = False, but {min(own)} is frozen and not all of it is in "
             f"{plan.path}; let it train, or set save_frozen = True"
         )
+    if plan.foreign is None:
+        stored = stored_arrays(plan.path)
+        int8 = [name for name in frozen if stored[plan.sources[name]].dtype == jnp.int8]
+        if int8:
+            raise ValueError(
+                f"Trainable.save_frozen = False, but {min(int8)} is int8 in {plan.path}; name the "
+                "weights that it was made of, or set save_frozen = True"
+            )
 
 
-def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[str, jax.Array]:
+def load_init(
+    plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """Weights by path of this model, read straight onto the mesh.
 
     They are the moving average where that run kept one: what it was evaluated with. Rows that the
     checkpoint lacks are those that `init_state` draws from `seed`.
+
+    Returns:
+      (weights, what `describe_elsewhere` wants to know of those that became int8).
     """
     shardings = dict(flatten(param_shardings(logical_axes(specs), specs, mesh)))
-    mine: dict[str, ParamSpec] = dict(flatten(specs))
+    mine = {
+        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
+        for name, spec in flatten(specs)
+    }
+    int8 = {n: theirs for n, theirs in plan.sources.items() if mine[n].dtype == jnp.int8}
+    others = {n: theirs for n, theirs in plan.sources.items() if n not in int8}
+    kernels, originals = _load_int8(plan, int8, mine, mesh)
+    loaded = _load_plain(plan, others, mine, mesh)
+    if plan.rows:
+        loaded |= _with_fresh_rows(plan, loaded, specs, mesh, seed)
+    return kernels | loaded, originals
+
+
+def _load_plain(
+    plan: InitPlan,
+    sources: Mapping[str, str],
+    mine: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """What is read in the dtype that it has here."""
     if plan.foreign is not None:
         weights: Weights = plan.foreign
-        if plan.rows:  # filled up first, as an array has to have its shape; drawn below
+        if plan.rows:  # filled up first, as an array has to have its shape; drawn later
             weights = ResizedVocabulary(plan.foreign, next(iter(plan.rows.values()))[1])
         loaded = {
-            name: place(weights, theirs, mine[name].dtype, shardings[name])
-            for name, theirs in plan.sources.items()
+            name: place(weights, theirs, mine[name].dtype, mine[name].sharding)
+            for name, theirs in sources.items()
         }
     else:
-        loaded = _read_stored(plan, mine, shardings)
+        wanted = {theirs: mine[name] for name, theirs in sources.items()}
+        stored = dict(flatten(read_params(plan.path, wanted, pad=bool(plan.rows))))
+        loaded = {name: stored.pop(theirs) for name, theirs in sources.items()}
     _check_finite(loaded, plan.path, mesh)
-    if not plan.rows:
-        return loaded
+    return loaded
+
+
+def _load_int8(
+    plan: InitPlan,
+    sources: Mapping[str, str],
+    mine: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Kernels in 8 bits and their scales, one kernel after the other: only one at a time is as wide
+    as it is in its file. Those that are int8 there are copied."""
+    stored = {} if plan.foreign or not sources else stored_arrays(plan.path)
+    loaded: dict[str, jax.Array] = {}
+    originals: dict[str, Any] = {}
+    for name, theirs in sources.items():
+        dtype = plan.foreign.dtype(theirs) if plan.foreign else stored[theirs].dtype
+        if dtype == jnp.int8:
+            pair = {theirs: mine[name], scale_of(theirs): mine[scale_of(name)]}
+            found = dict(flatten(read_params(plan.path, pair)))
+            loaded |= {name: found[theirs], scale_of(name): found[scale_of(theirs)]}
+            continue
+        wide = jax.ShapeDtypeStruct(mine[name].shape, dtype, sharding=mine[name].sharding)
+        kernel = _load_plain(plan, {name: theirs}, {name: wide}, mesh)[name]
+        originals[name] = described(kernel)
+        loaded |= as_int8(name, kernel, mine)
+        del kernel
+    return loaded, originals
+
+
+def _with_fresh_rows(
+    plan: InitPlan, loaded: Mapping[str, jax.Array], specs: Params, mesh: Mesh, seed: int
+) -> dict[str, jax.Array]:
+    """The arrays of `plan.rows`, whose last rows are drawn."""
+    mine: dict[str, ParamSpec] = dict(flatten(specs))
 
     def with_fresh_rows(padded: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         fresh = init_params({name: mine[name] for name in padded}, key)  # keys come from paths
@@ -231,11 +299,11 @@ def load_init(plan: InitPlan, specs: Params, mesh: Mesh, *, seed: int) -> dict[s
     fill = jax.jit(
         with_fresh_rows,
         donate_argnums=0,
-        out_shardings={name: shardings[name] for name in plan.rows},
+        out_shardings={name: loaded[name].sharding for name in plan.rows},
         compiler_options=compiler_options(mesh),
     )
     with jax.set_mesh(mesh):
-        return loaded | fill({name: loaded[name] for name in plan.rows}, jax.random.key(seed))
+        return fill({name: loaded[name] for name in plan.rows}, jax.random.key(seed))
 
 
 def _foreign(source: InitFrom) -> ForeignWeights | None:
@@ -263,17 +331,6 @@ def _check_finite(arrays: dict[str, jax.Array], where: Path, mesh: Mesh) -> None
             f"init_from {where}: {name} has {found[name]:,} values that are NaN or infinite"
             + (f", and so have {len(found) - 1} more parameters" if len(found) > 1 else "")
         )
-
-
-def _read_stored(
-    plan: InitPlan, mine: Mapping[str, ParamSpec], shardings: Mapping[str, Any]
-) -> dict[str, jax.Array]:
-    wanted = {
-        theirs: jax.ShapeDtypeStruct(mine[name].shape, mine[name].dtype, sharding=shardings[name])
-        for name, theirs in plan.sources.items()
-    }
-    stored = dict(flatten(read_params(plan.path, wanted, pad=bool(plan.rows))))
-    return {name: stored.pop(theirs) for name, theirs in plan.sources.items()}
 
 
 def _fewer_rows(stored: tuple[int, ...], spec: ParamSpec) -> tuple[int, int] | None:

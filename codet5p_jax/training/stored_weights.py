@@ -6,6 +6,7 @@ has to be what it was: its checksums are kept.
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import gc
 import shutil
@@ -17,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codet5p_jax.interop.weights import open_hugging_face, place
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.int8 import dequantize, quantize, scale_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, nested
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
 from codet5p_jax.training.checkpoints import checkpoint_path, context, read, seal
@@ -43,7 +45,7 @@ def load_params(
 
     Returns:
       (weights, configuration, folder of the tokenizer). The weights are the moving average where
-      the run kept one.
+      the run kept one, and in 8 bits what was so in training.
 
     Raises:
       FileNotFoundError: no model directory, or no checkpoint in it.
@@ -63,17 +65,26 @@ def load_params(
     return read_params(path, dict(flatten(wanted))), config, directory.tokenizer
 
 
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of a checkpoint by path, those among them that it leaves out.
+def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the parameters of a checkpoint by path, those among them that it leaves
+    out. An int8 kernel stands for itself and its scale.
 
     Raises:
       OSError: it cannot be read.
     """
     meta = read(path, {"meta": None})["meta"]
-    parts = {name.partition("/")[::2]: tuple(shape) for name, shape in meta["arrays"].items()}
-    own = {name: shape for (part, name), shape in parts.items() if part in ("params", "frozen")}
-    elsewhere = meta.get(ELSEWHERE, {}).get("arrays", {})
-    return {**own, **{name: tuple(array["shape"]) for name, array in elsewhere.items()}}
+    dtypes = meta.get("dtypes", {})  # training keeps those of the declaration
+    found = {}
+    for name, shape in meta["arrays"].items():
+        part, _, name = name.partition("/")
+        if part in ("params", "frozen"):
+            dtype = jnp.dtype(dtypes.get(name, "float32"))
+            found[name] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    for name in [name for name, x in found.items() if x.dtype == jnp.int8]:
+        del found[scale_of(name)]
+    for name, x in meta.get(ELSEWHERE, {}).get("arrays", {}).items():
+        found[name] = jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"]))
+    return found
 
 
 def read_params(
@@ -82,7 +93,7 @@ def read_params(
     """The nested dict of the parameters at the paths `wanted` of a checkpoint.
 
     They are the moving average where the run kept one. With `pad`, arrays that are smaller on disk
-    end in zeros.
+    end in zeros. A kernel that is int8 there is read as a float where it is not wanted as int8.
 
     Raises:
       OSError: the checkpoint cannot be read.
@@ -90,8 +101,22 @@ def read_params(
     """
     meta = read(path, {"meta": None})["meta"]
     arrays, elsewhere = meta["arrays"], meta.get(ELSEWHERE, {"arrays": {}})
-    left_out = {name: x for name, x in wanted.items() if name in elsewhere["arrays"]}
+    scales = {scale_of(name) for name in elsewhere["arrays"]}
+    left_out = {n: x for n, x in wanted.items() if n in elsewhere["arrays"] or n in scales}
     frozen = {name: x for name, x in wanted.items() if f"frozen/{name}" in arrays}
+    floats = {
+        name: x
+        for name, x in frozen.items()
+        if meta["dtypes"][name] == "int8" and x.dtype != jnp.int8
+    }
+    if floats:
+        others = {name: x for name, x in wanted.items() if name not in floats}
+        return nested(
+            {
+                **dict(flatten(read_params(path, others, pad=pad))),
+                **{name: _read_dequantized(path, meta, name, x) for name, x in floats.items()},
+            }
+        )
     tree = nested({n: x for n, x in wanted.items() if n not in frozen and n not in left_out})
     found: Params = {}
     if tree and any(name.startswith("training/ema/") for name in arrays):
@@ -105,8 +130,46 @@ def read_params(
     return nested({**dict(flatten(found)), **dict(flatten(rest)), **others})
 
 
+def _read_dequantized(
+    path: Path, meta: Mapping[str, Any], name: str, x: jax.ShapeDtypeStruct
+) -> jax.Array:
+    sharding = x.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())  # a scale is small
+    shape = tuple(meta["arrays"][f"frozen/{scale_of(name)}"])
+    pair = {
+        name: jax.ShapeDtypeStruct(x.shape, jnp.int8, sharding=x.sharding),
+        scale_of(name): jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
+    }
+    found = dict(flatten(read_params(path, pair)))
+    widen = jax.jit(dequantize, static_argnums=2, out_shardings=x.sharding)
+    return widen(found[name], found[scale_of(name)], x.dtype)
+
+
+def as_int8(
+    name: str, kernel: jax.Array, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """A kernel in 8 bits and its scale by path, placed as `wanted` says."""
+    pair = (name, scale_of(name))
+    shardings = tuple(wanted[path].sharding for path in pair)
+    narrow = jax.jit(quantize, static_argnums=1, out_shardings=shardings)
+    return dict(zip(pair, narrow(kernel, wanted[scale_of(name)].shape), strict=True))
+
+
+def described(array: jax.Array) -> dict[str, Any]:
+    """What a checkpoint keeps, as JSON, of the values of an array that it leaves out."""
+    return {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "checksum": checksum(array),
+    }
+
+
 def describe_elsewhere(
-    source: str, paths: Mapping[str, str], frozen: Mapping[str, jax.Array]
+    source: str,
+    paths: Mapping[str, str],
+    frozen: Mapping[str, jax.Array],
+    originals: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a checkpoint keeps, as JSON, of frozen parameters that it leaves out.
 
@@ -114,18 +177,14 @@ def describe_elsewhere(
       source: `hf:` and a Hugging Face folder, or a checkpoint; absolute.
       paths: path here -> path there.
       frozen: their values by path.
+      originals: `described` of those that were read and then became int8, by path.
     """
-    sums = {name: checksum(x) for name, x in frozen.items()}
     return {
         "source": source,
         "arrays": {
-            name: {
-                "path": paths[name],
-                "shape": list(x.shape),
-                "dtype": x.dtype.name,
-                "checksum": sums[name],
-            }
+            name: {"path": paths[name], **(originals.get(name) or described(x))}
             for name, x in frozen.items()
+            if name in paths  # a scale is not read
         },
     }
 
@@ -135,35 +194,39 @@ def read_elsewhere(
 ) -> dict[str, jax.Array]:
     """Parameters by path that a checkpoint left out, from where `describe_elsewhere` says.
 
+    They are read one after the other: of what is int8 here, only one at a time is as wide as there.
+
     Raises:
       FileNotFoundError, OSError: they are not there any more.
       ValueError: they are not what they were.
     """
     source, arrays = elsewhere["source"], elsewhere["arrays"]
-    as_kept = {
-        name: jax.ShapeDtypeStruct(
-            tuple(arrays[name]["shape"]), jnp.dtype(arrays[name]["dtype"]), sharding=x.sharding
-        )
-        for name, x in wanted.items()
-    }
     prefix, colon, folder = source.partition(":")
-    if colon and prefix == "hf":
-        weights = open_hugging_face(Path(folder))
-        found = {
-            name: place(weights, arrays[name]["path"], x.dtype, x.sharding)
-            for name, x in as_kept.items()
-        }
-    else:
-        by_path = {arrays[name]["path"]: x for name, x in as_kept.items()}
-        loaded = dict(flatten(read_params(checkpoint_path(Path(source)), by_path)))
-        found = {name: loaded[arrays[name]["path"]] for name in as_kept}
-    for name, array in found.items():
-        if checksum(array) != arrays[name]["checksum"]:
+    weights = open_hugging_face(Path(folder)) if colon and prefix == "hf" else None
+    checkpoint = None if weights else checkpoint_path(Path(source))
+    found: dict[str, jax.Array] = {}
+    for name, kept in arrays.items():
+        if name not in wanted:
+            continue
+        theirs, dtype = kept["path"], jnp.dtype(kept["dtype"])
+        sharding = wanted[name].sharding
+        if weights is not None:
+            array = place(weights, theirs, dtype, sharding)
+        else:
+            assert checkpoint is not None
+            x = jax.ShapeDtypeStruct(tuple(kept["shape"]), dtype, sharding=sharding)
+            array = dict(flatten(read_params(checkpoint, {theirs: x})))[theirs]
+        if checksum(array) != kept["checksum"]:
             raise ValueError(
                 f"{name} in {source} is not what it was when this run froze it (its checksum "
                 "differs); put back the weights that INITIAL_CHECKPOINT_PATH named then"
             )
-    return {name: array.astype(wanted[name].dtype) for name, array in found.items()}
+        if wanted[name].dtype == jnp.int8:
+            found |= as_int8(name, array, wanted)
+        else:
+            found[name] = array.astype(wanted[name].dtype)
+        del array
+    return found
 
 
 def checksum(array: jax.Array) -> str:
@@ -196,9 +259,14 @@ def _checksum(array: jax.Array, kind: Any) -> tuple[jax.Array, jax.Array]:
 class StoredWeights:
     """The parameters of a checkpoint one at a time: the moving average where the run kept one.
 
+    Nothing is in 8 bits: a kernel that was so in training is what it was before, where the
+    checkpoint says where that is, and otherwise the product with its scale.
+
     Attributes:
       config: of the network.
       shapes: of the parameters, by path.
+      rounded: paths of the kernels that are a product with a scale.
+      trained: paths of the parameters that are not frozen.
       meta: what was saved with them.
       tokenizer: folder of tokenizer files; it may be missing.
 
@@ -208,19 +276,24 @@ class StoredWeights:
 
     def __init__(self, model_dir: Path, step: int | None = None):
         directory = ModelDir(model_dir)
-        self.config, self.tokenizer = load_config(model_dir), directory.tokenizer
-        self._path = checkpoint_path(model_dir, step)
-        self.shapes = stored_shapes(self._path)
-        self.meta = read(self._path, {"meta": None})["meta"]
-        dtypes = self.meta.get("dtypes", {})  # training keeps those of the declaration
-        self._dtypes = {
-            path: np.dtype(dtypes.get(path, spec.dtype))
-            for path, spec in flatten(CodeT5p(self.config).specs)
+        config, self.tokenizer = load_config(model_dir), directory.tokenizer
+        towers = {
+            tower: dataclasses.replace(getattr(config, tower), int8=False)
+            for tower in ("encoder", "decoder")
         }
+        self.config = dataclasses.replace(config, **towers)
+        self._path = checkpoint_path(model_dir, step)
+        self._arrays = stored_arrays(self._path)
+        self.shapes = {path: x.shape for path, x in self._arrays.items()}
+        self.rounded = [path for path, x in self._arrays.items() if x.dtype == jnp.int8]
+        self.meta = read(self._path, {"meta": None})["meta"]
+        self.trained = [path for path in self.shapes if f"params/{path}" in self.meta["arrays"]]
 
     def dtype(self, path: str) -> np.dtype:
-        """The dtype in which a parameter is stored."""
-        return self._dtypes[path]
+        """The dtype in which a parameter is stored; bfloat16, as what else is frozen, for one in
+        8 bits."""
+        dtype = self._arrays[path].dtype
+        return np.dtype(jnp.bfloat16) if dtype == jnp.int8 else np.dtype(dtype)
 
     def read(
         self, path: str, dtype: np.dtype | None = None, index: tuple[slice, ...] | None = None

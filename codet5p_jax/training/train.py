@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.int8 import scales_of
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
@@ -37,7 +38,7 @@ from codet5p_jax.training.checks import (
 from codet5p_jax.training.conversion import TOKEN_IDS, check_one_process, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
-from codet5p_jax.training.freezing import Trainable, freeze, parts_table, with_lora
+from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
 from codet5p_jax.training.init_from import folder_of, load_init, plan_init, require_source
 from codet5p_jax.training.model_dir import (
     ModelDir,
@@ -189,7 +190,7 @@ def train(
     )
     if export_to is not None:
         check_one_process()
-    model = with_lora(model, trainable)
+    model = frozen_towers(model, trainable)
     with ExitStack() as stack:
         main = jax.process_index() == 0
         progress = progress or default_progress(main)
@@ -263,7 +264,7 @@ def train(
         left_out = trainable is not None and not trainable.save_frozen
         as_saved = lambda state: replace(state, frozen={}) if left_out else state  # noqa: E731
         if left_out and not saved:
-            require_source(plan, split.frozen)
+            require_source(plan, split.frozen - scales_of(network.specs))
         size = state_bytes(as_saved(abstract))
         if main:
             stack.enter_context(locked(directory))
@@ -324,6 +325,9 @@ def train(
             meta = {"step": 0, "totals": {}}
             if plan is not None:
                 progress.say(f"starting from other weights: {plan}")
+            loaded, originals = {}, {}
+            if plan is not None:
+                loaded, originals = load_init(plan, network.specs, device_mesh, seed=seed)
             state = init_state(
                 network,
                 used,
@@ -331,13 +335,13 @@ def train(
                 device_mesh,
                 seed=seed,
                 split=split,
-                # Not kept in a variable: it would hold a second copy of the weights to the end.
-                loaded=plan and load_init(plan, network.specs, device_mesh, seed=seed),
+                loaded=loaded,
                 ema=keeps_average,
             )
+            del loaded  # it would hold a second copy of the weights to the end
             if left_out and plan is not None:
                 elsewhere = describe_elsewhere(
-                    plan.source, plan.sources, dict(flatten(state.frozen))
+                    plan.source, plan.sources, dict(flatten(state.frozen)), originals
                 )
         start = meta["step"]
         batches = train_batches(loaders, phases, start, total)
@@ -374,7 +378,7 @@ def train(
                     "model": config_to_json(model),
                     "operative_config": operative_config,
                     "tokenizer": "../../tokenizer",
-                    "dtypes": dict.fromkeys(split.frozen, trainable and trainable.frozen_dtype),
+                    "dtypes": {name: x.dtype.name for name, x in flatten(abstract.frozen)},
                     "token_ids": {name: getattr(mixture.special, name) for name in TOKEN_IDS},
                 }
                 if left_out:

@@ -18,7 +18,14 @@ from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.conversion import export_weights
-from codet5p_jax.training.freezing import Split, Trainable, freeze, merge, parts_table, with_lora
+from codet5p_jax.training.freezing import (
+    Split,
+    Trainable,
+    freeze,
+    frozen_towers,
+    merge,
+    parts_table,
+)
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import new_state
@@ -266,10 +273,10 @@ def test_low_rank_additions_start_at_nothing_and_train(tmp_path):
 
 def test_low_rank_additions_are_for_what_is_frozen():
     trainable = Trainable(("encoder/.*",), lora=LORA)
-    config = with_lora(tiny_config(), trainable)
+    config = frozen_towers(tiny_config(), trainable)
     assert (config.encoder.lora, config.decoder.lora) == (None, LORA)
     with pytest.raises(ValueError, match="for towers that are frozen, and none is"):
-        with_lora(tiny_config(), Trainable((".*",), lora=LORA))
+        frozen_towers(tiny_config(), Trainable((".*",), lora=LORA))
     for wrong in ({"rank": 0}, {"alpha": 0.0}, {"targets": ("query",)}, {"targets": ()}):
         with pytest.raises(ValueError, match=r"expected a rank|has to name some of q, k, v"):
             dataclasses.replace(LORA, **wrong)

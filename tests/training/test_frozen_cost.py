@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from codet5p_jax.models import CodeT5p, codet5p_codegen
+from codet5p_jax.models import CodeT5p, Lora, codet5p_codegen
 from codet5p_jax.models.params import flatten
 from codet5p_jax.objectives import DecoderCLM, Seq2SeqCLM
 from codet5p_jax.training.freezing import freeze
@@ -21,6 +21,7 @@ from codet5p_jax.training.step import make_train_step
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/frozen_cost.py"
 ROWS, LENGTH = 2, 64
+LORA = Lora(rank=4, targets=Lora.PROJECTIONS)
 CONFIG = codet5p_codegen(
     num_decoder_layers=8, d_model=256, num_heads=4, num_encoder_layers=2, encoder_d_model=32,
     encoder_num_heads=2, encoder_rotary_dim=16, rotary_dim=16, vocab_size=300, dtype="bfloat16",
@@ -116,3 +117,30 @@ def test_no_frozen_weight_is_widened(frozen_cost):
     )
     assert {"7x256x1024", "256x1024"} <= frozen - trainable
     assert not (frozen - trainable) & set(widened)
+
+
+@pytest.mark.parametrize(
+    ("lora", "scan", "remat"),
+    [(None, True, "none"), (None, False, "none"), (LORA, True, "none"), (LORA, True, "full")],
+)
+def test_kernels_in_8_bits_are_widened_one_layer_at_a_time(frozen_cost, lora, scan, remat):
+    """Forwards, and with low-rank additions backwards as well."""
+    objective = Seq2SeqCLM(inputs_length=LENGTH, targets_length=LENGTH)
+    trainable = dataclasses.replace(frozen_cost.TRAINABLE, frozen_dtype="int8", lora=lora)
+    config = dataclasses.replace(CONFIG, scan_layers=scan, remat=remat)
+    text, state, _, split = frozen_cost.compile_step(
+        config, [objective], {objective.name: ROWS}, trainable
+    )
+    towers = {x.shape for x in jax.tree.leaves(state.frozen) if x.dtype == jnp.int8 and len(x) > 1}
+    found = set(re.findall(r"(\w+)\[([\d,]+)\]", text))
+    stacked = {",".join(map(str, shape)) for shape in towers}
+    assert "7,256,1024" in stacked
+    assert {dtype for dtype, shape in found if shape in stacked} == {"s8"}
+    layers = {shape.partition(",")[2] for shape in stacked}
+    assert "f32" in {dtype for dtype, shape in found if shape in layers}  # the text does say so
+    if lora is None:
+        needed = frozen_cost.needed_flops(CONFIG, split, ROWS, LENGTH, LENGTH)
+        assert 0.9 * needed < dot_flops(text) < 1.1 * needed
+    # An int8 array of a whole tower that is made anew would be a second copy of it.
+    made = re.findall(r"= s8\[([\d,]+)\]\S* (copy|dynamic-update-slice|fusion)\(", text)
+    assert not stacked & {shape for shape, _ in made}
