@@ -128,6 +128,8 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
             return arch
     families = (family.model_type for family in FAMILIES.values())
     known = ("t5", "mt5", *CONFIG_CLASSES, codet5p_large.MODEL_TYPE, *families)
+    if kind is None and {"encoder", "decoder"} <= values.keys():
+        raise ValueError(f"{where} is of a model directory; expected a Hugging Face folder")
     raise ValueError(
         f"{where}: model_type {kind!r} does not convert; expected {', '.join(known[:-1])} or "
         f"{known[-1]}; `codet5p convert --arch` overrides what config.json says"
@@ -164,6 +166,7 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
         raise ValueError(f"{where}: expected first or mean as pooling, found {pooling!r}")
 
     activation, gated = _activation(values.get("feed_forward_proj", "relu"), where)
+    _check_repeated(values, activation, gated, where)
     layers = number("num_layers")
     tied = boolean("tie_word_embeddings")
     try:
@@ -368,6 +371,29 @@ def _activation(spec: Any, where: Path) -> tuple[Any, bool]:
             f"{', '.join(_ACTIVATIONS)}, or `gated-` before it"
         )
     return _ACTIVATIONS[name], bool(gated)
+
+
+def _check_repeated(values: Mapping[str, Any], activation: str, gated: bool, where: Path) -> None:
+    """transformers writes some settings twice, and computes with the second of each."""
+    act, is_gated = values.get("dense_act_fn"), values.get("is_gated_act")
+    repeated = {
+        "dense_act_fn": (act, _ACTIVATIONS.get(act), activation, "feed_forward_proj"),
+        "is_gated_act": (is_gated, is_gated, gated, "feed_forward_proj"),
+    } | {
+        name: (values.get(name), values.get(name), values.get(own), own)
+        for name, own in (
+            ("hidden_size", "d_model"),
+            ("num_attention_heads", "num_heads"),
+            ("num_hidden_layers", "num_layers"),
+            ("head_dim", "d_kv"),
+        )
+    }
+    for name, (found, means, expected, own) in repeated.items():
+        if found is not None and means != expected:
+            raise ValueError(
+                f"{where}: {name} {found!r} contradicts {own} {values.get(own)!r}; transformers "
+                "computes with the former, and the two have to say the same"
+            )
 
 
 def _feed_forward_proj(activation: str, gated: bool) -> str:

@@ -120,9 +120,10 @@ def read_index(path: Path) -> dict[str, str]:
         check_name(path, name)
         if not isinstance(shard, str) or shard != os.path.basename(shard) or shard in ("", ".."):
             raise ValueError(
-                f"{path}: {name} is said to be in {shard!r}; expected the name of a file in the "
-                "same folder"
+                f"{path}: {name} is said to be in {ascii(shard)[:MAX_NAME]}; expected the name of "
+                "a file in the same folder"
             )
+        check_name(path, shard)
         if not (path.parent / shard).is_file():
             raise FileNotFoundError(f"{path}: {name} is said to be in {shard}, which is absent")
         check_inside(path.parent / shard)

@@ -49,6 +49,12 @@ class T5XFolder:
     def read(self, name: str) -> np.ndarray:
         """One parameter of one layer."""
         stored, layer = self._places[name]
+        info = self.tensors[name]
+        if info.dtype is None:
+            kinds = ", ".join(d.name for d in DTYPES.values())
+            raise ValueError(
+                f"{self.where}: {name} is of dtype {info.kind}; expected one of {kinds}"
+            )
         if stored.endswith(_BIAS) and stored.count("/") > 2:
             return self._bias(name)
         array = self._whole(stored)
@@ -231,7 +237,7 @@ def _array(folder: Path, name: str, leaf: Any) -> Any:
     path = folder / f"target.{name.replace('/', '.')}"
     if not path.is_dir():
         raise ValueError(f"{folder / FILE}: {name} should lie in {path.name}, which is absent")
-    for file in (path, *path.iterdir()):
+    for file in (path, *path.rglob("*")):
         check_inside(file)
     spec = {
         "driver": "zarr",

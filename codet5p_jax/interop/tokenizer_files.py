@@ -19,6 +19,7 @@ FILES = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "spiece.model",
     SENTENCEPIECE,
     "tokenizer.model",  # as LLaMA calls it

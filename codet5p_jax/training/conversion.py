@@ -12,6 +12,7 @@ import numpy as np
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
+    codet5p_large,
     hf_config,
     peft,
     sentence_transformers,
@@ -72,6 +73,7 @@ def import_weights(
       FileExistsError: there is something at `model_dir`.
     """
     source, model_dir = Path(source), Path(model_dir)
+    _check_names(arch, (*hf_config.ARCHITECTURES, codet5p_large.MODEL_TYPE), dtype)
     if is_t5x(source):
         weights: Weights = open_t5x(source)
         tokens = TokenIds(eos=1, bos=None)  # T5's
@@ -140,6 +142,9 @@ def export_weights(
       ValueError: the network is no such architecture.
       FileExistsError: there is something at `folder`.
     """
+    _check_names(arch, (*hf_config.ARCHITECTURES, sentence_transformers.ARCHITECTURE), dtype)
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes has to be 1 or more, found {max_shard_bytes}")
     stored = StoredWeights(Path(model_dir), step)
     has_lora = any(t.lora for t in (stored.config.encoder, stored.config.decoder))
     weights = _resized(MergedLora(stored) if has_lora else stored, vocab_size, 1)
@@ -274,6 +279,12 @@ def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
     number = nonfinite(array)
     if number:
         say(f"WARNING: {path} has {number:,} values that are NaN or infinite")
+
+
+def _check_names(arch: str | None, known: tuple[str, ...], dtype: str | None) -> None:
+    for what, name, names in (("arch", arch, known), ("dtype", dtype, tuple(FLOATS))):
+        if name is not None and name not in names:
+            raise ValueError(f"{what} has to be one of {', '.join(names)}, found {name!r}")
 
 
 def _resized(weights: Weights, vocab_size: int | None, multiple: int) -> Weights:

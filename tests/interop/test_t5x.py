@@ -175,6 +175,16 @@ def test_what_is_unexpected_is_named(tmp_path):
         open_t5x(tmp_path / "e")
 
 
+def test_a_dtype_that_weights_do_not_have_is_named(tmp_path):
+    config, params = network(False)
+    theirs = theirs_of(config, params, split_heads=False)
+    name = "encoder/encoder_norm/scale"
+    write(tmp_path / "c", theirs | {name: theirs[name].astype(np.int32)})
+    weights = open_t5x(tmp_path / "c")
+    with pytest.raises(ValueError, match=f"{name} is of dtype int32; expected one of float32"):
+        weights.dtype("encoder/final_norm/scale")
+
+
 def test_a_missing_chunk_is_no_zeros(tmp_path):
     config, params = network(False)
     write(tmp_path / "c", theirs_of(config, params, split_heads=False))

@@ -142,6 +142,11 @@ def test_a_wrong_shape(folder):
         ({"num_heads": 0}, r"config.json: num_heads has to be 1 or more, found 0"),
         ({"feed_forward_proj": "tanh"}, r"config.json: feed_forward_proj 'tanh' is unknown"),
         ({"model_type": "bert"}, r"config.json: model_type 'bert' does not convert"),
+        ({"dense_act_fn": "silu"}, r"dense_act_fn 'silu' contradicts feed_forward_proj 'relu'"),
+        ({"is_gated_act": True}, r"is_gated_act True contradicts feed_forward_proj 'relu'"),
+        ({"num_hidden_layers": 1}, r"num_hidden_layers 1 contradicts num_layers 2"),
+        ({"head_dim": 4}, r"head_dim 4 contradicts d_kv 3"),
+        ({"model_type": None, "encoder": {}, "decoder": {}}, r"is of a model directory; expected"),
         ({"tie_word_embeddings": 0}, r"expected true or false as tie_word_embeddings, found 0"),
         ({"scale_decoder_outputs": "no"}, r"true or false as scale_decoder_outputs, found 'no'"),
     ],
@@ -299,7 +304,9 @@ def test_shards(sharded):
     fails(sharded, rf"is said to be in {shards[1]}, which is absent", FileNotFoundError)
 
 
-@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "a/b", "..", 3])
+@pytest.mark.parametrize(
+    "shard", ["../model.safetensors", "\x1b[31m/", "/etc/passwd", "a/b", "..", 3]
+)
 def test_an_index_that_leaves_the_folder(folder, sharded, shard):
     index = json.loads((sharded / SHARDED).read_text())
     index["weight_map"]["shared.weight"] = shard

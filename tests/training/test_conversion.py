@@ -14,6 +14,7 @@ from codet5p_jax.models import CodeT5p, init_params
 from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.checkpoints import InitFrom
+from codet5p_jax.training.conversion import export_weights, import_weights
 from codet5p_jax.training.init_from import load_init, plan_init
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.stored_weights import load_params
@@ -161,3 +162,12 @@ def test_what_cannot_be_exported_is_not_trained(tmp_path):
             tmp_path / "cache", tmp_path / "run", model=config, export_to=tmp_path / "exported"
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [{"arch": "nonsense"}, {"dtype": "fp16"}])
+def test_names_that_mean_nothing_are_refused(folder, tmp_path, names):
+    [(what, name)] = names.items()
+    for convert in (import_weights, export_weights):
+        with pytest.raises(ValueError, match=rf"{what} has to be one of .*, found '{name}'"):
+            convert(folder[0], tmp_path / "out", **names)
+    assert not (tmp_path / "out").exists()
