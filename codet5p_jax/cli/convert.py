@@ -17,8 +17,8 @@ from pathlib import Path
 ARCHITECTURES = (
     *("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal"),
     *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "gemma"),
+    *("codet5p", "codet5p_composed"),
 )
-IMPORTED = (*ARCHITECTURES, "codet5p")
 EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (into, out, check):
         action.add_argument(
             "--arch",
-            choices={into: IMPORTED, out: EXPORTED, check: ARCHITECTURES}[action],
+            choices=EXPORTED if action is out else ARCHITECTURES,
             help="default: what the configuration says",
         )
     into.add_argument(
@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (out, check):
         action.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
     out.add_argument("--max_shard_size", default="5GB", help="of one file (default: %(default)s)")
+    out.add_argument(
+        "--causal_masks",
+        action="store_true",
+        help="of codet5p: add the masks that published files hold and nothing reads",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             step=args.step,
             max_shard_bytes=parse_size(args.max_shard_size),
             vocab_size=args.vocab_size,
+            causal_masks=args.causal_masks,
         )
         return 0
     return _verify(args)

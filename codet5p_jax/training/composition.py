@@ -30,7 +30,6 @@ from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, write_weights
 
 CROSS_LAYERS = re.compile(r"(all)|last:(\d+)|every:(\d+)|(\d+(?:,\d+)*)")
-ENCODER_TOKENIZER = "encoder_tokenizer"
 
 
 def cross_attention_layers(text: str, num_layers: int) -> tuple[int, ...]:
@@ -174,8 +173,8 @@ def compose(
         directory = ModelDir(partial)
         values = config_to_json(config)
         directory.config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for folder, name in ((tokenizer, "tokenizer"), (reader_tokenizer, ENCODER_TOKENIZER)):
-            copy_tokenizer(folder, partial / name)
+        copy_tokenizer(tokenizer, directory.tokenizer)
+        copy_tokenizer(reader_tokenizer, directory.encoder_tokenizer)
         directory.checkpoints.mkdir()
         meta: dict[str, Any] = {
             "step": 0,

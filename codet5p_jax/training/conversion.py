@@ -94,6 +94,9 @@ def import_weights(
             say(f"{source} has no tokenizer files")
         elif vocab_size is not None:
             _add_prefixes(directory.tokenizer, vocab_size, say)
+        tokenizer_files.copy_tokenizer(
+            source / tokenizer_files.ENCODER, directory.encoder_tokenizer
+        )
         directory.checkpoints.mkdir()
         meta = {
             "step": 0,
@@ -114,6 +117,7 @@ def export_weights(
     step: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
     vocab_size: int | None = None,
+    causal_masks: bool = False,
     say: Say = print,
 ) -> None:
     """Makes a Hugging Face folder of a model directory.
@@ -127,6 +131,7 @@ def export_weights(
       step: a checkpoint; None: the newest.
       max_shard_bytes: of one file.
       vocab_size: rows of the embedding to write; None: all.
+      causal_masks: as `export_hugging_face` takes it.
       say: is told what happens.
 
     Raises:
@@ -151,6 +156,7 @@ def export_weights(
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
     tokens.require_rows(weights.config.vocab_size)
+    encoder_tokenizer = ModelDir(Path(model_dir)).encoder_tokenizer
     left_out = export_hugging_face(
         Path(folder),
         _Reporting(weights, say),
@@ -158,7 +164,9 @@ def export_weights(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         tokenizer=tokenizer,
+        encoder_tokenizer=encoder_tokenizer if encoder_tokenizer.is_dir() else None,
         tokens=tokens,
+        causal_masks=causal_masks,
     )
     if left_out:
         say(f"left out, since the architecture has no place for them: {', '.join(left_out)}")

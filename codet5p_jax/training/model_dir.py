@@ -4,6 +4,7 @@ MODEL_DIR/
   config.json             the ModelConfig
   run.json                what decides the course of the run: seed, tokenizer, phases, objectives
   tokenizer/              tokenizer.json and the roles of its special tokens
+  encoder_tokenizer/      the same, of an encoder that came with its own (`codet5p compose`)
   checkpoints/<step>/     weights, optimizer and data position
   operative_config.gin    the configuration of the latest start
   metrics.jsonl           one record per line
@@ -26,6 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from codet5p_jax.files import write_text
+from codet5p_jax.interop import tokenizer_files
 from codet5p_jax.models.configs import Lora, ModelConfig, StackConfig
 
 
@@ -49,6 +51,11 @@ class ModelDir:
     def tokenizer(self) -> Path:
         """Folder of tokenizer files."""
         return self.root / "tokenizer"
+
+    @property
+    def encoder_tokenizer(self) -> Path:
+        """Folder of tokenizer files of an encoder that came with its own; it may be missing."""
+        return self.root / tokenizer_files.ENCODER
 
     @property
     def checkpoints(self) -> Path:
