@@ -18,8 +18,8 @@ from pathlib import Path
 ARCHITECTURES = (
     *("t5", "t5_encoder", "codet5p_embedding", "codet5p_bimodal"),
     *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "gemma"),
+    *("codet5p", "codet5p_composed"),
 )
-IMPORTED = (*ARCHITECTURES, "codet5p")
 EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (into, out, check):
         action.add_argument(
             "--arch",
-            choices={into: IMPORTED, out: EXPORTED, check: ARCHITECTURES}[action],
+            choices=EXPORTED if action is out else ARCHITECTURES,
             help="default: what the configuration says",
         )
     into.add_argument(
@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         help="of an adapter: name or path of its base model (default: the hf: folder that the run "
         "left its frozen weights in)",
+    )
+    out.add_argument(
+        "--causal_masks",
+        action="store_true",
+        help="of codet5p: add the masks that published files hold and nothing reads",
     )
 
 
@@ -114,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
             step=args.step,
             max_shard_bytes=parse_size(args.max_shard_size),
             vocab_size=args.vocab_size,
+            causal_masks=args.causal_masks,
         )
         return 0
     return _verify(args)

@@ -232,8 +232,8 @@ def table(family: Family, config: ModelConfig) -> Table:
 
     def linear(module: str, part: str, biased: bool) -> Table:
         ours, name = f"decoder/layers/{module}/{part}", names.get(part)
-        axes = (_CONV1D if family.conv1d else _LINEAR)[part]
-        bias_axes, piece = _BIASES[part], None
+        axes = (_CONV1D if family.conv1d else LINEAR)[part]
+        bias_axes, piece = BIASES[part], None
         if fused is not None and part in fused.pieces:
             axes, bias_axes, piece = fused.axes, fused.bias_axes, fused.pieces[part]
             name = names["qkv"]
@@ -263,7 +263,7 @@ def table(family: Family, config: ModelConfig) -> Table:
 
 
 _HEADS_OUT, _KERNEL = "(H K) D -> D H K", "O I -> I O"
-_LINEAR = {
+LINEAR = {
     **dict.fromkeys("qkv", _HEADS_OUT),
     "o": "D (H K) -> H K D",
     **dict.fromkeys(("gate", "wi", "wo"), _KERNEL),
@@ -273,7 +273,7 @@ _CONV1D = {
     "o": "(H K) D -> H K D",
     **dict.fromkeys(("gate", "wi", "wo"), "I O -> I O"),
 }
-_BIASES = {
+BIASES = {
     **dict.fromkeys("qkv", "(H K) -> H K"),
     "o": "D -> D",
     **dict.fromkeys(("gate", "wi", "wo"), "O -> O"),

@@ -12,9 +12,11 @@ from typing import Any
 from codet5p_jax.interop import causal_lms
 from codet5p_jax.interop.causal_families import CODEGEN
 from codet5p_jax.interop.tables import LAYER, Entry, Piece, Table, dense
-from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.configs import ModelConfig, StackConfig
+from codet5p_jax.models.stack import layer_groups
 
-MODEL_TYPE = "codet5p"
+TOKEN = CODEGEN.defaults["eos_token_id"]
+"""The one special token of CodeGen's tokenizer; published configurations name none."""
 
 
 def read(values: Mapping[str, Any], where: Path) -> ModelConfig:
@@ -23,12 +25,13 @@ def read(values: Mapping[str, Any], where: Path) -> ModelConfig:
     Raises:
       ValueError: a part is missing, or none that the network can have; names the key.
     """
+    untied = {"tie_word_embeddings": False}
     parts = {}
     for name in ("encoder", "decoder"):
         part = values.get(name)
         if not isinstance(part, dict):
             raise ValueError(f"{where}: expected an object as {name}, found {part!r}")
-        parts[name] = causal_lms.read(CODEGEN, {"tie_word_embeddings": False, **part}, where)
+        parts[name] = causal_lms.read(CODEGEN, {**part, **untied}, where)
     encoder, decoder = parts["encoder"], parts["decoder"]
     prompt = values.get("prompt_to_decoder", True)  # which published files do not say
     if not isinstance(prompt, bool):
@@ -44,6 +47,47 @@ def read(values: Mapping[str, Any], where: Path) -> ModelConfig:
     )
 
 
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The keys of `config.json` that describe a network.
+
+    What the layout cannot say goes unnoticed: `read` what was written, and compare.
+    """
+
+    def module(tower: StackConfig, rows: int, decoder: bool) -> dict[str, Any]:
+        alone = dataclasses.replace(config, decoder=tower, vocab_size=rows)
+        return {
+            "model_type": "codet5p_module",
+            **causal_lms.write(CODEGEN, alone),
+            "tie_word_embeddings": False,
+            "n_ctx": tower.max_positions,
+            "is_decoder": decoder,
+            "add_cross_attention": decoder,
+        }
+
+    rows = config.encoder_vocab_size or config.vocab_size
+    return {
+        "encoder": module(config.encoder, rows, decoder=False),
+        "decoder": module(config.decoder, config.vocab_size, decoder=True),
+        "prompt_to_decoder": config.prompt_to_decoder,
+    }
+
+
+def causal_masks(config: ModelConfig) -> dict[str, int]:
+    """Names of the masks that published files hold, and how many positions each has: it is uint8
+    [1, 1, positions, positions] with ones on and below the diagonal.
+
+    Nothing reads them: which positions an attention sees follows from the configuration.
+    """
+    towers = {"encoder": config.encoder, "decoder.transformer": config.decoder}
+    masks = {
+        f"{name}.h.{layer}.attn.causal_mask": tower.max_positions or 0
+        for name, tower in towers.items()
+        for layer in range(tower.num_layers)
+    }
+    last = f"decoder.transformer.h.{config.decoder.num_layers - 1}"
+    return {**masks, f"{last}.crossattention.causal_mask": config.decoder.max_positions or 0}
+
+
 def table(config: ModelConfig) -> Table:
     """Which tensor is which parameter."""
     encoder = dataclasses.replace(config, decoder=config.encoder, head_bias=False)
@@ -57,7 +101,7 @@ def table(config: ModelConfig) -> Table:
         for e in out
     ]
     last = config.decoder.num_layers - 1
-    groups = {"layers_0": 0, f"layers_{last}": last} if last else {"layers": 0}
+    groups = {name: first for name, (first, _, _) in layer_groups(config.decoder).items()}
     for entry in causal_lms.table(CODEGEN, config):
         theirs = f"decoder.{entry.theirs}"
         if not entry.layered:
@@ -67,8 +111,8 @@ def table(config: ModelConfig) -> Table:
             ours = entry.ours.replace("/layers/", f"/{group}/")
             moved = dataclasses.replace(entry, ours=ours, theirs=theirs, aliases=(), first=first)
             out.append(moved)
-    group = f"layers_{last}" if last else "layers"
-    out += _cross_attention(f"decoder/{group}/cross_attention", last, config.decoder.num_heads)
+    reader = list(groups)[-1]
+    out += _cross_attention(f"decoder/{reader}/cross_attention", last, config.decoder.num_heads)
     if config.project_encoder:
         out += dense("encoder_to_decoder", "enc_to_dec_proj")
     return tuple(out)

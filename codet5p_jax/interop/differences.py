@@ -37,6 +37,8 @@ def _canonical(cfg: StackConfig) -> StackConfig:
     same["cross_parallel"] = cfg.parallel_cross_attention if reads_encoder else None
     if not reads_encoder:
         same["cross_attention"] = "none"
+    elif all(cfg.reads_encoder(layer) for layer in range(cfg.num_layers)):
+        same["cross_attention"] = "all"
     if not cfg.parallel:
         same["shared_norm"] = True
     if cfg.attention_window and cfg.max_positions and cfg.attention_window >= cfg.max_positions:

@@ -1,11 +1,11 @@
 """A `config.json` of Hugging Face as our ModelConfig, and the reverse."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from codet5p_jax.interop import causal_lms, codet5p_large
+from codet5p_jax.interop import causal_lms, codet5p_large, composed
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import read_json
@@ -18,15 +18,38 @@ T5_ARCHITECTURES = {
     "codet5p_embedding": ("codet5p_embedding", "CodeT5pEmbeddingModel"),
     "codet5p_bimodal": ("codet5p_bimodal", "CodeT5pBimodalModel"),
 }
-ARCHITECTURES = T5_ARCHITECTURES | {
-    arch: (family.model_type, family.cls) for arch, family in FAMILIES.items()
+COMPOSED = {"codet5p": codet5p_large, "codet5p_composed": composed}
+ARCHITECTURES = {
+    **T5_ARCHITECTURES,
+    **{arch: (family.model_type, family.cls) for arch, family in FAMILIES.items()},
+    "codet5p": ("codet5p", "CodeT5pEncoderDecoderModel"),
+    "codet5p_composed": ("codet5p_composed", "CodeT5pComposedModel"),
 }
 ENCODERS = ("t5_encoder", "codet5p_embedding")
-# Written into the folders of those architectures; transformers has no such classes.
-MODELING_FILE = "modeling_codet5p.py"
-CONFIG_CLASSES = {
-    "codet5p_embedding": "CodeT5pEmbeddingConfig",
-    "codet5p_bimodal": "CodeT5pBimodalConfig",
+WITH_HEADS = ("codet5p_embedding", "codet5p_bimodal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Modeling:
+    """Where the class of an architecture is that transformers does not have.
+
+    Attributes:
+      file: in this folder; written into those of the architecture.
+      config: the class of its configuration.
+      auto: the class of transformers that finds the model.
+    """
+
+    file: str
+    config: str
+    auto: str
+
+
+_FILE, _COMPOSED_FILE = "modeling_codet5p.py", "modeling_codet5p_composed.py"
+MODELING = {
+    "codet5p_embedding": Modeling(_FILE, "CodeT5pEmbeddingConfig", "AutoModel"),
+    "codet5p_bimodal": Modeling(_FILE, "CodeT5pBimodalConfig", "AutoModel"),
+    "codet5p": Modeling(_COMPOSED_FILE, "CodeT5pConfig", "AutoModelForSeq2SeqLM"),
+    "codet5p_composed": Modeling(_COMPOSED_FILE, "CodeT5pComposedConfig", "AutoModelForSeq2SeqLM"),
 }
 LOG_TEMPERATURE = "log_temperature"
 SCALE_OUTPUTS = "scale_decoder_outputs"
@@ -62,6 +85,9 @@ class TokenIds:
           ValueError: an id is no id; names file and key.
         """
         values = load_config(folder)
+        if arch in COMPOSED and isinstance(values.get("decoder"), dict):
+            own = {key: value for key, value in values.items() if value is not None}
+            values = {**values["decoder"], **own}
         if arch not in FAMILIES:  # these cannot do without
             values = {key: value for key, value in values.items() if value is not None}
         ids = _ids({**_token_defaults(arch), **values}, folder / "config.json")
@@ -72,14 +98,27 @@ class TokenIds:
         pad, bos, eos, start = (tokens[0] if tokens else None for tokens in ids.values())
         if arch in FAMILIES:
             start = None
-        elif start is None:
+        elif start is None and arch not in COMPOSED:
             start = pad
-        return cls(pad, bos, eos, start, other_eos=ids["eos_token_id"][1:])
+        found = cls(pad, bos, eos, start, other_eos=ids["eos_token_id"][1:])
+        if arch in COMPOSED:
+            return found.of_seq2seq(codet5p_large.TOKEN if arch == "codet5p" else None)
+        return found
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TokenIds":
         """The inverse of `dataclasses.asdict`, from JSON."""
         return cls(**{**values, "other_eos": tuple(values.get("other_eos", ()))})
+
+    def of_seq2seq(self, token: int | None = None) -> "TokenIds":
+        """With a start and a padding token, which language models lack: the decoder starts with
+        what the language model does, and what ends a text pads it. `token` is there for those that
+        have none of them."""
+        eos = _first((self.eos, token))
+        start = _first((self.decoder_start, self.bos, eos))
+        return dataclasses.replace(
+            self, pad=_first((self.pad, eos, start)), eos=eos, decoder_start=start
+        )
 
     def require_rows(self, rows: int) -> None:
         """Fails if an id is none of the rows of the embedding.
@@ -119,7 +158,7 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
         raise ValueError(f"{where}: expected a name as model_type, found {kind!r}")
     if not isinstance(classes, list):
         raise ValueError(f"{where}: expected a list of names as architectures, found {classes!r}")
-    if kind in CONFIG_CLASSES or kind == codet5p_large.MODEL_TYPE:
+    if kind in MODELING:
         return kind
     if kind in ("t5", "mt5"):
         return "t5_encoder" if any("EncoderModel" in str(c) for c in classes) else "t5"
@@ -127,7 +166,7 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
         if kind == family.model_type:
             return arch
     families = (family.model_type for family in FAMILIES.values())
-    known = ("t5", "mt5", *CONFIG_CLASSES, codet5p_large.MODEL_TYPE, *families)
+    known = ("t5", "mt5", *MODELING, *families)
     if kind is None and {"encoder", "decoder"} <= values.keys():
         raise ValueError(f"{where} is of a model directory; expected a Hugging Face folder")
     raise ValueError(
@@ -144,8 +183,8 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
     """
     if arch in FAMILIES:
         return causal_lms.read(FAMILIES[arch], values, where)
-    if arch == codet5p_large.MODEL_TYPE:
-        return codet5p_large.read(values, where)
+    if arch in COMPOSED:
+        return COMPOSED[arch].read(values, where)
 
     def number(name: str, default: Any = None, kind: Any = int) -> Any:
         value = values.get(name)
@@ -161,7 +200,7 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
             raise ValueError(f"{where}: expected true or false as {name}, found {value!r}")
         return value
 
-    pooling = values.get("pooling", "first") if arch in CONFIG_CLASSES else "first"
+    pooling = values.get("pooling", "first") if arch in WITH_HEADS else "first"
     if pooling not in ("first", "mean"):
         raise ValueError(f"{where}: expected first or mean as pooling, found {pooling!r}")
 
@@ -184,7 +223,7 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
             relative_max_distance=number("relative_attention_max_distance", 128),
             tie_embeddings=tied is not False or arch in ENCODERS,
             pooling=pooling,
-            embed_dim=number("embed_dim", 256) if arch in CONFIG_CLASSES else None,
+            embed_dim=number("embed_dim", 256) if arch in WITH_HEADS else None,
             matching_head=arch == "codet5p_bimodal",
             dropout=float(number("dropout_rate", 0.1, (int, float))),
         )
@@ -224,19 +263,22 @@ def exported(config: ModelConfig, arch: str) -> ModelConfig:
             scale_tied_head=True,
             prompt_to_decoder=False,
         )
-    if arch == "t5_encoder" or arch == "t5":
+    if arch in ("t5", "t5_encoder", *COMPOSED):
         config = dataclasses.replace(config, embed_dim=None, matching_head=False, pooling="first")
     return config
 
 
 def default_architecture(config: ModelConfig) -> str:
-    """The architecture that has every part of a network; T5 or, of a decoder alone, the most
-    similar one, where none has."""
+    """The architecture that has every part of a network; of a decoder alone, the most similar one
+    where none has."""
     if not config.encoder.num_layers:
         return min(FAMILIES, key=lambda arch: _distance(config, arch))
-    if config.decoder.num_layers:
-        return "codet5p_bimodal" if config.embed_dim and config.matching_head else "t5"
-    return "codet5p_embedding" if config.embed_dim else "t5_encoder"
+    if not config.decoder.num_layers:
+        return "codet5p_embedding" if config.embed_dim else "t5_encoder"
+    if config.embed_dim and config.matching_head:
+        return "codet5p_bimodal"
+    fits = (arch for arch in ("t5", *COMPOSED) if not _distance(config, arch))
+    return next(fits, "codet5p_composed")
 
 
 def to_hugging_face(
@@ -254,52 +296,37 @@ def to_hugging_face(
     Raises:
       ValueError: the network is no such architecture; names what differs.
     """
-    if arch in FAMILIES:
-        return _of_family(config, arch, tokens, dtype)
-    network, tower = exported(config, arch), config.encoder
     model_type, cls = ARCHITECTURES[arch]
-    values: dict[str, Any] = {
+    values = {
         "model_type": model_type,
         "architectures": [cls],
-        "vocab_size": config.vocab_size,
-        "d_model": tower.d_model,
-        "d_kv": tower.head_dim,
-        "d_ff": tower.d_ff,
-        "num_heads": tower.num_heads,
-        "num_layers": tower.num_layers,
-        "num_decoder_layers": network.decoder.num_layers,
-        "feed_forward_proj": _feed_forward_proj(tower.activation, tower.gated),
-        "relative_attention_num_buckets": tower.relative_buckets,
-        "relative_attention_max_distance": tower.relative_max_distance,
-        "layer_norm_epsilon": tower.norm_eps,
-        "dropout_rate": config.dropout,
-        "tie_word_embeddings": network.tie_embeddings,
-        "is_encoder_decoder": arch not in ENCODERS,
+        **_described(config, arch),
         "use_cache": arch not in ENCODERS,
         "pad_token_id": tokens.pad,
+        "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos,
         "dtype": dtype,
     }
-    if tokens.bos is not None:
-        values["bos_token_id"] = tokens.bos
-    if arch not in ENCODERS:
-        values["decoder_start_token_id"] = tokens.decoder_start
-        # False: the decoder starts from decoder_start_token_id alone.
-        values["prompt_to_decoder"] = network.prompt_to_decoder
-        if network.tie_embeddings and not network.scale_tied_head:
-            values[SCALE_OUTPUTS] = False
-    if arch in CONFIG_CLASSES:
-        module = MODELING_FILE.removesuffix(".py")
-        values["embed_dim"] = config.embed_dim
-        if config.pooling != "first":
-            values["pooling"] = config.pooling
+    if arch not in FAMILIES:
+        values["is_encoder_decoder"] = arch not in ENCODERS
+        if arch not in ENCODERS:
+            values["decoder_start_token_id"] = tokens.decoder_start
+            # False: the decoder starts from decoder_start_token_id alone.
+            values["prompt_to_decoder"] = config.prompt_to_decoder
+        if tokens.bos is None:
+            del values["bos_token_id"]
+    if arch in MODELING:
+        code = MODELING[arch]
+        module = code.file.removesuffix(".py")
         values["auto_map"] = {
-            "AutoConfig": f"{module}.{CONFIG_CLASSES[arch]}",
-            "AutoModel": f"{module}.{cls}",
+            "AutoConfig": f"{module}.{code.config}",
+            code.auto: f"{module}.{cls}",
         }
-        if log_temperature is not None:
-            values[LOG_TEMPERATURE] = log_temperature
-    _check_same(network, to_model_config(values, arch, Path("config.json")), arch)
+    if arch in WITH_HEADS and log_temperature is not None:
+        values[LOG_TEMPERATURE] = log_temperature
+    differing = _unlike(config, arch)
+    if differing:
+        raise ValueError(f"the network is no {arch}: {'; '.join(differing[:5])}")
     return values
 
 
@@ -349,8 +376,8 @@ def _token_defaults(arch: str) -> Mapping[str, Any]:
     """Ids of special tokens that hold where a folder names none."""
     if arch in FAMILIES:
         return FAMILIES[arch].defaults
-    if arch == codet5p_large.MODEL_TYPE:  # one token of CodeGen for every role
-        return dict.fromkeys(_ID_KEYS, FAMILIES["codegen"].defaults["eos_token_id"])
+    if arch in COMPOSED:
+        return {}
     return {"pad_token_id": 0, "eos_token_id": 1}
 
 
@@ -377,7 +404,7 @@ def _check_repeated(values: Mapping[str, Any], activation: str, gated: bool, whe
     """transformers writes some settings twice, and computes with the second of each."""
     act, is_gated = values.get("dense_act_fn"), values.get("is_gated_act")
     repeated = {
-        "dense_act_fn": (act, _ACTIVATIONS.get(act), activation, "feed_forward_proj"),
+        "dense_act_fn": (act, _ACTIVATIONS.get(str(act)), activation, "feed_forward_proj"),
         "is_gated_act": (is_gated, is_gated, gated, "feed_forward_proj"),
     } | {
         name: (values.get(name), values.get(name), values.get(own), own)
@@ -403,32 +430,48 @@ def _feed_forward_proj(activation: str, gated: bool) -> str:
     return name
 
 
-def _of_family(config: ModelConfig, arch: str, tokens: TokenIds, dtype: str) -> dict[str, Any]:
-    """`to_hugging_face` of a decoder alone."""
-    network, family = exported(config, arch), FAMILIES[arch]
-    values = {
-        "model_type": family.model_type,
-        "architectures": [family.cls],
-        **causal_lms.write(family, network),
-        "use_cache": True,
-        "pad_token_id": tokens.pad,
-        "bos_token_id": tokens.bos,
-        "eos_token_id": tokens.eos,
-        "dtype": dtype,
+def _described(config: ModelConfig, arch: str) -> dict[str, Any]:
+    """The keys of a `config.json` that describe a network, or what an architecture has of it."""
+    network, tower = exported(config, arch), config.encoder
+    if arch in FAMILIES:
+        return causal_lms.write(FAMILIES[arch], network)
+    if arch in COMPOSED:
+        return COMPOSED[arch].write(network)
+    values: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "d_model": tower.d_model,
+        "d_kv": tower.head_dim,
+        "d_ff": tower.d_ff,
+        "num_heads": tower.num_heads,
+        "num_layers": tower.num_layers,
+        "num_decoder_layers": network.decoder.num_layers,
+        "feed_forward_proj": _feed_forward_proj(tower.activation, tower.gated),
+        "relative_attention_num_buckets": tower.relative_buckets,
+        "relative_attention_max_distance": tower.relative_max_distance,
+        "layer_norm_epsilon": tower.norm_eps,
+        "dropout_rate": config.dropout,
+        "tie_word_embeddings": network.tie_embeddings,
     }
-    _raise_unlike(_unlike(config, arch), arch)
+    if network.tie_embeddings and not network.scale_tied_head:
+        values[SCALE_OUTPUTS] = False
+    if network.prompt_to_decoder:
+        values["prompt_to_decoder"] = True
+    if arch in WITH_HEADS:
+        values["embed_dim"] = config.embed_dim
+        if config.pooling != "first":
+            values["pooling"] = config.pooling
     return values
 
 
 def _unlike(config: ModelConfig, arch: str) -> list[str]:
-    """What of a network a decoder-only architecture cannot have, a line each."""
-    family, network = FAMILIES[arch], exported(config, arch)
-    written = causal_lms.write(family, network)
+    """What of a network an architecture cannot have, a line each."""
+    written = _described(config, arch)
     try:
-        theirs = causal_lms.read(family, written, Path("config.json"))
+        theirs = to_model_config(written, arch, Path("config.json"))
     except ValueError as error:
         raise ValueError(f"the network is no {arch}: {error}") from None
-    return [f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in differences(network, theirs)]
+    found = differences(exported(config, arch), theirs)
+    return [f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in found]
 
 
 def _distance(config: ModelConfig, arch: str) -> float:
@@ -438,11 +481,6 @@ def _distance(config: ModelConfig, arch: str) -> float:
         return float("inf")
 
 
-def _check_same(mine: ModelConfig, theirs: ModelConfig, arch: str) -> None:
-    found = differences(mine, theirs)
-    _raise_unlike([f"{path} is {a!r}, {arch} has {b!r}" for path, a, b in found], arch)
-
-
-def _raise_unlike(differing: list[str], arch: str) -> None:
-    if differing:
-        raise ValueError(f"the network is no {arch}: {'; '.join(differing[:5])}")
+def _first(values: Iterable[int | None]) -> int | None:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)

@@ -25,7 +25,8 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {**{dtype: name for name, dtype in DTYPES.items()}, np.dtype(np.uint8): "U8"}
+"""Of what is written: weights, and masks of uint8."""
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 MAX_HEADER = 100_000_000  # as in the safetensors library

@@ -10,6 +10,8 @@ from codet5p_jax.files import check_inside
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import read_json
 
+ENCODER = "encoder_tokenizer"
+"""Where a folder or model directory keeps the tokenizer of an encoder that has one of its own."""
 ROLES, CONFIG = "roles.json", "tokenizer_config.json"
 SENTENCEPIECE = "sentencepiece.model"  # of a SeqIO task; transformers calls it spiece.model
 FILES = (

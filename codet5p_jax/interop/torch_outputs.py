@@ -34,7 +34,9 @@ def outputs(
     name = hf_config.ARCHITECTURES[arch][1]
     if hf_config.load_config(folder).get("model_type") == "mt5":
         name = f"M{name}"
-    library = _modeling_file() if arch in hf_config.CONFIG_CLASSES else transformers
+    # Never the file in the folder, which may be anyone's.
+    own = hf_config.MODELING.get(arch)
+    library = transformers if own is None else _modeling_file(own.file)
     model = getattr(library, name).from_pretrained(folder, dtype=torch.float32).eval()
     ids, mask, decoder_ids = (torch.tensor(x.astype(np.int64)) for x in (tokens, segments, targets))
     with torch.no_grad():
@@ -53,9 +55,9 @@ def outputs(
     return {name: value.numpy() for name, value in out.items()}
 
 
-def _modeling_file() -> Any:
-    """Our own modelling file, as a module outside the package, as it is for its users."""
-    path = Path(__file__).with_name(hf_config.MODELING_FILE)
+def _modeling_file(name: str) -> Any:
+    """A modelling file of ours, as a module outside the package, as it is for its users."""
+    path = Path(__file__).with_name(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

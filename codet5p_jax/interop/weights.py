@@ -26,7 +26,7 @@ from codet5p_jax.interop import (
     torch_files,
 )
 from codet5p_jax.interop.causal_families import FAMILIES
-from codet5p_jax.interop.hf_config import MODELING_FILE, TokenIds
+from codet5p_jax.interop.hf_config import COMPOSED, MODELING, TokenIds
 from codet5p_jax.interop.safetensors_files import (
     DTYPES,
     SafetensorsFolder,
@@ -202,12 +202,6 @@ class ForeignWeights:
     ):
         self.config, self.where = config, source.where
         self._source, self._constants = source, dict(constants or {})
-        layers = max(config.encoder.num_layers, config.decoder.num_layers)
-        if layers > len(source.tensors):  # before names are made of a number that a file claims
-            raise ValueError(
-                f"{source.where}: its configuration has {layers:,} layers, but there are "
-                f"{len(source.tensors):,} tensors"
-            )
         specs: dict[str, ParamSpec] = dict(flatten(CodeT5p(config).specs))
         self.shapes = {path: spec.shape for path, spec in specs.items()}
         self._entries = {entry.ours: _chosen(entry, source) for entry in table}
@@ -315,6 +309,12 @@ def open_hugging_face(
     arch = arch or hf_config.recognise(values, where)
     config = hf_config.to_model_config(values, arch, where)
     source = _source(folder, allow_pickle)
+    layers = max(config.encoder.num_layers, config.decoder.num_layers)
+    if layers > len(source.tensors):  # before names are made of a number that a file claims
+        raise ValueError(
+            f"{folder}: its configuration has {layers:,} layers, but there are "
+            f"{len(source.tensors):,} tensors"
+        )
     if (
         not config.scale_tied_head
         and arch in hf_config.T5_ARCHITECTURES
@@ -338,7 +338,9 @@ def export_hugging_face(
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     tokenizer: Path | None = None,
+    encoder_tokenizer: Path | None = None,
     tokens: TokenIds | None = None,
+    causal_masks: bool = False,
 ) -> list[str]:
     """Writes a folder that PyTorch loads.
 
@@ -350,7 +352,11 @@ def export_hugging_face(
       dtype: name of the dtype of all tensors; None: each keeps its own.
       max_shard_bytes: of one file.
       tokenizer: folder of tokenizer files to add.
+      encoder_tokenizer: the same, of an encoder that has an embedding of its own; into a folder in
+        the folder.
       tokens: special ids; None: those of the tokenizer, or CodeT5's.
+      causal_masks: whether to add the masks that published files of `codet5p` hold and nothing
+        reads.
 
     Returns:
       Paths of the parameters that the architecture has no place for.
@@ -368,8 +374,12 @@ def export_hugging_face(
     tokens = tokens or tokenizer_files.token_ids(tokenizer) or TokenIds()
     if arch in FAMILIES:
         tokens = dataclasses.replace(tokens, decoder_start=None)
+    if arch in COMPOSED:
+        tokens = tokens.of_seq2seq()
+    if causal_masks and arch != "codet5p":
+        raise ValueError(f"causal_masks are of codet5p, and the network is exported as {arch}")
     temperature = None
-    if LOG_TEMPERATURE in weights.shapes and arch in hf_config.CONFIG_CLASSES:
+    if LOG_TEMPERATURE in weights.shapes and arch in hf_config.WITH_HEADS:
         temperature = float(weights.read(LOG_TEMPERATURE))
     chosen = FLOATS[dtype] if dtype else None
     table = table_of(network, arch)
@@ -378,16 +388,22 @@ def export_hugging_face(
     widest = max(dtypes.values(), key=lambda d: d.itemsize).name
     size = sum(math.prod(shapes[path]) * dtype.itemsize for path, dtype in dtypes.items())
     values = hf_config.to_hugging_face(config, arch, tokens, widest, temperature)
+    masks = codet5p_large.causal_masks(network) if causal_masks else {}
+    size += sum(n**2 for n in masks.values())
     with new_folder(folder, size) as partial:
         _write_json(partial / "config.json", values)
         if arch not in hf_config.ENCODERS:
             generation = hf_config.generation_config(tokens)
             _write_json(partial / "generation_config.json", generation)
-        if arch in hf_config.CONFIG_CLASSES:
-            shutil.copyfile(Path(__file__).with_name(MODELING_FILE), partial / MODELING_FILE)
+        if arch in MODELING:
+            file = MODELING[arch].file
+            shutil.copyfile(Path(__file__).with_name(file), partial / file)
         if tokenizer is not None:
             tokenizer_files.export_tokenizer(tokenizer, partial, config.vocab_size)
-        _write_tensors(partial, table, weights, chosen, max_shard_bytes, folder)
+        if encoder_tokenizer is not None and arch in COMPOSED and config.encoder_vocab_size:
+            target = partial / tokenizer_files.ENCODER
+            tokenizer_files.export_tokenizer(encoder_tokenizer, target, config.encoder_vocab_size)
+        _write_tensors(partial, table, weights, chosen, max_shard_bytes, folder, masks)
         if modules:
             for name, content in modules.items():
                 (partial / name).parent.mkdir(exist_ok=True)
@@ -439,8 +455,8 @@ def table_of(config: ModelConfig, arch: str) -> Table:
     """Which tensor of an architecture is which parameter of a network."""
     if arch in FAMILIES:
         return causal_lms.table(FAMILIES[arch], config)
-    if arch == codet5p_large.MODEL_TYPE:
-        return codet5p_large.table(config)
+    if arch in COMPOSED:
+        return COMPOSED[arch].table(config)
     return hugging_face(config)
 
 
@@ -482,9 +498,12 @@ def _write_tensors(
     dtype: np.dtype | None,
     max_shard_bytes: int,
     where: Path,
+    masks: Mapping[str, int] | None = None,
 ) -> None:
-    """The tensors of `table` as safetensors in `folder`, which errors call `where`."""
-    tensors = {}
+    """The tensors of `table` as safetensors in `folder`, which errors call `where`, and causal
+    masks of so many positions."""
+    masks = masks or {}
+    tensors = {name: (np.dtype(np.uint8), (1, 1, n, n)) for name, n in masks.items()}
     for entry in table:
         shape = weights.shapes[entry.ours]
         kind = (dtype or weights.dtype(entry.ours), entry.their_shape(shape))
@@ -513,6 +532,8 @@ def _write_tensors(
                 layer = array[0] if entry.layered else array
                 entry.put(cast(layer, whole.dtype, name, where), whole)
             writer.write(name, whole)
+        for name, n in masks.items():
+            writer.write(name, np.tri(n, dtype=np.uint8)[None, None])
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -37,8 +37,9 @@ def _per_layer(init: Any) -> Any:
     return stacked_init
 
 
-def _groups(cfg: StackConfig) -> list[tuple[int, int, bool]]:
-    """Runs of layers of one kind as (first, number, whether they read the encoder)."""
+def layer_groups(cfg: StackConfig) -> dict[str, tuple[int, int, bool]]:
+    """Runs of layers of one kind as (first, number, whether they read the encoder), under the names
+    of their parameters: `layers` where there is one, else `layers_<first>`."""
     runs: list[tuple[int, int, bool]] = []
     for layer in range(cfg.num_layers):
         cross = cfg.reads_encoder(layer)
@@ -46,7 +47,7 @@ def _groups(cfg: StackConfig) -> list[tuple[int, int, bool]]:
             runs[-1] = (runs[-1][0], runs[-1][1] + 1, cross)
         else:
             runs.append((layer, 1, cross))
-    return runs
+    return {"layers" if len(runs) == 1 else f"layers_{run[0]}": run for run in runs}
 
 
 class Stack(nnx.Module):
@@ -58,9 +59,9 @@ class Stack(nnx.Module):
 
     def __init__(self, cfg: StackConfig, model_cfg: ModelConfig):
         self.cfg, self.model_cfg = cfg, model_cfg
-        groups = _groups(cfg)
-        self.group_names = tuple("layers" if len(groups) == 1 else f"layers_{g[0]}" for g in groups)
-        for name, (_, number, cross) in zip(self.group_names, groups, strict=True):
+        groups = layer_groups(cfg)
+        self.group_names = tuple(groups)
+        for name, (_, number, cross) in groups.items():
             block = Block(
                 cfg,
                 cross=cross,

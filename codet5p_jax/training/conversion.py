@@ -12,7 +12,6 @@ import numpy as np
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
-    codet5p_large,
     hf_config,
     peft,
     sentence_transformers,
@@ -73,7 +72,7 @@ def import_weights(
       FileExistsError: there is something at `model_dir`.
     """
     source, model_dir = Path(source), Path(model_dir)
-    _check_names(arch, (*hf_config.ARCHITECTURES, codet5p_large.MODEL_TYPE), dtype)
+    _check_names(arch, tuple(hf_config.ARCHITECTURES), dtype)
     if is_t5x(source):
         weights: Weights = open_t5x(source)
         tokens = TokenIds(eos=1, bos=None)  # T5's
@@ -102,6 +101,9 @@ def import_weights(
             say(f"{source} has no tokenizer files")
         elif vocab_size is not None:
             _add_prefixes(directory.tokenizer, vocab_size, say)
+        tokenizer_files.copy_tokenizer(
+            source / tokenizer_files.ENCODER, directory.encoder_tokenizer
+        )
         directory.checkpoints.mkdir()
         meta = {
             "step": 0,
@@ -122,6 +124,7 @@ def export_weights(
     step: int | None = None,
     max_shard_bytes: int = 5 * 10**9,
     vocab_size: int | None = None,
+    causal_masks: bool = False,
     say: Say = print,
 ) -> None:
     """Makes a Hugging Face folder of a model directory.
@@ -135,6 +138,7 @@ def export_weights(
       step: a checkpoint; None: the newest.
       max_shard_bytes: of one file.
       vocab_size: rows of the embedding to write; None: all.
+      causal_masks: as `export_hugging_face` takes it.
       say: is told what happens.
 
     Raises:
@@ -167,6 +171,7 @@ def export_weights(
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
     tokens.require_rows(weights.config.vocab_size)
+    encoder_tokenizer = ModelDir(Path(model_dir)).encoder_tokenizer
     left_out = export_hugging_face(
         Path(folder),
         _Reporting(weights, say),
@@ -174,7 +179,9 @@ def export_weights(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         tokenizer=tokenizer,
+        encoder_tokenizer=encoder_tokenizer if encoder_tokenizer.is_dir() else None,
         tokens=tokens,
+        causal_masks=causal_masks,
     )
     if left_out:
         say(f"left out, since the architecture has no place for them: {', '.join(left_out)}")

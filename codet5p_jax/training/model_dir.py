@@ -27,6 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from codet5p_jax.files import write_text
+from codet5p_jax.interop import tokenizer_files
 from codet5p_jax.models.configs import Lora, ModelConfig, StackConfig
 
 
@@ -52,6 +53,11 @@ class ModelDir:
         return self.root / "tokenizer"
 
     @property
+    def encoder_tokenizer(self) -> Path:
+        """Folder of tokenizer files of an encoder that came with its own; it may be missing."""
+        return self.root / tokenizer_files.ENCODER
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.root / "checkpoints"
@@ -70,11 +76,6 @@ class ModelDir:
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.root / "tensorboard"
-
-    @property
-    def encoder_tokenizer(self) -> Path:
-        """That of the encoder, where encoder and decoder have one each."""
-        return self.root / "encoder_tokenizer"
 
     @property
     def damaged(self) -> Path:

@@ -113,15 +113,18 @@ def compare_outputs(
     """
     folder = Path(folder)
     values = hf_config.load_config(folder)
-    arch = arch or hf_config.recognise(values, folder / "config.json")
+    where = folder / "config.json"
+    arch = arch or hf_config.recognise(values, where)
+    theirs_config = hf_config.to_model_config(values, arch, where)
     stored = StoredWeights(Path(model_dir), step)
     network = hf_config.exported(stored.config, arch)
     network = dataclasses.replace(network, dtype=np.float32)
     specs = flatten(CodeT5p(network).specs)
     arrays = ((path, jnp.asarray(stored.read(path, np.dtype(np.float32)))) for path, _ in specs)
     rng = np.random.default_rng(0)
-    rows = values["vocab_size"]
-    tokens, targets = rng.integers(0, rows, (2, 32)), rng.integers(0, rows, (2, 16))
+    rows = theirs_config.vocab_size
+    tokens = rng.integers(0, theirs_config.encoder_vocab_size or rows, (2, 32))
+    targets = rng.integers(0, rows, (2, 16))
     segments = np.ones_like(tokens)
     segments[1, 20:] = 0
     inputs = [x.astype(np.int32) for x in (tokens, segments, targets)]

@@ -362,15 +362,6 @@ def test_a_network_that_is_none_of_theirs(tmp_path, change, pattern):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """No network, and a folder of this test's own for code that transformers copies."""
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 PUBLISHED = {  # beyond T5's own: {shared, encoder, decoder}
     "codet5p_embedding": {"proj.weight", "proj.bias"},
     "codet5p_bimodal": {"proj.weight", "proj.bias", "itm_head.weight", "itm_head.bias"},

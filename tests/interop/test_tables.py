@@ -32,7 +32,7 @@ def networks(draw):
     draw random numbers, which strategies may not."""
     arch = draw(st.sampled_from(sorted(hf_config.T5_ARCHITECTURES)))
     encoder_only = arch in hf_config.ENCODERS
-    heads = arch in hf_config.CONFIG_CLASSES
+    heads = arch in hf_config.WITH_HEADS
     settings = dict(
         vocab_size=draw(st.integers(1, 20)),
         d_model=draw(sizes),

@@ -159,7 +159,11 @@ def test_what_cannot_be_exported_is_not_trained(tmp_path):
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, norm="layer"))
     with pytest.raises(ValueError, match=r"the network is no t5: encoder.norm is 'layer'"):
         synthetic.run(
-            tmp_path / "cache", tmp_path / "run", model=config, export_to=tmp_path / "exported"
+            tmp_path / "cache",
+            tmp_path / "run",
+            model=config,
+            export_to=tmp_path / "exported",
+            export_arch="t5",
         )
     assert not list(tmp_path.iterdir())
 
