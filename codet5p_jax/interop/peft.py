@@ -118,7 +118,7 @@ def _matrices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A [r, in] and B [out, r] of one module, r being `rank` times the number of parts."""
     lows, highs = [], []
-    for number, (entry, layer) in enumerate(parts):
+    for entry, layer in parts:
         a, b = (np.asarray(weights.read(entry.ours + end)[layer]) for end in LORA_ENDS)
         lows.append(a.reshape(-1, rank).T)
         if entry.piece is None:
@@ -128,7 +128,6 @@ def _matrices(
         theirs = np.zeros(entry.their_shape((1, *b.shape)), b.dtype)
         entry.put(b, theirs)
         highs.append(theirs.T if entry.axes.startswith("D ") else theirs)
-        assert highs[number].shape[1] == rank
     return np.concatenate(lows), np.concatenate(highs, axis=1)
 
 
