@@ -17,7 +17,7 @@ from codet5p_jax.interop.tables import LAYER, Entry, Table, dense
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.stack import layer_groups
 
-_NOT_WRITTEN = ("lora", "cross_zero_init")  # merged; an initial value
+_NOT_WRITTEN = ("lora", "int8", "cross_zero_init")  # merged, widened; an initial value
 _SWITCHES = (
     *("project_encoder", "tie_embeddings", "scale_tied_head", "head_bias", "scale_embedding"),
     "prompt_to_decoder",
