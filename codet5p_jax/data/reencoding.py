@@ -8,7 +8,7 @@ text again, and ids of the encoder's tokenizer; special tokens keep their roles.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,26 +110,28 @@ class Reencoded:
         return np.delete(tokens, slice(last - extra, last))
 
 
-def _ids(special: SpecialTokens) -> dict[int, int]:
-    """Placeholder -> id."""
+@lru_cache
+def _tables(special: SpecialTokens) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "m"]]:
+    """(ids at minus their placeholder, placeholders or ids at each id up to the last special)."""
     ids = {-1 - i: getattr(special, name) for i, name in enumerate(_ROLES)}
     ids |= {_SENTINEL - i: id for i, id in enumerate(special.sentinels)}
-    return {mark: id for mark, id in ids.items() if id is not None}
+    ids = {mark: id for mark, id in ids.items() if id is not None}
+    by_mark = np.zeros(1 - min(ids), np.int32)
+    by_id = np.arange(1 + max(ids.values()), dtype=np.int32)
+    for mark, id in ids.items():
+        by_mark[-mark], by_id[id] = id, mark
+    return by_mark, by_id
 
 
 def _marked(array: np.ndarray, special: SpecialTokens) -> np.ndarray:
     """Ids of special tokens as placeholders; what holds no ids stays."""
     if array.dtype.kind not in "iu":
         return array
-    out = array.astype(np.int32)
-    for mark, id in _ids(special).items():
-        out[array == id] = mark
-    return out
+    _, by_id = _tables(special)
+    return np.where(array < len(by_id), by_id.take(array, mode="clip"), array).astype(np.int32)
 
 
 def _resolved(tokens: Int[np.ndarray, "*n"], special: SpecialTokens) -> Int32[np.ndarray, "*n"]:
     """Placeholders as ids."""
-    out = tokens.astype(np.int32)
-    for mark, id in _ids(special).items():
-        out[tokens == mark] = id
-    return out
+    by_mark, _ = _tables(special)
+    return np.where(tokens < 0, by_mark.take(-tokens, mode="clip"), tokens)
