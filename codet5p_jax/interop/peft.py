@@ -16,9 +16,10 @@ import numpy as np
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import hf_config
 from codet5p_jax.interop.causal_families import FAMILIES
+from codet5p_jax.interop.changed_weights import LORA_ENDS, MergedLora
 from codet5p_jax.interop.safetensors_files import SafetensorsWriter
 from codet5p_jax.interop.tables import LAYER, Entry
-from codet5p_jax.interop.weights import FLOATS, LORA_ENDS, MergedLora, Weights, cast, table_of
+from codet5p_jax.interop.weights import FLOATS, Weights, cast, table_of
 from codet5p_jax.models.configs import Lora
 
 CONFIG = "adapter_config.json"
@@ -54,6 +55,11 @@ def export_adapter(
     lora = _additions(weights)
     plain = MergedLora(weights).config
     arch = arch or hf_config.default_architecture(plain)
+    if arch in hf_config.COMPOSED:
+        raise ValueError(
+            f"the network is no base model that there is without it: {arch} has cross-attention of "
+            "its own; export it merged, without --adapter"
+        )
     hf_config.to_hugging_face(plain, arch, hf_config.TokenIds(), "float32", None)  # or it raises
     table = table_of(hf_config.exported(plain, arch), arch)
     parts: dict[str, list[tuple[Entry, int]]] = {}  # module -> (entry, layer)
