@@ -95,8 +95,15 @@ ENCODER = StackConfig(num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=32
 TOKENS, ONES = jnp.arange(1, 7)[None], jnp.ones((1, 6), jnp.int32)
 
 
-@pytest.mark.parametrize("decoder", [LLAMA, PARALLEL], ids=["llama", "parallel"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+    ("decoder", "scan"),
+    [
+        pytest.param(LLAMA, False, id="llama"),
+        pytest.param(PARALLEL, True, id="parallel, scanned"),
+        pytest.param(LLAMA, True, id="llama, scanned", marks=pytest.mark.slow),
+        pytest.param(PARALLEL, False, id="parallel", marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_in_8_bits_is_the_one_with_the_scaled_kernels(decoder, scan):
     config = ModelConfig(20, ENCODER, decoder, dropout=0.0, scan_layers=scan)
     params = init_params(CodeT5p(config).specs, KEY)

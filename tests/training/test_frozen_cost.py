@@ -121,7 +121,12 @@ def test_no_frozen_weight_is_widened(frozen_cost):
 
 @pytest.mark.parametrize(
     ("lora", "scan", "remat"),
-    [(None, True, "none"), (None, False, "none"), (LORA, True, "none"), (LORA, True, "full")],
+    [
+        (None, False, "none"),
+        (LORA, True, "full"),
+        pytest.param(None, True, "none", marks=pytest.mark.slow),
+        pytest.param(LORA, True, "none", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_in_8_bits_are_widened_one_layer_at_a_time(frozen_cost, lora, scan, remat):
     """Forwards, and with low-rank additions backwards as well."""

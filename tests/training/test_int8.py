@@ -130,8 +130,15 @@ def expected(first):
     return whole, found
 
 
-@pytest.mark.parametrize("save_frozen", [True, False])
-@pytest.mark.parametrize("origin", ["first", "hf:folder"])
+@pytest.mark.parametrize(
+    ("origin", "save_frozen"),
+    [
+        ("first", True),
+        ("hf:folder", False),
+        pytest.param("first", False, marks=pytest.mark.slow),
+        pytest.param("hf:folder", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_resumed_and_exported(first, origin, save_frozen):
     folder, run = first
     source = origin.replace("hf:", f"hf:{folder}/") if ":" in origin else str(folder / origin)
