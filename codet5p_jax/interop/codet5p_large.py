@@ -33,9 +33,7 @@ def read(values: Mapping[str, Any], where: Path) -> ModelConfig:
             raise ValueError(f"{where}: expected an object as {name}, found {part!r}")
         parts[name] = causal_lms.read(CODEGEN, {**part, **untied}, where)
     encoder, decoder = parts["encoder"], parts["decoder"]
-    prompt = values.get("prompt_to_decoder", True)  # which published files do not say
-    if not isinstance(prompt, bool):
-        raise ValueError(f"{where}: expected true or false as prompt_to_decoder, found {prompt!r}")
+    said = causal_lms.Values({"prompt_to_decoder": True, **values}, where)  # published: not said
     tower = decoder.decoder
     return dataclasses.replace(
         decoder,
@@ -43,7 +41,7 @@ def read(values: Mapping[str, Any], where: Path) -> ModelConfig:
         decoder=dataclasses.replace(tower, cross_attention=(tower.num_layers - 1,)),
         encoder_vocab_size=encoder.vocab_size,
         project_encoder=encoder.decoder.d_model != tower.d_model,
-        prompt_to_decoder=prompt,
+        prompt_to_decoder=said.choice("prompt_to_decoder", (True, False)),
     )
 
 

@@ -19,8 +19,8 @@ from codet5p_jax.models.stack import layer_groups
 
 _NOT_WRITTEN = ("lora", "int8", "cross_zero_init")  # merged, widened; an initial value
 _SWITCHES = (
-    *("project_encoder", "tie_embeddings", "scale_tied_head", "head_bias", "scale_embedding"),
-    "prompt_to_decoder",
+    *("project_encoder", "tie_embeddings", "scale_tied_head", "head_bias"),
+    *("scale_embedding", "prompt_to_decoder"),
 )
 
 

@@ -85,25 +85,21 @@ class TokenIds:
           ValueError: an id is no id; names file and key.
         """
         values = load_config(folder)
-        if arch in COMPOSED and isinstance(values.get("decoder"), dict):
-            own = {key: value for key, value in values.items() if value is not None}
-            values = {**values["decoder"], **own}
         if arch not in FAMILIES:  # these cannot do without
             values = {key: value for key, value in values.items() if value is not None}
+        if arch in COMPOSED and isinstance(values.get("decoder"), dict):
+            values = {**values["decoder"], **values}
         ids = _ids({**_token_defaults(arch), **values}, folder / "config.json")
         path = folder / "generation_config.json"
         if path.is_file():
             found = _ids(_object(path), path)
             ids |= {key: tokens for key, tokens in found.items() if tokens}
         pad, bos, eos, start = (tokens[0] if tokens else None for tokens in ids.values())
-        if arch in FAMILIES:
-            start = None
-        elif start is None and arch not in COMPOSED:
-            start = pad
         found = cls(pad, bos, eos, start, other_eos=ids["eos_token_id"][1:])
         if arch in COMPOSED:
             return found.of_seq2seq(codet5p_large.TOKEN if arch == "codet5p" else None)
-        return found
+        start = None if arch in FAMILIES else _first((start, pad))
+        return dataclasses.replace(found, decoder_start=start)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TokenIds":
@@ -311,8 +307,6 @@ def to_hugging_face(
         values["is_encoder_decoder"] = arch not in ENCODERS
         if arch not in ENCODERS:
             values["decoder_start_token_id"] = tokens.decoder_start
-            # False: the decoder starts from decoder_start_token_id alone.
-            values["prompt_to_decoder"] = config.prompt_to_decoder
         if tokens.bos is None:
             del values["bos_token_id"]
     if arch in MODELING:
@@ -402,21 +396,19 @@ def _activation(spec: Any, where: Path) -> tuple[Any, bool]:
 
 def _check_repeated(values: Mapping[str, Any], activation: str, gated: bool, where: Path) -> None:
     """transformers writes some settings twice, and computes with the second of each."""
-    act, is_gated = values.get("dense_act_fn"), values.get("is_gated_act")
-    repeated = {
-        "dense_act_fn": (act, _ACTIVATIONS.get(str(act)), activation, "feed_forward_proj"),
-        "is_gated_act": (is_gated, is_gated, gated, "feed_forward_proj"),
-    } | {
-        name: (values.get(name), values.get(name), values.get(own), own)
-        for name, own in (
-            ("hidden_size", "d_model"),
-            ("num_attention_heads", "num_heads"),
-            ("num_hidden_layers", "num_layers"),
-            ("head_dim", "d_kv"),
-        )
+    same = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
     }
-    for name, (found, means, expected, own) in repeated.items():
-        if found is not None and means != expected:
+    expected = {name: (values.get(own), own) for name, own in same.items()}
+    expected["dense_act_fn"] = activation, "feed_forward_proj"
+    expected["is_gated_act"] = gated, "feed_forward_proj"
+    for name, (value, own) in expected.items():
+        found = values.get(name)
+        means = _ACTIVATIONS.get(str(found)) if name == "dense_act_fn" else found
+        if found is not None and means != value:
             raise ValueError(
                 f"{where}: {name} {found!r} contradicts {own} {values.get(own)!r}; transformers "
                 "computes with the former, and the two have to say the same"
@@ -454,8 +446,8 @@ def _described(config: ModelConfig, arch: str) -> dict[str, Any]:
     }
     if network.tie_embeddings and not network.scale_tied_head:
         values[SCALE_OUTPUTS] = False
-    if network.prompt_to_decoder:
-        values["prompt_to_decoder"] = True
+    if arch not in ENCODERS:  # False: the decoder starts from decoder_start_token_id alone
+        values["prompt_to_decoder"] = network.prompt_to_decoder
     if arch in WITH_HEADS:
         values["embed_dim"] = config.embed_dim
         if config.pooling != "first":

@@ -25,6 +25,8 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+FLOATS = {dtype.name: dtype for dtype in DTYPES.values()}
+"""dtypes of weights by name."""
 NAMES = {**{dtype: name for name, dtype in DTYPES.items()}, np.dtype(np.uint8): "U8"}
 """Of what is written: weights, and masks of uint8."""
 SINGLE = "model.safetensors"
@@ -49,6 +51,19 @@ class TensorInfo:
     file: Path
     kind: str = ""
     offset: int = 0
+
+    def weight_dtype(self, name: str) -> np.dtype:
+        """The dtype of the tensor of this name.
+
+        Raises:
+          ValueError: it is of one that weights do not have.
+        """
+        if self.dtype is None:
+            kinds = DTYPES if self.kind.isupper() else FLOATS  # as the file calls them
+            raise ValueError(
+                f"{self.file}: {name} is of dtype {self.kind}; expected one of {', '.join(kinds)}"
+            )
+        return self.dtype
 
 
 @runtime_checkable
@@ -97,13 +112,10 @@ class SafetensorsFolder:
           ValueError: it is of a dtype that weights do not have.
         """
         info = self.tensors[name]
-        if info.dtype is None:
-            raise ValueError(
-                f"{info.file}: {name} is of dtype {info.kind}; expected one of {', '.join(DTYPES)}"
-            )
+        dtype = info.weight_dtype(name)
         if not math.prod(info.shape):
-            return np.zeros(info.shape, info.dtype)
-        return np.memmap(info.file, info.dtype, "r", info.offset, info.shape)
+            return np.zeros(info.shape, dtype)
+        return np.memmap(info.file, dtype, "r", info.offset, info.shape)
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -49,12 +49,7 @@ class T5XFolder:
     def read(self, name: str) -> np.ndarray:
         """One parameter of one layer."""
         stored, layer = self._places[name]
-        info = self.tensors[name]
-        if info.dtype is None:
-            kinds = ", ".join(d.name for d in DTYPES.values())
-            raise ValueError(
-                f"{self.where}: {name} is of dtype {info.kind}; expected one of {kinds}"
-            )
+        self.tensors[name].weight_dtype(name)
         if stored.endswith(_BIAS) and stored.count("/") > 2:
             return self._bias(name)
         array = self._whole(stored)

@@ -64,8 +64,7 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
         (target / SENTENCEPIECE).rename(target / "spiece.model")
         if not (target / CONFIG).exists():
             _write(target / CONFIG, {"tokenizer_class": "T5Tokenizer"})
-    _drop(target, rows)
-    roles = _read(target).get(ROLES)
+    roles = _drop(target, rows).get(ROLES)
     if roles is not None and not (target / CONFIG).exists():
         special = dict.fromkeys([*roles.get("sentinels", ()), *_prefixes(roles)])
         values = {
@@ -82,8 +81,9 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
         _write(target / CONFIG, values)
 
 
-def _drop(folder: Path, rows: int) -> None:
-    """Takes added tokens with ids from `rows` on out of every file of a tokenizer."""
+def _drop(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
+    """Takes added tokens with ids from `rows` on out of every file of a tokenizer; returns what is
+    left, by file."""
     found = _read(folder)
     fast = found.get("tokenizer.json", {})
     slow, roles = found.get("added_tokens.json", {}), found.get(ROLES, {})
@@ -95,7 +95,7 @@ def _drop(folder: Path, rows: int) -> None:
     ids = {**found.get("vocab.json", {}), **vocab, **added}
     beyond = {token: number for token, number in ids.items() if number >= rows}
     if not beyond:
-        return
+        return found
     needed = _needed(roles)
     for token, number in beyond.items():
         if token not in added or token in needed:
@@ -114,6 +114,7 @@ def _drop(folder: Path, rows: int) -> None:
             found[name] = _without(found[name], beyond)
     for name, values in found.items():
         _write(folder / name, values)
+    return found
 
 
 def _needed(roles: Mapping[str, Any]) -> set[str]:

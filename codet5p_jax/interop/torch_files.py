@@ -10,7 +10,7 @@ import numpy as np
 
 from codet5p_jax.files import check_inside
 from codet5p_jax.interop.safetensors_files import (
-    DTYPES,
+    FLOATS,
     TensorInfo,
     check_name,
     check_shard,
@@ -55,19 +55,13 @@ class TorchFolder:
         """
         import torch
 
-        tensor, info = self._loaded[name], self.tensors[name]
-        if info.dtype is None:
-            kinds = ", ".join(d.name for d in DTYPES.values())
-            raise ValueError(
-                f"{info.file}: {name} is of dtype {info.kind}; expected one of {kinds}"
-            )
+        tensor, dtype = self._loaded[name], self.tensors[name].weight_dtype(name)
         tensor = tensor.detach().resolve_neg().contiguous()
         if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(info.dtype)
+            return tensor.view(torch.int16).numpy().view(dtype)
         return tensor.numpy()
 
     def _add(self, file: Path, tensors: Mapping[str, Any]) -> None:
-        known = {dtype.name: dtype for dtype in DTYPES.values()}
         for name, tensor in tensors.items():
             check_name(file, name)
             if str(tensor.layout) != "torch.strided" or tensor.is_meta or tensor.is_quantized:
@@ -75,7 +69,7 @@ class TorchFolder:
                     f"{file}: {name} is {_kind(tensor)}; expected a dense tensor with its values"
                 )
             kind = str(tensor.dtype).removeprefix("torch.")
-            self.tensors[name] = TensorInfo(known.get(kind), tuple(tensor.shape), file, kind)
+            self.tensors[name] = TensorInfo(FLOATS.get(kind), tuple(tensor.shape), file, kind)
         self._loaded |= tensors
 
 

@@ -28,7 +28,7 @@ from codet5p_jax.interop import (
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.hf_config import COMPOSED, MODELING, TokenIds
 from codet5p_jax.interop.safetensors_files import (
-    DTYPES,
+    FLOATS,
     SafetensorsFolder,
     SafetensorsWriter,
     Source,
@@ -39,12 +39,8 @@ from codet5p_jax.models.codet5p import INITIAL_TEMPERATURE, CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import ParamSpec, flatten
 
-FLOATS = {dtype.name: dtype for dtype in DTYPES.values()}
-"""dtypes of weights by name."""
-
 LOG_TEMPERATURE = hf_config.LOG_TEMPERATURE
 Index = tuple[slice, ...]
-_BY_VOCABULARY = ("embedding", "lm_head", "lm_head_bias")
 
 
 @runtime_checkable
@@ -70,9 +66,6 @@ class Weights(Protocol):
         ...
 
 
-LORA_ENDS = ("_lora_a", "_lora_b")
-
-
 class ArrayWeights:
     """Parameters in memory, for example `dict(flatten(params))`."""
 
@@ -91,80 +84,6 @@ class ArrayWeights:
         """See `Weights`."""
         array = np.asarray(self._arrays[path][index or ()])
         return array if dtype is None else array.astype(dtype)
-
-
-class ResizedVocabulary:
-    """Other weights with more or fewer rows of the embedding (and of an output projection of its
-    own). The last rows go; each new row is the mean of all there are.
-
-    Raises:
-      ValueError: `rows` is not positive.
-    """
-
-    def __init__(self, weights: Weights, rows: int):
-        if rows < 1:
-            raise ValueError(f"vocab_size has to be 1 or more, found {rows}")
-        self._weights, self._rows = weights, rows
-        self.config = dataclasses.replace(weights.config, vocab_size=rows)
-        self.shapes = {
-            path: (rows, *shape[1:]) if path in _BY_VOCABULARY else shape
-            for path, shape in weights.shapes.items()
-        }
-
-    def dtype(self, path: str) -> np.dtype:
-        """See `Weights`."""
-        return self._weights.dtype(path)
-
-    def read(
-        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
-    ) -> np.ndarray:
-        """See `Weights`."""
-        if path not in _BY_VOCABULARY:
-            return self._weights.read(path, dtype, index)
-        array = self._weights.read(path, dtype)
-        new = self._rows - len(array)
-        if new > 0:
-            mean = array.mean(axis=0, dtype=np.float32).astype(array.dtype)
-            array = np.concatenate([array, np.broadcast_to(mean, (new, *mean.shape))])
-        return np.asarray(array[: self._rows][index or ()])
-
-
-class MergedLora:
-    """Other weights with what `Lora` adds to their projections added once and for all."""
-
-    def __init__(self, weights: Weights):
-        self._weights = weights
-        config = weights.config
-        self._scales = {
-            name: getattr(config, name).lora.scale
-            for name in ("encoder", "decoder")
-            if getattr(config, name).lora is not None
-        }
-        towers = {
-            name: dataclasses.replace(getattr(config, name), lora=None) for name in self._scales
-        }
-        self.config = dataclasses.replace(config, **towers)
-        self.shapes = {p: s for p, s in weights.shapes.items() if not p.endswith(LORA_ENDS)}
-
-    def dtype(self, path: str) -> np.dtype:
-        """See `Weights`."""
-        return self._weights.dtype(path)
-
-    def read(
-        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
-    ) -> np.ndarray:
-        """See `Weights`."""
-        a_path, b_path = (path + end for end in LORA_ENDS)
-        if a_path not in self._weights.shapes:
-            return self._weights.read(path, dtype, index)
-        fp32 = np.dtype(np.float32)
-        kernel, a, b = (np.array(self._weights.read(p, fp32)) for p in (path, a_path, b_path))
-        layers, rank = len(a), a.shape[-1]
-        low, high = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
-        scale = self._scales[path.partition("/")[0]]
-        for i in range(layers):
-            kernel[i] += scale * (low[i] @ high[i]).reshape(kernel[i].shape)
-        return cast(kernel[index or ()], dtype or self.dtype(path), path, Path("merged"))
 
 
 def place(weights: Weights, path: str, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -212,11 +131,8 @@ class ForeignWeights:
         """The dtype of a parameter in the source: the widest, where layers differ."""
         if path in self._constants:
             return self._constants[path].dtype
-        dtypes = {self._source.tensors[name].dtype for name in self._names(path)}
-        if None in dtypes:
-            name = next(n for n in self._names(path) if self._source.tensors[n].dtype is None)
-            self._source.read(name)  # raises
-        found = {d for d in dtypes if d is not None}
+        tensors = self._source.tensors
+        found = {tensors[name].weight_dtype(name) for name in self._names(path)}
         return found.pop() if len(found) == 1 else np.dtype(np.float32)
 
     def read(
@@ -439,6 +355,16 @@ def nonfinite(array: np.ndarray) -> int:
     """How many values are NaN or infinite."""
     layers = array if array.ndim > 2 else [array]  # by layer, for want of memory
     return sum(int(x.size - np.count_nonzero(np.isfinite(x))) for x in layers)
+
+
+def hugging_face_folder(source: str) -> Path | None:
+    """The folder of `hf:FOLDER`; None of anything else, which is a model directory.
+
+    >>> hugging_face_folder("hf:/models/codet5p-220m").name
+    'codet5p-220m'
+    """
+    prefix, colon, folder = source.partition(":")
+    return Path(folder) if colon and prefix == "hf" else None
 
 
 def only_pickled(folder: Path) -> bool:

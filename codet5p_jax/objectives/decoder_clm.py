@@ -17,8 +17,8 @@ class DecoderCLM(TeacherForced):
     """Inputs `[CLM]`, targets `tokens </s>`.
 
     [CLM] is the unk token, without `<s>` or `</s>` around it, so S = 1; a network that is a decoder
-    alone does without it. Of a longer example a
-    window at a random offset is taken; it has `</s>` only if it reaches the end.
+    alone does without it. Of a longer example a window at a random offset is taken; it has `</s>`
+    only if it reaches the end.
 
     Attributes:
       targets_length: 1,024 (paper §4).

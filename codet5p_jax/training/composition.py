@@ -22,7 +22,7 @@ import numpy as np
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop.hf_config import TokenIds, load_config, recognise
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
-from codet5p_jax.interop.weights import Weights, open_hugging_face
+from codet5p_jax.interop.weights import Weights, hugging_face_folder, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.params import ParamSpec, flatten, init_params, nested
@@ -239,9 +239,8 @@ def _open(part: str, source: str) -> tuple[Weights, Path, dict[str, Any] | None]
 
 
 def _weights(source: str) -> tuple[Weights, Path, dict[str, Any] | None]:
-    prefix, colon, path = source.partition(":")
-    if colon and prefix == "hf":
-        folder = Path(path)
+    folder = hugging_face_folder(source)
+    if folder is not None:
         arch = recognise(load_config(folder), folder / "config.json")
         ids = dataclasses.asdict(TokenIds.read(folder, arch))
         return open_hugging_face(folder), folder, ids

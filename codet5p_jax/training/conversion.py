@@ -17,15 +17,14 @@ from codet5p_jax.interop import (
     sentence_transformers,
     tokenizer_files,
 )
+from codet5p_jax.interop.changed_weights import LORA_ENDS, MergedLora, ResizedVocabulary
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
 from codet5p_jax.interop.weights import (
     FLOATS,
-    LORA_ENDS,
-    MergedLora,
-    ResizedVocabulary,
     Weights,
     export_hugging_face,
+    hugging_face_folder,
     nonfinite,
     open_hugging_face,
 )
@@ -225,9 +224,9 @@ def export_adapter(
             f"an adapter has low-rank additions alone, but {others[0]}{more} trained in "
             f"{model_dir} as well; export the merged network, without --adapter"
         )
-    source = stored.meta.get(ELSEWHERE, {}).get("source", "")
-    if base is None and source.startswith("hf:"):
-        base = source.removeprefix("hf:")
+    origin = hugging_face_folder(stored.meta.get(ELSEWHERE, {}).get("source", ""))
+    if base is None and origin is not None:
+        base = str(origin)
     modules = peft.export_adapter(
         Path(folder), _Reporting(stored, say), arch=arch, base=base, dtype=dtype
     )

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from codet5p_jax.interop.changed_weights import ResizedVocabulary
 from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.weights import (
     ForeignWeights,
-    ResizedVocabulary,
     Weights,
+    hugging_face_folder,
     only_pickled,
     open_hugging_face,
     place,
@@ -78,8 +79,7 @@ def folder_of(source: InitFrom) -> Path:
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
-    prefix, _, folder = source.path.partition(":")
-    return Path(folder) if prefix == "hf" else checkpoint_path(Path(source.path)).parents[1]
+    return hugging_face_folder(source.path) or checkpoint_path(Path(source.path)).parents[1]
 
 
 def plan_init(
@@ -307,15 +307,15 @@ def _with_fresh_rows(
 
 
 def _foreign(source: InitFrom) -> ForeignWeights | None:
-    prefix, colon, folder = source.path.partition(":")
-    if not (colon and prefix == "hf"):
+    folder = hugging_face_folder(source.path)
+    if folder is None:
         return None
-    if only_pickled(Path(folder)):
+    if only_pickled(folder):
         raise ValueError(
             f"{folder} has its weights only as a pickle, which training does not read; make a "
             f"model directory of it first: codet5p convert import --allow_pickle --from {folder}"
         )
-    return open_hugging_face(Path(folder))
+    return open_hugging_face(folder)
 
 
 def _check_finite(arrays: dict[str, jax.Array], where: Path, mesh: Mesh) -> None:

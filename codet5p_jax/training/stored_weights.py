@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from codet5p_jax.interop.weights import open_hugging_face, place
+from codet5p_jax.interop.weights import hugging_face_folder, open_hugging_face, place
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.int8 import dequantize, quantize, scale_of
@@ -201,8 +201,8 @@ def read_elsewhere(
       ValueError: they are not what they were.
     """
     source, arrays = elsewhere["source"], elsewhere["arrays"]
-    prefix, colon, folder = source.partition(":")
-    weights = open_hugging_face(Path(folder)) if colon and prefix == "hf" else None
+    folder = hugging_face_folder(source)
+    weights = open_hugging_face(folder) if folder else None
     checkpoint = None if weights else checkpoint_path(Path(source))
     found: dict[str, jax.Array] = {}
     for name, kept in arrays.items():

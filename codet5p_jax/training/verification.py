@@ -11,15 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.interop import hf_config, sentence_transformers, torch_outputs
+from codet5p_jax.interop.changed_weights import ResizedVocabulary
 from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
-from codet5p_jax.interop.weights import (
-    ArrayWeights,
-    ResizedVocabulary,
-    Weights,
-    open_hugging_face,
-)
+from codet5p_jax.interop.weights import ArrayWeights, Weights, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import flatten, nested

@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codet5p_jax.interop import hf_config
+from codet5p_jax.interop.changed_weights import ResizedVocabulary
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.tables import Entry, hugging_face
-from codet5p_jax.interop.weights import (
-    ArrayWeights,
-    ResizedVocabulary,
-    export_hugging_face,
-    open_hugging_face,
-    place,
-)
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face, place
 from codet5p_jax.models import CodeT5p, t5
 from codet5p_jax.models.params import flatten
 

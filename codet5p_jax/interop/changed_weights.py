@@ -1,0 +1,86 @@
+"""Other weights with something changed on the way, one parameter at a time: rows of the vocabulary
+added or taken away, low-rank additions merged."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from codet5p_jax.interop.weights import Index, Weights, cast
+
+LORA_ENDS = ("_lora_a", "_lora_b")
+_BY_VOCABULARY = ("embedding", "lm_head", "lm_head_bias")
+
+
+class ResizedVocabulary:
+    """Other weights with more or fewer rows of the embedding (and of an output projection of its
+    own). The last rows go; each new row is the mean of all there are.
+
+    Raises:
+      ValueError: `rows` is not positive.
+    """
+
+    def __init__(self, weights: Weights, rows: int):
+        if rows < 1:
+            raise ValueError(f"vocab_size has to be 1 or more, found {rows}")
+        self._weights, self._rows = weights, rows
+        self.config = dataclasses.replace(weights.config, vocab_size=rows)
+        self.shapes = {
+            path: (rows, *shape[1:]) if path in _BY_VOCABULARY else shape
+            for path, shape in weights.shapes.items()
+        }
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._weights.dtype(path)
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        if path not in _BY_VOCABULARY:
+            return self._weights.read(path, dtype, index)
+        array = self._weights.read(path, dtype)
+        new = self._rows - len(array)
+        if new > 0:
+            mean = array.mean(axis=0, dtype=np.float32).astype(array.dtype)
+            array = np.concatenate([array, np.broadcast_to(mean, (new, *mean.shape))])
+        return np.asarray(array[: self._rows][index or ()])
+
+
+class MergedLora:
+    """Other weights with what `Lora` adds to their projections added once and for all."""
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+        config = weights.config
+        self._scales = {
+            name: getattr(config, name).lora.scale
+            for name in ("encoder", "decoder")
+            if getattr(config, name).lora is not None
+        }
+        towers = {
+            name: dataclasses.replace(getattr(config, name), lora=None) for name in self._scales
+        }
+        self.config = dataclasses.replace(config, **towers)
+        self.shapes = {p: s for p, s in weights.shapes.items() if not p.endswith(LORA_ENDS)}
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._weights.dtype(path)
+
+    def read(
+        self, path: str, dtype: np.dtype | None = None, index: Index | None = None
+    ) -> np.ndarray:
+        """See `Weights`."""
+        a_path, b_path = (path + end for end in LORA_ENDS)
+        if a_path not in self._weights.shapes:
+            return self._weights.read(path, dtype, index)
+        fp32 = np.dtype(np.float32)
+        kernel, a, b = (np.array(self._weights.read(p, fp32)) for p in (path, a_path, b_path))
+        layers, rank = len(a), a.shape[-1]
+        low, high = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+        scale = self._scales[path.partition("/")[0]]
+        for i in range(layers):
+            kernel[i] += scale * (low[i] @ high[i]).reshape(kernel[i].shape)
+        return cast(kernel[index or ()], dtype or self.dtype(path), path, Path("merged"))
