@@ -55,7 +55,7 @@ def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
         yield partial
         for path in [*partial.rglob("*"), partial]:
             sync(path)
-        os.replace(partial, target)
+        _rename(partial, target)
         sync(target.parent)
     except (OSError, ValueError) as error:  # TensorStore raises ValueError
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
@@ -65,6 +65,32 @@ def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rename(partial: Path, target: Path) -> None:
+    try:
+        os.replace(partial, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise FileExistsError(
+            f"{target} was made by another process meanwhile, and is left as that made it"
+        ) from None
+
+
+def check_file(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+      ValueError: there is something else, or a link that leads nowhere, which would be passed over
+        as if nothing were there.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        found = "a link that leads nowhere" if path.is_symlink() else "a folder or device"
+        raise ValueError(f"{path}: expected a file, found {found}")
+    return False
 
 
 def check_inside(path: Path) -> None:

@@ -86,3 +86,16 @@ def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError), new_folder(tmp_path / "link"):
         pass
+
+
+def test_of_two_that_make_one_folder_the_first_stays(tmp_path):
+    def make(name, meanwhile=None):
+        with new_folder(tmp_path / "made") as partial:
+            (partial / name).touch()
+            if meanwhile:
+                meanwhile()
+
+    with pytest.raises(FileExistsError, match="made was made by another process meanwhile"):
+        make("second", meanwhile=lambda: make("first"))
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

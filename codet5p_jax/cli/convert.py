@@ -12,6 +12,7 @@ docs/weights.md shows more.
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -166,4 +167,8 @@ def _outputs_differ(args: argparse.Namespace) -> bool:
     )
     for name, value in largest.items():
         print(f"largest difference of {name}: {value:.2g}")
-    return not all(value <= TOLERANCE for value in largest.values())  # NaN differs
+    differ = [name for name, value in largest.items() if not value <= TOLERANCE]  # NaN differs
+    if differ:
+        told = "is NaN" if all(math.isnan(largest[name]) for name in differ) else "is larger"
+        print(f"expected {TOLERANCE:g} at most; that of {', '.join(differ)} {told}")
+    return bool(differ)

@@ -83,4 +83,5 @@ class MergedLora:
         scale = self._scales[path.partition("/")[0]]
         for i in range(layers):
             kernel[i] += scale * (low[i] @ high[i]).reshape(kernel[i].shape)
-        return cast(kernel[index or ()], dtype or self.dtype(path), path, Path("merged"))
+        kind = dtype or self.dtype(path)
+        return cast(kernel[index or ()], kind, path, Path("low-rank additions merged"))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from codet5p_jax.files import check_file
 from codet5p_jax.interop import causal_lms, codet5p_large, composed
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.differences import differences
@@ -63,6 +64,9 @@ _ACTIVATIONS = {
 }
 
 
+GENERATION = "generation_config.json"
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenIds:
     """Special tokens of an exported model; the defaults are CodeT5's. A decoder alone has no start
@@ -90,10 +94,14 @@ class TokenIds:
         if arch in COMPOSED and isinstance(values.get("decoder"), dict):
             values = {**values["decoder"], **values}
         ids = _ids({**_token_defaults(arch), **values}, folder / "config.json")
-        path = folder / "generation_config.json"
-        if path.is_file():
+        path = folder / GENERATION
+        if check_file(path):
             found = _ids(_object(path), path)
             ids |= {key: tokens for key, tokens in found.items() if tokens}
+        several = [key for key, tokens in ids.items() if len(tokens) > 1 and key != "eos_token_id"]
+        if several:
+            where = path if path.is_file() else folder / "config.json"
+            raise ValueError(f"{where}: expected one id as {several[0]}, found {ids[several[0]]}")
         pad, bos, eos, start = (tokens[0] if tokens else None for tokens in ids.values())
         found = cls(pad, bos, eos, start, other_eos=ids["eos_token_id"][1:])
         if arch in COMPOSED:
@@ -116,17 +124,18 @@ class TokenIds:
             self, pad=_first((self.pad, eos, start)), eos=eos, decoder_start=start
         )
 
-    def require_rows(self, rows: int) -> None:
+    def require_rows(self, rows: int, where: Path) -> None:
         """Fails if an id is none of the rows of the embedding.
 
         Raises:
-          ValueError: names the token.
+          ValueError: names the token, and the folder `where` that says so.
         """
         named = {**dataclasses.asdict(self), "other_eos": max(self.other_eos, default=None)}
         for name, number in named.items():
             if number is not None and number >= rows:
                 raise ValueError(
-                    f"the {name} token has id {number:,}, but the embedding has {rows:,} rows"
+                    f"{where}: the {name} token has id {number:,}, but the embedding has {rows:,} "
+                    "rows"
                 )
 
 
@@ -138,9 +147,16 @@ def load_config(folder: Path) -> dict[str, Any]:
       ValueError: it is no JSON object.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not check_file(path):
         raise FileNotFoundError(f"{folder} has no config.json; expected a Hugging Face folder")
     return _object(path)
+
+
+def other_generation_settings(folder: Path) -> list[str]:
+    """Names of what a `generation_config.json` says besides special tokens."""
+    path = folder / GENERATION
+    values = _object(path) if check_file(path) else {}
+    return sorted(values.keys() - {*_ID_KEYS, "_from_model_config", "transformers_version"})
 
 
 def recognise(values: Mapping[str, Any], where: Path) -> str:

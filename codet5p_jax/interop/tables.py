@@ -73,18 +73,9 @@ class Entry:
         mine = shape[1:] if self.layered else shape
         return self._apart(array, mine).reshape(mine)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`, of a whole tensor."""
-        assert self.piece is None, "a piece is put into a tensor"
-        left, right, sizes = self._layout(array.shape)
-        order = [c for group in right for c in group]
-        moved = array.reshape([sizes[c] for c in order])
-        moved = moved.transpose([order.index(c) for group in left for c in group])
-        return moved.reshape([math.prod(sizes[c] for c in group) for group in left])
-
     def put(self, array: np.ndarray, theirs: np.ndarray) -> None:
-        """Writes our parameter (one layer of it where layered) to its place in their tensor, which
-        is contiguous."""
+        """The inverse of `to_ours`: writes our parameter (one layer of it where layered) to its
+        place in their tensor, which is contiguous."""
         place = self._apart(theirs, array.shape)
         place[...] = array.reshape(place.shape)
 

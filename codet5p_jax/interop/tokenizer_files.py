@@ -1,12 +1,13 @@
 """Tokenizer files, copied as they are; and what PyTorch users need beside those trained here."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from codet5p_jax.files import check_inside
+from codet5p_jax.files import check_file, check_inside
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import read_json
 
@@ -37,7 +38,7 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     Raises:
       ValueError: a file is not of the form that its name says, or a link out of the folder.
     """
-    found = [name for name in FILES if (source / name).is_file()]
+    found = [name for name in FILES if check_file(source / name)]
     for name in found:
         check_inside(source / name)
     content = _read(source)
@@ -64,7 +65,7 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
         (target / SENTENCEPIECE).rename(target / "spiece.model")
         if not (target / CONFIG).exists():
             _write(target / CONFIG, {"tokenizer_class": "T5Tokenizer"})
-    roles = _drop(target, rows).get(ROLES)
+    roles = drop_tokens(target, rows).get(ROLES)
     if roles is not None and not (target / CONFIG).exists():
         special = dict.fromkeys([*roles.get("sentinels", ()), *_prefixes(roles)])
         values = {
@@ -81,9 +82,13 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
         _write(target / CONFIG, values)
 
 
-def _drop(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
+def drop_tokens(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
     """Takes added tokens with ids from `rows` on out of every file of a tokenizer; returns what is
-    left, by file."""
+    left, by file.
+
+    Raises:
+      ValueError: a token of another kind has no row; names it.
+    """
     found = _read(folder)
     fast = found.get("tokenizer.json", {})
     slow, roles = found.get("added_tokens.json", {}), found.get(ROLES, {})
@@ -101,7 +106,7 @@ def _drop(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
         if token not in added or token in needed:
             raise ValueError(
                 f"{token!r} of the tokenizer has id {number:,}, but {rows:,} rows of the embedding "
-                "are exported; choose a larger --vocab_size"
+                "are kept; choose a larger --vocab_size"
             )
     if "added_tokens" in fast:
         fast["added_tokens"] = [t for t in fast["added_tokens"] if t["content"] not in beyond]
@@ -177,7 +182,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     """
     out = {}
     for name in FILES:
-        if not name.endswith(".json") or not (folder / name).is_file():
+        if not name.endswith(".json") or not check_file(folder / name):
             continue
         out[name] = values = read_json(folder / name)
         expected, sound = _FORMS.get(name, ("a JSON object", lambda _: True))
@@ -207,7 +212,9 @@ def _is_tokenizer(spec: dict[str, Any]) -> bool:
 def _is_config(values: dict[str, Any]) -> bool:
     by_id = values.get("added_tokens_decoder", {})
     return isinstance(by_id, dict) and all(
-        number.isdecimal() and isinstance(t, dict) and isinstance(t.get("content"), str)
+        re.fullmatch(r"\d{1,18}", number, re.ASCII)
+        and isinstance(t, dict)
+        and isinstance(t.get("content"), str)
         for number, t in by_id.items()
     )
 

@@ -64,7 +64,8 @@ class TorchFolder:
     def _add(self, file: Path, tensors: Mapping[str, Any]) -> None:
         for name, tensor in tensors.items():
             check_name(file, name)
-            if str(tensor.layout) != "torch.strided" or tensor.is_meta or tensor.is_quantized:
+            dense = str(tensor.layout) == "torch.strided" and not tensor.is_nested
+            if not dense or tensor.is_meta or tensor.is_quantized:
                 raise ValueError(
                     f"{file}: {name} is {_kind(tensor)}; expected a dense tensor with its values"
                 )
@@ -76,6 +77,8 @@ class TorchFolder:
 def _kind(tensor: Any) -> str:
     if tensor.is_meta:
         return "a tensor without values (of the meta device)"
+    if tensor.is_nested:
+        return "nested (rows of several lengths)"
     return "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
 
 

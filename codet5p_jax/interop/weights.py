@@ -1,14 +1,14 @@
 """Tensors of theirs as our parameters, and our parameters as a folder of theirs.
 
 Both ways stream: at one time there is one parameter (all layers of one kernel), or the slice of it
-that a device wants.
+that a device wants; of a fused projection that is written, all parameters that it holds.
 """
 
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -128,12 +128,17 @@ class ForeignWeights:
         self._check(table)
 
     def dtype(self, path: str) -> np.dtype:
-        """The dtype of a parameter in the source: the widest, where layers differ."""
+        """The dtype of a parameter in the source; float32 where that of its layers differs."""
+        found = self.dtypes(path)
+        return found[0] if len(found) == 1 else np.dtype(np.float32)
+
+    def dtypes(self, path: str) -> list[np.dtype]:
+        """The dtypes that the layers of a parameter have in the source, by name."""
         if path in self._constants:
-            return self._constants[path].dtype
+            return [self._constants[path].dtype]
         tensors = self._source.tensors
         found = {tensors[name].weight_dtype(name) for name in self._names(path)}
-        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+        return sorted(found, key=lambda dtype: dtype.name)
 
     def read(
         self, path: str, dtype: np.dtype | None = None, index: Index | None = None
@@ -310,7 +315,7 @@ def export_hugging_face(
         _write_json(partial / "config.json", values)
         if arch not in hf_config.ENCODERS:
             generation = hf_config.generation_config(tokens)
-            _write_json(partial / "generation_config.json", generation)
+            _write_json(partial / hf_config.GENERATION, generation)
         if arch in MODELING:
             file = MODELING[arch].file
             shutil.copyfile(Path(__file__).with_name(file), partial / file)
@@ -436,30 +441,33 @@ def _write_tensors(
         tensors |= dict.fromkeys(entry.names(shape), kind)
     tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
     with SafetensorsWriter(folder, tensors, max_shard_bytes) as writer:
+        together: dict[tuple[str, ...], list[Entry]] = {}  # entries of the same tensors
         for entry in table:
-            if entry.piece is not None:
-                continue
-            array = weights.read(entry.ours)
-            layers: Iterable[np.ndarray] = array if entry.layered else (array,)
-            for name, layer in zip(entry.names(array.shape), layers, strict=True):
-                theirs = entry.to_theirs(np.asarray(layer))
-                writer.write(name, cast(theirs, tensors[name][0], name, where))
-        fused: dict[str, list[tuple[Entry, Index]]] = {}
-        for entry in table:
-            if entry.piece is not None:
-                for i, name in enumerate(entry.names(weights.shapes[entry.ours])):
-                    index = (slice(i, i + 1),) if entry.layered else ()
-                    fused.setdefault(name, []).append((entry, index))
-        for name, parts in fused.items():
-            whole = np.empty(tensors[name][1], tensors[name][0])
-            for entry, index in parts:
-                rest = (slice(None),) * (len(weights.shapes[entry.ours]) - len(index))
-                array = weights.read(entry.ours, index=(*index, *rest))
-                layer = array[0] if entry.layered else array
-                entry.put(cast(layer, whole.dtype, name, where), whole)
-            writer.write(name, whole)
+            names = tuple(entry.names(weights.shapes[entry.ours]))
+            together.setdefault(names, []).append(entry)
+        for names, entries in together.items():
+            _write_layers(writer, tensors, names, entries, weights, where)
         for name, n in masks.items():
             writer.write(name, np.tri(n, dtype=np.uint8)[None, None])
+
+
+def _write_layers(
+    writer: SafetensorsWriter,
+    tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    names: Sequence[str],
+    entries: Sequence[Entry],
+    weights: Weights,
+    where: Path,
+) -> None:
+    """The tensors `names`, which are the layers of `entries`; each parameter is read once."""
+    arrays = [weights.read(entry.ours) for entry in entries]
+    for i, name in enumerate(names):
+        dtype, shape = tensors[name]
+        theirs = np.empty(shape, dtype)
+        for entry, array in zip(entries, arrays, strict=True):
+            layer = array[i] if entry.layered else array
+            entry.put(cast(layer, dtype, name, where), theirs)
+        writer.write(name, theirs)
 
 
 def _write_json(path: Path, values: Any) -> None:

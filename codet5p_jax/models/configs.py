@@ -88,8 +88,8 @@ class StackConfig:
 
     Raises:
       ValueError: a size is not positive, num_kv_heads does not divide num_heads, learned positions
-        have no number, rotary_dim is odd or more than head_dim, or a tower that is not causal has a
-        window.
+        have no number, rotary_dim is odd or more than head_dim, relative_max_distance is within the
+        buckets of single distances, or a tower that is not causal has a window.
     """
 
     num_layers: int
@@ -143,6 +143,14 @@ class StackConfig:
             raise ValueError(
                 f"rotary positions turn pairs of the head_dim={self.head_dim} features; expected "
                 f"an even rotary_dim of at most as many, found {rotated}"
+            )
+        exact = self.relative_buckets // (2 if self.causal else 4)  # a sign has half of them
+        relative = self.position == "relative" and self.num_layers
+        if relative and not 0 < exact < self.relative_max_distance:
+            raise ValueError(
+                f"of relative_buckets={self.relative_buckets}, {exact} are for distances of their "
+                "own and the rest grow from there to relative_max_distance; expected 1 or more, "
+                f"and relative_max_distance above that, found {self.relative_max_distance}"
             )
         if self.attention_window is not None and not self.causal:
             raise ValueError("attention_window looks back only; it needs causal = True")

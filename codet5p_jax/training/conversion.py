@@ -22,6 +22,7 @@ from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
 from codet5p_jax.interop.weights import (
     FLOATS,
+    ForeignWeights,
     Weights,
     export_hugging_face,
     hugging_face_folder,
@@ -73,17 +74,31 @@ def import_weights(
     source, model_dir = Path(source), Path(model_dir)
     _check_names(arch, tuple(hf_config.ARCHITECTURES), dtype)
     if is_t5x(source):
+        if arch is not None:
+            raise ValueError(
+                f"arch {arch!r} is for folders of Hugging Face, and {source} is a checkpoint of "
+                "T5X, whose shapes say what it is; leave --arch out"
+            )
         weights: Weights = open_t5x(source)
         tokens = TokenIds(eos=1, bos=None)  # T5's
     else:
         values = hf_config.load_config(source)
         arch = arch or hf_config.recognise(values, source / "config.json")
-        weights = open_hugging_face(source, arch, allow_pickle=allow_pickle)
+        weights = foreign = open_hugging_face(source, arch, allow_pickle=allow_pickle)
         tokens = TokenIds.read(source, arch)
         if (source / sentence_transformers.MODULES).is_file():
             say(f"{source} is of sentence-transformers: only its encoder is read")
+        others = hf_config.other_generation_settings(source)
+        if others:
+            say(f"not kept of {hf_config.GENERATION}: {', '.join(others)}")
+        if dtype is None:
+            _report_mixed(foreign, say)
+    before = weights.config.vocab_size
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
-    tokens.require_rows(weights.config.vocab_size)
+    rows = weights.config.vocab_size
+    tokens.require_rows(rows, source)
+    if rows < before:
+        say(f"left out: rows {rows:,} to {before - 1:,} of the vocabulary")
     chosen = FLOATS[dtype] if dtype else None
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
@@ -98,8 +113,10 @@ def import_weights(
         directory.config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if not tokenizer_files.copy_tokenizer(source, directory.tokenizer):
             say(f"{source} has no tokenizer files")
-        elif vocab_size is not None:
-            _add_prefixes(directory.tokenizer, vocab_size, say)
+        elif rows < before:
+            tokenizer_files.drop_tokens(directory.tokenizer, rows)
+        if vocab_size is not None and directory.tokenizer.is_dir():
+            _add_prefixes(directory.tokenizer, vocab_size, before, say)
         tokenizer_files.copy_tokenizer(
             source / tokenizer_files.ENCODER, directory.encoder_tokenizer
         )
@@ -169,7 +186,7 @@ def export_weights(
             f"neither the checkpoint nor the tokenizer in {model_dir} says which ids are pad and "
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
-    tokens.require_rows(weights.config.vocab_size)
+    tokens.require_rows(weights.config.vocab_size, Path(model_dir))
     encoder_tokenizer = ModelDir(Path(model_dir)).encoder_tokenizer
     left_out = export_hugging_face(
         Path(folder),
@@ -287,6 +304,18 @@ def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
         say(f"WARNING: {path} has {number:,} values that are NaN or infinite")
 
 
+def _report_mixed(weights: ForeignWeights, say: Say) -> None:
+    """Our layers are one array, which has one dtype."""
+    mixed = {path: weights.dtypes(path) for path in weights.shapes}
+    mixed = {path: found for path, found in mixed.items() if len(found) > 1}
+    for path, found in list(mixed.items())[:1]:
+        more = f", and so of {len(mixed) - 1} more parameters" if len(mixed) > 1 else ""
+        say(
+            f"WARNING: layers of {path} are {' and '.join(d.name for d in found)}{more}; they "
+            "become float32, and are exported as that; --dtype chooses one for all"
+        )
+
+
 def _check_names(arch: str | None, known: tuple[str, ...], dtype: str | None) -> None:
     for what, name, names in (("arch", arch, known), ("dtype", dtype, tuple(FLOATS))):
         if name is not None and name not in names:
@@ -302,18 +331,24 @@ def _resized(weights: Weights, vocab_size: int | None, multiple: int) -> Weights
     return weights if rows == weights.config.vocab_size else ResizedVocabulary(weights, rows)
 
 
-def _add_prefixes(folder: Path, rows: int, say: Say) -> None:
-    """Gives a tokenizer `[ENC]`, `[TDEC]` and `[CDEC]` where rows for just these were added."""
+def _add_prefixes(folder: Path, rows: int, before: int, say: Say) -> None:
+    """Gives a tokenizer `[ENC]`, `[TDEC]` and `[CDEC]` where the `rows` asked for are just enough
+    for these; the embedding had `before`."""
     try:
         tokenizer = Tokenizer.load(folder)
-    except (OSError, ValueError, KeyError):  # none that stage 2 could use
+    except (OSError, ValueError, KeyError) as error:  # none that stage 2 could use
+        say(f"the tokenizer is copied as it is, without [ENC], [TDEC] and [CDEC]: {error}")
         return
     wider = tokenizer.with_prefixes()
     if rows == wider.vocab_size > tokenizer.vocab_size:
         for name in tokenizer_files.FILES:
             (folder / name).unlink(missing_ok=True)
         wider.save(folder)
-        say("the tokenizer has [ENC], [TDEC] and [CDEC] now, as the rows of the embedding have")
+        old = min(before, rows) - tokenizer.vocab_size
+        say(
+            "the tokenizer has [ENC], [TDEC] and [CDEC] now"
+            + (f"; {old} of their rows are those that the embedding had there" if old > 0 else "")
+        )
 
 
 def _bytes(weights: Weights, dtype: np.dtype | None) -> int:

@@ -15,7 +15,13 @@ from codet5p_jax.interop.changed_weights import ResizedVocabulary
 from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
-from codet5p_jax.interop.weights import ArrayWeights, Weights, open_hugging_face
+from codet5p_jax.interop.weights import (
+    ArrayWeights,
+    ForeignWeights,
+    Weights,
+    nonfinite,
+    open_hugging_face,
+)
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import flatten, nested
@@ -87,13 +93,17 @@ def verify_weights(
         if source.shapes[path] != mine.shapes[path]:
             problems.append(f"{path}: shape {source.shapes[path]} there, {mine.shapes[path]} here")
             continue
-        kinds = source.dtype(path), mine.dtype(path)
-        if kinds[0] != kinds[1]:
-            told = f"{path}: {kinds[0]} there, {kinds[1]} here"
+        kinds = source.dtypes(path) if isinstance(source, ForeignWeights) else [source.dtype(path)]
+        if kinds != [mine.dtype(path)]:
+            names = " and ".join(kind.name for kind in kinds)
+            told = f"{path}: {names} there, {mine.dtype(path)} here"
             (rounded if ignore_dtype else problems).append(told)
-        difference = _difference(source.read(path), mine.read(path))
+        array = mine.read(path)
+        difference = _difference(source.read(path), array)
         if difference:
             problems.append(f"{path}: {difference}")
+        elif number := nonfinite(array):
+            notes.append(f"{path} has {number:,} values that are NaN or infinite, in both")
     release_memory()
     return Verification(len(theirs), tuple(problems), tuple(notes), tuple(rounded))
 
@@ -119,10 +129,11 @@ def compare_outputs(
     arrays = ((path, jnp.asarray(stored.read(path, np.dtype(np.float32)))) for path, _ in specs)
     rng = np.random.default_rng(0)
     rows = theirs_config.vocab_size
-    tokens = rng.integers(0, theirs_config.encoder_vocab_size or rows, (2, 32))
-    targets = rng.integers(0, rows, (2, 16))
+    length = min(32, theirs_config.encoder.max_positions or 32)
+    tokens = rng.integers(0, theirs_config.encoder_vocab_size or rows, (2, length))
+    targets = rng.integers(0, rows, (2, min(16, theirs_config.decoder.max_positions or 16)))
     segments = np.ones_like(tokens)
-    segments[1, 20:] = 0
+    segments[1, length * 5 // 8 :] = 0
     inputs = [x.astype(np.int32) for x in (tokens, segments, targets)]
     theirs = torch_outputs.outputs(folder, arch, *inputs)
     mine = _outputs(CodeT5p(network).bind(nested(dict(arrays))), *map(jnp.asarray, inputs))

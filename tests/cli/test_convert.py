@@ -16,7 +16,7 @@ from codet5p_jax.cli.convert import ARCHITECTURES, EXPORTED
 from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.interop import hf_config, sentence_transformers
-from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.safetensors_files import SafetensorsFolder, SafetensorsWriter
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
 from codet5p_jax.models import CodeT5p, init_params, t5
 from codet5p_jax.models.params import flatten
@@ -217,6 +217,88 @@ def test_rows_that_cannot_be_exported(tmp_path, tokenizer, capsys, rows, message
     assert not (tmp_path / "b").exists()
 
 
+def test_rows_that_are_cut_take_their_tokens(tmp_path, tokenizer, capsys):
+    full, _ = tokenizer
+    make(tmp_path / "a", tokenizer)
+    source = ("--from", tmp_path / "a", "--to", tmp_path / "run")
+    assert convert("import", *source, "--vocab_size", full.vocab_size - 3) == 0
+    first, last = full.vocab_size - 3, full.vocab_size - 1
+    assert f"left out: rows {first:,} to {last:,} of the vocab" in capsys.readouterr().out
+    assert Tokenizer.load(tmp_path / "run/tokenizer").vocab_size == first
+    shutil.rmtree(tmp_path / "run")
+    assert convert("import", *source, "--vocab_size", 100) == 1
+    assert re.search("of the tokenizer has id .*, but 100 rows", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prefixes_that_take_old_rows_or_cannot_be_added(tmp_path, tokenizer, capsys):
+    full, _ = tokenizer
+    make(tmp_path / "a", tokenizer)
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    exported(tmp_path, "--vocab_size", full.vocab_size - 3)
+    make(tmp_path / "c", tokenizer, vocab_size=full.vocab_size + 5)  # rows, and no tokens
+    for file in (tmp_path / "b").glob("*token*"):
+        shutil.copy(file, tmp_path / "c")
+    shutil.copy(tmp_path / "b/roles.json", tmp_path / "c")
+    source = ("--from", tmp_path / "c", "--vocab_size", full.vocab_size)
+    assert convert("import", *source, "--to", tmp_path / "old") == 0
+    assert "3 of their rows are those that the embedding had" in capsys.readouterr().out
+    (tmp_path / "c/tokenizer.json").unlink()
+    assert convert("import", *source, "--to", tmp_path / "without") == 0
+    assert "copied as it is, without [ENC], [TDEC] and [CDEC]: no tok" in capsys.readouterr().out
+
+
+def test_layers_of_several_dtypes_become_float32_and_that_is_said(tmp_path, tokenizer, capsys):
+    make(tmp_path / "a", tokenizer)
+    folder = SafetensorsFolder(tmp_path / "a")
+    name = "encoder.block.1.layer.0.SelfAttention.q.weight"
+    tensors = {n: np.array(folder.read(n)) for n in folder.tensors}
+    tensors[name] = tensors[name].astype(np.float16)
+    kinds = {n: (x.dtype, x.shape) for n, x in tensors.items()}
+    with SafetensorsWriter(tmp_path / "a", kinds, 10**9) as writer:
+        for n, x in tensors.items():
+            writer.write(n, x)
+    assert convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run") == 0
+    told = "layers of encoder/layers/attention/q are float16 and float32; they become float32"
+    assert told in capsys.readouterr().out
+    assert convert("verify", tmp_path / "a", tmp_path / "run") == 1
+    told = "DIFFERS  encoder/layers/attention/q: float16 and float32 there, float32 here"
+    assert told in capsys.readouterr().out
+    assert convert("verify", tmp_path / "a", tmp_path / "run", "--ignore_dtype") == 0
+
+
+def test_what_is_not_kept_is_said(tmp_path, tokenizer, capsys):
+    make(tmp_path / "a", tokenizer)
+    file = tmp_path / "a/generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "top_p": 0.9, "temperature": 2}))
+    assert convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run") == 0
+    assert "not kept of generation_config.json: temperature, top_p" in capsys.readouterr().out
+
+
+def test_termination_leaves_nothing(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from codet5p_jax.cli.main import script\n"
+        "from codet5p_jax.files import new_folder\n"
+        "from codet5p_jax.training import conversion\n"
+        "def slow(source, target, **_):\n"
+        "    with new_folder(Path(target)):\n"
+        "        print('writing', flush=True)\n"
+        "        time.sleep(60)\n"
+        "conversion.import_weights = slow\n"
+        f"sys.argv = ['codet5p', 'convert', 'import', '--from=a', '--to={tmp_path}/run']\n"
+        "sys.exit(script())\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.terminate()
+        assert process.wait(30) == 143
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_and_dtype(tmp_path, tokenizer, capsys):
     arrays = make(tmp_path / "a", tokenizer)
     rows = len(arrays["embedding"])
@@ -248,6 +330,11 @@ def test_values_that_are_not_finite_are_reported(tmp_path, tokenizer, capsys):
     out = capsys.readouterr().out
     assert out.count("WARNING: embedding has 1 values that are NaN or infinite") == 2
     assert out.count("WARNING: encoder/layers/attention/q has 1 values") == 2
+    assert convert("verify", tmp_path / "a", tmp_path / "run") == 1
+    out = capsys.readouterr().out
+    assert "note: embedding has 1 values that are NaN or infinite, in both" in out
+    assert ", 0 differences" in out
+    assert re.search("expected 0.0001 at most; that of .*logits.* is NaN", out)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, tokenizer, capsys):

@@ -39,7 +39,7 @@ def networks(draw):
         activation=draw(st.sampled_from(["relu", "gelu_tanh", "silu"])),
         gated=draw(st.booleans()),
         relative_buckets=draw(st.sampled_from([4, 32])),
-        relative_max_distance=draw(st.sampled_from([16, 128])),
+        relative_max_distance=draw(st.sampled_from([24, 128])),
         tie_embeddings=encoder_only or draw(st.booleans()),
         embed_dim=draw(sizes) if heads else None,
         matching_head=arch == "codet5p_bimodal",
@@ -145,7 +145,9 @@ def test_axes_are_moved_as_the_entry_says():
     ours = entry.to_ours(W, (D, H, K))
     assert np.shares_memory(ours, W)
     np.testing.assert_allclose(np.einsum("D,DHK->HK", x, ours).reshape(-1), W @ x)
-    np.testing.assert_array_equal(entry.to_theirs(ours), W)
+    theirs = np.empty_like(W)
+    entry.put(ours, theirs)
+    np.testing.assert_array_equal(theirs, W)
 
 
 @pytest.mark.parametrize("index", [(slice(None),) * 4, (slice(1, 3), slice(None), slice(0, 1))])

@@ -56,6 +56,7 @@ def test_sound_files_are_copied_and_read(folder, tmp_path):
         ("tokenizer_config.json", [], "tokens by id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "by id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": "a"}}, "tokens by id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1" * 5_000: {"content": "a"}}}, "id"),
         ("special_tokens_map.json", "x", "a JSON object"),
     ],
 )
@@ -70,3 +71,14 @@ def test_roles_name_tokens_of_the_vocabulary(folder):
     (folder / "roles.json").write_text(json.dumps(ROLES | {"eos": "<end>"}))
     with pytest.raises(ValueError, match=r"roles.json: '<end>' is not in the vocabulary"):
         token_ids(folder)
+
+
+def test_what_is_no_file_is_not_passed_over(folder, tmp_path):
+    (folder / "merges.txt").mkdir()
+    with pytest.raises(ValueError, match=r"merges.txt: expected a file, found a folder"):
+        copy_tokenizer(folder, tmp_path / "copy")
+    (folder / "merges.txt").rmdir()
+    (folder / "merges.txt").symlink_to(folder / "nowhere")
+    with pytest.raises(ValueError, match=r"merges.txt: .* found a link that leads nowhere"):
+        copy_tokenizer(folder, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 import struct
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from codet5p_jax.files import new_folder
-from codet5p_jax.interop import hf_config
+from codet5p_jax.interop import causal_lms, hf_config
+from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder, parse_size
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
@@ -177,14 +179,23 @@ def test_special_tokens_are_those_of_generation_then_of_the_configuration(folder
     found = TokenIds.read(folder)
     assert found == TokenIds(pad=0, bos=None, eos=3, decoder_start=1, other_eos=(4,))
     assert hf_config.generation_config(found)["eos_token_id"] == [3, 4]
-    with pytest.raises(ValueError, match="the other_eos token has id 4"):
-        found.require_rows(4)
+    with pytest.raises(ValueError, match="model: the other_eos token has id 4"):
+        found.require_rows(4, folder)
     for value in ("2", 1.5, True, [2, "3"], 2**40):
         edit_json(generation, eos_token_id=value)
         with pytest.raises(ValueError, match=r"generation_config.json: expected an id as eos_tok"):
             TokenIds.read(folder)
+    edit_json(generation, eos_token_id=2, pad_token_id=[0, 1])
+    with pytest.raises(
+        ValueError, match=r"generation_config.json: expected one id as pad_token_id"
+    ):
+        TokenIds.read(folder)
     generation.write_text("[]")
     with pytest.raises(ValueError, match=r"generation_config.json: expected a JSON object"):
+        TokenIds.read(folder)
+    generation.unlink()
+    generation.symlink_to(folder / "nowhere")
+    with pytest.raises(ValueError, match=r"generation_config.json: .*a link that leads nowhere"):
         TokenIds.read(folder)
 
 
@@ -291,6 +302,25 @@ def test_a_dtype_that_weights_do_not_have(folder):
     weights = open_hugging_face(folder)
     with pytest.raises(ValueError, match=f"{name} is of dtype I32; expected one of F32"):
         weights.dtype("encoder/final_norm/scale")
+
+
+def test_each_parameter_is_read_once(tmp_path):
+    """However many layers share a fused projection: a stack read once a layer is quadratic."""
+    values = {"n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 7, "n_positions": 16}
+    config = causal_lms.read(FAMILIES["gpt2"], values, tmp_path / "config.json")
+    counted = Counter()
+
+    class Counting(ArrayWeights):
+        def read(self, path, dtype=None, index=None):
+            counted[path] += 1
+            return super().read(path, dtype, index)
+
+    weights = Counting(config, params(config))
+    export_hugging_face(tmp_path / "model", weights, arch="gpt2")
+    assert counted == dict.fromkeys(weights.shapes, 1)
+    again = open_hugging_face(tmp_path / "model")
+    for path, array in params(config).items():
+        np.testing.assert_array_equal(again.read(path), array)
 
 
 def test_shards(sharded):
@@ -431,6 +461,9 @@ def test_pickled_tensors_of_other_kinds(folder):
 
     assert "of layout torch.sparse_coo; expected a dense" in told(value.to_sparse())
     assert "without values" in told(torch.empty(4, device="meta"))
+    with pytest.warns(UserWarning, match="prototype"):
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    assert "is nested" in told(nested)
     assert "has shape (0,)" in told(torch.empty(0))
     negative = torch._neg_view(value)
     assert negative.is_neg()

@@ -56,6 +56,15 @@ def test_a_model_has_a_tower():
         dataclasses.replace(MODEL, encoder=none, decoder=none)
 
 
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 8), (32, 5), (3, 128)])
+def test_relative_positions_grow_from_single_distances_to_the_largest(buckets, distance):
+    relative = {"relative_buckets": buckets, "relative_max_distance": distance}
+    with pytest.raises(ValueError, match="relative_max_distance above that, found"):
+        dataclasses.replace(STACK, **relative)
+    dataclasses.replace(STACK, **relative, position="none")
+    dataclasses.replace(STACK, relative_buckets=32, relative_max_distance=9)
+
+
 def test_learned_positions_have_a_number():
     with pytest.raises(ValueError, match="needs max_positions"):
         dataclasses.replace(MODEL.decoder, position="learned")
