@@ -13,11 +13,17 @@ import pytest
 
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import open_hugging_face
-from codet5p_jax.models import CodeT5p, Lora
+from codet5p_jax.models import CodeT5p, Lora, init_params
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
-from codet5p_jax.training.checkpoints import InitFrom
+from codet5p_jax.training.checkpoints import (
+    CheckpointPolicy,
+    InitFrom,
+    SnapshotPolicy,
+    saved_steps,
+)
 from codet5p_jax.training.conversion import export_weights
+from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.freezing import (
     Split,
     Trainable,
@@ -26,11 +32,14 @@ from codet5p_jax.training.freezing import (
     merge,
     parts_table,
 )
+from codet5p_jax.training.init_from import plan_init
+from codet5p_jax.training.model_dir import config_to_json
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
+from codet5p_jax.training.sources import evaluate
 from codet5p_jax.training.state import new_state
 from codet5p_jax.training.step import make_train_step
-from codet5p_jax.training.stored_weights import checksum, load_params
+from codet5p_jax.training.stored_weights import checksum, load_params, write_weights
 from tests.training import synthetic
 from tests.training.synthetic import tiny_config, write_cache
 
@@ -198,6 +207,70 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"embedding in hf:.*folder is not what it was when this"):
         load_params(run)
+
+
+def drawn(root, seed):
+    """A model directory of weights drawn from `seed`, in the place of one that is there."""
+    config = tiny_config()
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "checkpoints").mkdir(parents=True)
+    (root / "config.json").write_text(json.dumps(config_to_json(config)))
+    params = flatten(init_params(CodeT5p(config).specs, jax.random.key(seed)))
+    arrays = ((name, np.asarray(array)) for name, array in params)
+    write_weights(root / "checkpoints/0", arrays, {"step": 0})
+
+
+@pytest.mark.parametrize("save_frozen", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_snapshots_of_a_run_that_freezes(tmp_path, save_frozen):
+    """Weights alone, rounded, which load, export, evaluate and start another run by their path."""
+    write_cache(tmp_path / "cache")
+    drawn(tmp_path / "first", 0)
+    run = tmp_path / "run"
+    settings = {
+        "trainable": dataclasses.replace(TRAINABLE, save_frozen=save_frozen),
+        "init_from": InitFrom(str(tmp_path / "first")),
+        "phases": [Phase("denoise", 3, 8)],
+        "checkpoints": CheckpointPolicy(every=5, snapshots=SnapshotPolicy(2)),
+        "evaluation": Evaluation(every=None),
+    }
+    synthetic.run(tmp_path / "cache", run, **settings)
+    assert saved_steps(run / "snapshots") == [2, 3]
+    assert saved_steps(run / "checkpoints") == [3]
+    snapshot = run / "snapshots/3"
+    assert (snapshot / "frozen").exists() == save_frozen
+    whole, small = (dict(flatten(load_params(path)[0])) for path in (run, snapshot))
+    frozen = TRAINABLE.split(CodeT5p(tiny_config()).specs).frozen
+    for name, array in whole.items():
+        expected = array if name in frozen else array.astype(jnp.bfloat16)
+        np.testing.assert_array_equal(small[name], expected.astype(small[name].dtype))
+    export_weights(snapshot, tmp_path / "folder", say=lambda _: None)
+    weights = open_hugging_face(tmp_path / "folder")
+    name = "encoder/final_norm/scale"
+    assert weights.dtype(name) == jnp.bfloat16
+    np.testing.assert_array_equal(weights.read(name), small[name].astype(jnp.bfloat16))
+
+    if save_frozen:
+        [(_, means)] = evaluate(
+            model_dir=snapshot,
+            phases=settings["phases"],
+            objectives=[OBJECTIVE],
+            cache_dir=tmp_path / "cache",
+            evaluation=Evaluation(batches=1),
+        )
+        assert np.isfinite(means["span_denoising/loss"])
+    plan = plan_init(InitFrom(str(snapshot)), CodeT5p(tiny_config()).specs)
+    assert (plan.path, plan.fresh) == (snapshot.resolve(), ())
+
+    with pytest.raises(ValueError, match="is itself a checkpoint or snapshot"):
+        synthetic.run(tmp_path / "cache", snapshot, **settings)
+    shutil.rmtree(run / "checkpoints")
+    (run / "snapshots/3").rename(run / "snapshots/6")
+    with pytest.raises(ValueError, match=r"\[2, 6\], which are weights alone, and no checkpoint"):
+        synthetic.run(tmp_path / "cache", run, **settings)
+    if not save_frozen:
+        drawn(tmp_path / "first", 1)
+        with pytest.raises(ValueError, match="is not what it was when this run froze it"):
+            load_params(run / "snapshots/6")
 
 
 def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(tmp_path):
