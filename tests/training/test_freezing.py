@@ -13,7 +13,7 @@ import pytest
 
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import open_hugging_face
-from codet5p_jax.models import CodeT5p, Lora, init_params
+from codet5p_jax.models import CodeT5p, Lora
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.training.checkpoints import (
@@ -23,7 +23,6 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
 )
 from codet5p_jax.training.conversion import export_weights
-from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.freezing import (
     Split,
     Trainable,
@@ -33,13 +32,11 @@ from codet5p_jax.training.freezing import (
     parts_table,
 )
 from codet5p_jax.training.init_from import plan_init
-from codet5p_jax.training.model_dir import config_to_json
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
-from codet5p_jax.training.sources import evaluate
 from codet5p_jax.training.state import new_state
 from codet5p_jax.training.step import make_train_step
-from codet5p_jax.training.stored_weights import checksum, load_params, write_weights
+from codet5p_jax.training.stored_weights import checksum, load_params
 from tests.training import synthetic
 from tests.training.synthetic import tiny_config, write_cache
 
@@ -172,6 +169,19 @@ def test_a_run_that_is_resumed_and_exported(tmp_path, average):
     assert json.loads((tmp_path / "exported/config.json").read_text())["model_type"] == "t5"
 
 
+def check_snapshot(path, whole, save_frozen):
+    """It has the weights of a run, those that train rounded, and is loaded by its own path."""
+    assert saved_steps(path.parent) == [3, 4]
+    assert (path / "frozen").exists() == save_frozen
+    small = dict(flatten(load_params(path)[0]))
+    frozen = TRAINABLE.split(whole).frozen
+    for name, array in flatten(whole):
+        expected = array if name in frozen else array.astype(jnp.bfloat16).astype(array.dtype)
+        np.testing.assert_array_equal(small[name], expected)
+    plan = plan_init(InitFrom(str(path)), CodeT5p(tiny_config()).specs)
+    assert (plan.path, plan.fresh) == (path.resolve(), ())
+
+
 def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
     """They say where it came from; it is read from there, and has to be what it was."""
     write_cache(tmp_path / "cache")
@@ -185,14 +195,18 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
                 "trainable": dataclasses.replace(TRAINABLE, save_frozen=save_frozen),
                 "init_from": InitFrom(source),
                 "phases": [Phase("denoise", 4, 8)],
-                "save_every": 2,
+                "checkpoints": CheckpointPolicy(every=2, snapshots=SnapshotPolicy(3)),
             }
             synthetic.run(tmp_path / "cache", run, **settings)
             shutil.rmtree(run / "checkpoints/4")
             synthetic.run(tmp_path / "cache", run, **settings)
             ends.append(load_params(run)[0])
+            check_snapshot(run / "snapshots/4", ends[-1], save_frozen)
         jax.tree.map(np.testing.assert_array_equal, *ends)
         assert not (run / "checkpoints/4/frozen").exists()
+        export_weights(run / "snapshots/4", tmp_path / f"small{number}", say=lambda _: None)
+        weights = open_hugging_face(tmp_path / f"small{number}")
+        assert {weights.dtype(name) for name in weights.shapes} == {jnp.dtype(jnp.bfloat16)}
         export_weights(run, tmp_path / f"exported{number}", say=lambda _: None)
         exported = dict(flatten(ends[1]))
         weights = open_hugging_face(tmp_path / f"exported{number}")
@@ -205,72 +219,14 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
     start = SafetensorsFolder(tmp_path / "folder").tensors["shared.weight"].offset
     data[start : start + 4] = np.float32(3).tobytes()
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"embedding in hf:.*folder is not what it was when this"):
-        load_params(run)
-
-
-def drawn(root, seed):
-    """A model directory of weights drawn from `seed`, in the place of one that is there."""
-    config = tiny_config()
-    shutil.rmtree(root, ignore_errors=True)
-    (root / "checkpoints").mkdir(parents=True)
-    (root / "config.json").write_text(json.dumps(config_to_json(config)))
-    params = flatten(init_params(CodeT5p(config).specs, jax.random.key(seed)))
-    arrays = ((name, np.asarray(array)) for name, array in params)
-    write_weights(root / "checkpoints/0", arrays, {"step": 0})
-
-
-@pytest.mark.parametrize("save_frozen", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_snapshots_of_a_run_that_freezes(tmp_path, save_frozen):
-    """Weights alone, rounded, which load, export, evaluate and start another run by their path."""
-    write_cache(tmp_path / "cache")
-    drawn(tmp_path / "first", 0)
-    run = tmp_path / "run"
-    settings = {
-        "trainable": dataclasses.replace(TRAINABLE, save_frozen=save_frozen),
-        "init_from": InitFrom(str(tmp_path / "first")),
-        "phases": [Phase("denoise", 3, 8)],
-        "checkpoints": CheckpointPolicy(every=5, snapshots=SnapshotPolicy(2)),
-        "evaluation": Evaluation(every=None),
-    }
-    synthetic.run(tmp_path / "cache", run, **settings)
-    assert saved_steps(run / "snapshots") == [2, 3]
-    assert saved_steps(run / "checkpoints") == [3]
-    snapshot = run / "snapshots/3"
-    assert (snapshot / "frozen").exists() == save_frozen
-    whole, small = (dict(flatten(load_params(path)[0])) for path in (run, snapshot))
-    frozen = TRAINABLE.split(CodeT5p(tiny_config()).specs).frozen
-    for name, array in whole.items():
-        expected = array if name in frozen else array.astype(jnp.bfloat16)
-        np.testing.assert_array_equal(small[name], expected.astype(small[name].dtype))
-    export_weights(snapshot, tmp_path / "folder", say=lambda _: None)
-    weights = open_hugging_face(tmp_path / "folder")
-    name = "encoder/final_norm/scale"
-    assert weights.dtype(name) == jnp.bfloat16
-    np.testing.assert_array_equal(weights.read(name), small[name].astype(jnp.bfloat16))
-
-    if save_frozen:
-        [(_, means)] = evaluate(
-            model_dir=snapshot,
-            phases=settings["phases"],
-            objectives=[OBJECTIVE],
-            cache_dir=tmp_path / "cache",
-            evaluation=Evaluation(batches=1),
-        )
-        assert np.isfinite(means["span_denoising/loss"])
-    plan = plan_init(InitFrom(str(snapshot)), CodeT5p(tiny_config()).specs)
-    assert (plan.path, plan.fresh) == (snapshot.resolve(), ())
-
+    for path in (run, run / "snapshots/4"):
+        with pytest.raises(ValueError, match=r"embedding in hf:.*is not what it was when this run"):
+            load_params(path)
     with pytest.raises(ValueError, match="is itself a checkpoint or snapshot"):
-        synthetic.run(tmp_path / "cache", snapshot, **settings)
+        synthetic.run(tmp_path / "cache", run / "snapshots/4", **settings)
     shutil.rmtree(run / "checkpoints")
-    (run / "snapshots/3").rename(run / "snapshots/6")
-    with pytest.raises(ValueError, match=r"\[2, 6\], which are weights alone, and no checkpoint"):
+    with pytest.raises(ValueError, match=r"\[3, 4\], which are weights alone, and no checkpoint"):
         synthetic.run(tmp_path / "cache", run, **settings)
-    if not save_frozen:
-        drawn(tmp_path / "first", 1)
-        with pytest.raises(ValueError, match="is not what it was when this run froze it"):
-            load_params(run / "snapshots/6")
 
 
 def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(tmp_path):
