@@ -102,6 +102,9 @@ def check(
 ) -> tuple[str, ...]:
     """Checks macros, types and required values; returns the names of unused bindings of files.
 
+    Types are those of what the run uses: a macro may be of another type for a network that a later
+    file replaces.
+
     Args:
       statements: of all files and the command line.
       root: the function that is configured.
@@ -111,10 +114,19 @@ def check(
       ConfigError: at the first mistake. A command-line binding without effect is one.
     """
     _check_macros(statements)
-    for binding in statements.bindings.values():
-        if not any(macro in idle for macro in _macros_in(binding.value, statements.macros)):
-            _check_type(binding, statements.macros)
-    used = _reach(statements, root, "", frozenset(), set())
+    mistakes = {
+        key: mistake
+        for key, binding in statements.bindings.items()
+        if not any(macro in idle for macro in _macros_in(binding.value, statements.macros))
+        and (mistake := _type_mistake(binding, statements.macros))
+    }
+    try:
+        used = _reach(statements, root, "", frozenset(), set())
+    except ConfigError as error:  # as likely as not because of a wrong type
+        raise ConfigError(next(iter(mistakes.values()), str(error))) from None
+    for key, mistake in mistakes.items():
+        if key in used or statements.bindings[key].where == gin_static.COMMAND_LINE:
+            raise ConfigError(mistake)
     unused = [b for key, b in statements.bindings.items() if key not in used]
     for binding in unused:
         if binding.where == gin_static.COMMAND_LINE:
@@ -190,14 +202,14 @@ def _how_to(binding: Binding) -> str:
     return f"set it in a later gin file or with --gin.{binding.name}=…"
 
 
-def _check_type(binding: Binding, macros: Mapping[str, Binding]) -> None:
+def _type_mistake(binding: Binding, macros: Mapping[str, Binding]) -> str | None:
     assert binding.target is not None
     hint = hints(binding.target).get(binding.arg, inspect.Parameter.empty)
     if fits(binding.value, hint, macros):
-        return
+        return None
     macro = f" (%{binding.value.name})" if isinstance(binding.value, Macro) else ""
     where = macros[binding.value.name].where if macro else binding.where
-    raise ConfigError(
+    return (
         f"{where}: {binding.name}{macro} must be {describe(hint)}, "
         f"not {_spell(binding.value, macros)}"
     )

@@ -4,6 +4,9 @@ A checkpoint is a folder named after its step. It appears under that name only w
 and holds two trees, `params` and `training` (all the rest of the state), so that weights can be
 read alone, and `meta`: JSON, the caller's and the shapes of all arrays by path. `sizes.json` is
 added last: it tells a truncated copy without reading it.
+
+A snapshot is the same without `training`, in a folder of its own: the weights to use, which no run
+goes on from.
 """
 
 import contextlib
@@ -15,20 +18,47 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from codet5p_jax.files import write_text
-from codet5p_jax.models.params import (
-    path_name,
-)
+from codet5p_jax.models.params import flatten, path_name
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
 _SIZES = "sizes.json"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+
+
+@dataclass(frozen=True)
+class SnapshotPolicy:
+    """When to save weights alone, and what to keep of them.
+
+    Attributes:
+      every: steps between two snapshots; the last step is saved in any case.
+      keep_last: how many of the newest stay; None: all.
+      dtype: of the parameters that train (of their moving average where the run keeps one).
+    """
+
+    every: int
+    keep_last: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if any(n is not None and n < 1 for n in (self.every, self.keep_last)):
+            raise ValueError(f"expected numbers of 1 or more, found {self}")
+
+    def most(self, steps: int) -> int:
+        """How many snapshots a run of `steps` has on disk at most, one being written included.
+
+        >>> SnapshotPolicy(every=40).most(100)  # 40, 80, 100
+        3
+        """
+        number = -(-steps // self.every)
+        return number if self.keep_last is None else min(number, self.keep_last + 1)
 
 
 @dataclass(frozen=True)
@@ -39,11 +69,13 @@ class CheckpointPolicy:
       every: steps between two checkpoints; the last step is saved in any case.
       keep_last: how many of the newest stay.
       keep_every: checkpoints at multiples of so many steps stay for good; None: none do.
+      snapshots: of weights alone, besides; None: none.
     """
 
     every: int = 1000
     keep_last: int = 2
     keep_every: int | None = None
+    snapshots: SnapshotPolicy | None = None
 
     def __post_init__(self) -> None:
         if any(n is not None and n < 1 for n in (self.every, self.keep_last, self.keep_every)):
@@ -60,40 +92,70 @@ class CheckpointPolicy:
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run; every process takes part. Close it to be sure of them."""
+    """Writes the checkpoints and snapshots of one run, one after the other; every process takes
+    part. Close it to be sure of them.
+
+    Args:
+      directory: of the checkpoints; snapshots are in the folder beside it.
+      policy: what to keep.
+    """
 
     def __init__(self, directory: Path, policy: CheckpointPolicy):
-        if jax.process_index() == 0 and directory.is_dir():
-            # What a killed process left half-written.
-            for path in directory.glob(_TEMPORARY):
-                shutil.rmtree(path, ignore_errors=True)
         policies: Any = ocp.training.preservation_policies
         kept = [policies.LatestN(policy.keep_last)]
         if policy.keep_every:
             kept.append(policies.EveryNSteps(policy.keep_every))
         logging.getLogger("absl").addFilter(_is_news)
-        self._directory = directory
-        self._checkpointer = ocp.training.Checkpointer(
-            str(directory.resolve()),
-            context=context(),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-        )
-        self._pending: tuple[int, Any] | None = None
+        self._directory, self._policy = directory, policy
+        self._checkpointer = _checkpointer(directory, policies.AnyPreservationPolicy(kept))
+        self._snapshots = ModelDir(directory.parent).snapshots
+        self._snapshotter = None
+        if policy.snapshots:
+            last = policy.snapshots.keep_last
+            kept = policies.LatestN(last) if last else policies.PreserveAll()
+            self._snapshotter = _checkpointer(self._snapshots, kept)
+        self._pending: tuple[Path, Any] | None = None
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Copies the state and writes it in the background, after the checkpoint before it.
 
         Raises:
-          OSError: this checkpoint or the one before it could not be written.
+          OSError: this checkpoint or what was saved before it could not be written.
         """
+        self._save(self._checkpointer, self._directory / str(step), _trees(state), meta)
+
+    def save_snapshot(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
+        """The same with the weights alone, as `SnapshotPolicy` has them. One of that step is
+        replaced.
+
+        Raises:
+          OSError: this snapshot or what was saved before it could not be written.
+        """
+        assert self._policy.snapshots is not None
+        assert self._snapshotter is not None
+        trees = _weights(state, self._policy.snapshots)
+        dtypes = {name: x.dtype.name for name, x in flatten(trees["params"])}
+        meta = {**meta, "dtypes": {**meta.get("dtypes", {}), **dtypes}}
+        self._save(self._snapshotter, self._snapshots / str(step), trees, meta, overwrite=True)
+
+    def _save(
+        self,
+        checkpointer: Any,
+        path: Path,
+        trees: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
         self.wait()
-        with _explained(self._directory):
-            trees = _trees(state)
-            meta = {**meta, "arrays": _shapes(trees)}
-            response = self._checkpointer.save_checkpointables_async(
-                step, {**trees, "meta": meta}, force=True
+        with _explained(path.parent):
+            response = checkpointer.save_checkpointables_async(
+                int(path.name),
+                {**trees, "meta": {**meta, "arrays": _shapes(trees)}},
+                force=True,
+                overwrite=overwrite,
             )
-        self._pending = (step, response)
+        self._pending = (path, response)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk.
@@ -103,19 +165,20 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            step, response = pending
-            with _explained(self._directory):
+            path, response = pending
+            with _explained(path.parent):
                 response.result()
                 if jax.process_index() == 0:
-                    seal(self._directory / str(step))
+                    seal(path)
 
     def close(self) -> None:
         """Waits and lets go."""
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # only ever what `wait` has raised before
-                self._checkpointer.close()
+            for checkpointer in filter(None, (self._checkpointer, self._snapshotter)):
+                with contextlib.suppress(Exception):  # only ever what `wait` has raised before
+                    checkpointer.close()
 
 
 def restore_latest(
@@ -166,6 +229,31 @@ def restore_latest(
     return None
 
 
+def check_resumable(model_dir: Path, policy: CheckpointPolicy) -> None:
+    """Fails where what is left of a run is weights alone: it would begin again at step 0.
+
+    A run that was killed before its first checkpoint may have snapshots, and does begin again.
+
+    Raises:
+      ValueError: `model_dir` is a checkpoint or a snapshot, or has had checkpoints and lost them.
+    """
+    if _is_one(model_dir):
+        raise ValueError(
+            f"MODEL_DIR {model_dir} is itself a checkpoint or snapshot; set MODEL_DIR to another "
+            "folder, and INITIAL_CHECKPOINT_PATH to this one to start from its weights"
+        )
+    directory = ModelDir(model_dir)
+    snapshots = saved_steps(directory.snapshots)
+    if snapshots and snapshots[-1] >= policy.every and not saved_steps(directory.checkpoints):
+        raise ValueError(
+            f"{model_dir} has snapshots of steps {snapshots}, which are weights alone, and no "
+            f"checkpoint to go on from: expected {directory.checkpoints}/<step>. To start from "
+            "their weights, set INITIAL_CHECKPOINT_PATH to "
+            f"{directory.snapshots / str(snapshots[-1])} and MODEL_DIR to a new folder; to begin "
+            f"from step 0, move {directory.snapshots} away"
+        )
+
+
 def saved_steps(checkpoints: Path) -> list[int]:
     """Steps of the complete checkpoints of a folder, ascending."""
     if not checkpoints.is_dir():
@@ -179,8 +267,8 @@ class InitFrom:
     """Where a run takes its first weights from, see `init_from.py`.
 
     Attributes:
-      path: a model directory (its newest checkpoint), one checkpoint folder in it, or `hf:` and a
-        Hugging Face folder.
+      path: a model directory (its newest checkpoint), the folder of one checkpoint or snapshot in
+        it, or `hf:` and a Hugging Face folder.
       rename: (pattern, replacement) pairs for `re.sub`, applied in order to the names of the
         checkpoint, to get the names of this model.
       new: patterns (`re.fullmatch`) of parameters of this model that the checkpoint may lack; they
@@ -219,16 +307,24 @@ def checkpoint_path(path: Path, step: int | None = None) -> Path:
       OSError: one of its files is missing or truncated. No older checkpoint is taken instead: only
         a run that goes on makes up for what lies between.
     """
-    if path.name.isdigit() and _is_checkpoint(path):
+    if _is_one(path):
         return _complete(path.resolve())
     folder = ModelDir(path).checkpoints
     steps = saved_steps(folder)
     if not steps or (step is not None and step not in steps):
+        snapshots = ModelDir(path).snapshots
+        others = saved_steps(snapshots)
+        hint = f"; snapshots are named by their folder: {snapshots}/{others[-1]}" if others else ""
         raise FileNotFoundError(
             f"no checkpoint{'' if step is None else f' of step {step}'} in {path}: expected "
-            f"{folder}/<step>, found steps {steps}"
+            f"{folder}/<step>, found steps {steps}{hint}"
         )
     return _complete((folder / str(steps[-1] if step is None else step)).resolve())
+
+
+def model_dir_of(path: Path) -> ModelDir:
+    """The model directory of a checkpoint or snapshot, given its folder or the directory itself."""
+    return ModelDir(path.resolve().parents[1] if _is_one(path) else path)
 
 
 class _Mismatch(ValueError):
@@ -239,6 +335,23 @@ def _trees(state: TrainState) -> dict[str, Any]:
     parts = {f.name: getattr(state, f.name) for f in fields(state)}
     trees = {"params": parts.pop("params"), "frozen": parts.pop("frozen"), "training": parts}
     return {name: tree for name, tree in trees.items() if tree}
+
+
+def _weights(state: TrainState, policy: SnapshotPolicy) -> dict[str, Any]:
+    """What a snapshot holds."""
+    weights = state.params if state.ema is None else state.ema
+    trees = {"params": jax.tree.map(lambda x: x.astype(policy.dtype), weights)}
+    return {**trees, "frozen": state.frozen} if state.frozen else trees
+
+
+def _checkpointer(directory: Path, kept: Any) -> Any:
+    if jax.process_index() == 0 and directory.is_dir():
+        # What a killed process left half-written.
+        for path in directory.glob(_TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
+    return ocp.training.Checkpointer(
+        str(directory.resolve()), context=context(), preservation_policy=kept
+    )
 
 
 def context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
@@ -338,6 +451,11 @@ def _is_checkpoint(path: Path) -> bool:
     return bool(ocp.is_orbax_checkpoint(str(path.resolve())))
 
 
+def _is_one(path: Path) -> bool:
+    """Whether a path is that of one checkpoint or snapshot."""
+    return path.name.isdigit() and _is_checkpoint(path)
+
+
 def _first_line(error: BaseException) -> str:
     """Of a long line both ends: what was tried, and what the system said."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -385,6 +503,14 @@ class _explained:
             ) from error
 
 
-def state_bytes(state: TrainState) -> int:
+def state_bytes(state: Any) -> int:
     """Size of all arrays of a (possibly abstract) state."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def snapshot_bytes(state: TrainState, policy: SnapshotPolicy) -> int:
+    """Size of all arrays of a snapshot of a (possibly abstract) state."""
+    itemsize = jnp.dtype(policy.dtype).itemsize
+    weights = state.params if state.ema is None else state.ema
+    number = sum(math.prod(x.shape) for x in jax.tree.leaves(weights))
+    return number * itemsize + state_bytes(state.frozen)

@@ -10,7 +10,12 @@ from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.objectives.seq2seq import Seq2Seq
-from codet5p_jax.training.checkpoints import InitFrom, saved_steps
+from codet5p_jax.training.checkpoints import (
+    CheckpointPolicy,
+    InitFrom,
+    check_resumable,
+    saved_steps,
+)
 from codet5p_jax.training.conversion import check_exportable
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
 from codet5p_jax.training.init_from import plan_init
@@ -34,6 +39,7 @@ def check_configuration(
     accumulate: int = 1,
     ema_decay: float | None = None,
     max_nonfinite: int = 20,
+    checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
     num_workers: int = 0,
     export_to: str | Path | None = None,
     export_arch: str | None = None,
@@ -45,8 +51,8 @@ def check_configuration(
       init_from: looked at unless `model_dir` has a checkpoint to resume.
 
     Raises:
-      ValueError: a number is out of its range, a name or pattern means nothing, or weights do not
-        fit the model.
+      ValueError: a number is out of its range, a name or pattern means nothing, weights do not
+        fit the model, or `model_dir` has weights alone where there should be a checkpoint.
       FileNotFoundError: there are no weights where `init_from` says.
       OSError: they are damaged.
     """
@@ -59,6 +65,8 @@ def check_configuration(
     optimizer.make(schedule.make(total_steps(phases)), split(network.specs)[0])
     if export_to is not None:
         check_exportable(model, export_arch)
+    if model_dir is not None:
+        check_resumable(Path(model_dir), checkpoints)
     resumed = model_dir is not None and saved_steps(ModelDir(Path(model_dir)).checkpoints)
     if init_from is not None and not resumed:
         try:

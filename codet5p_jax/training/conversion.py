@@ -146,7 +146,8 @@ def export_weights(
     """Makes a Hugging Face folder of a model directory.
 
     Args:
-      model_dir: as training or `import_weights` wrote it.
+      model_dir: as training or `import_weights` wrote it, or the folder of one checkpoint or
+        snapshot in it.
       folder: made; appears when it is complete.
       arch: one of `hf_config.ARCHITECTURES`, or `sentence_transformers`; None: the one with every
         part of the network.
@@ -187,7 +188,7 @@ def export_weights(
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
     tokens.require_rows(weights.config.vocab_size, Path(model_dir))
-    encoder_tokenizer = ModelDir(Path(model_dir)).encoder_tokenizer
+    encoder_tokenizer = stored.encoder_tokenizer
     left_out = export_hugging_face(
         Path(folder),
         _Reporting(weights, say),

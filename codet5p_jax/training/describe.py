@@ -1,5 +1,6 @@
 """What a run would be: parameters, work, memory and shardings, without allocating any of it."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count, flatten, path_name
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
+from codet5p_jax.training.checkpoints import CheckpointPolicy, snapshot_bytes, state_bytes
 from codet5p_jax.training.checks import check_configuration
 from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.freezing import (
@@ -27,7 +29,7 @@ from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
-from codet5p_jax.training.state import new_state, param_of
+from codet5p_jax.training.state import TrainState, new_state, param_of
 
 
 def describe(
@@ -42,14 +44,15 @@ def describe(
     trainable: Trainable | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
     schedule: Schedule = Constant(1.0),  # noqa: B008
     loss_weights: Mapping[str, float] | None = None,
 ) -> str:
     """A report on a run; needs neither its data nor its devices.
 
     Args:
-      model, objectives, phases, optimizer, mesh, trainable, accumulate, ema_decay: as `train` takes
-        them.
+      model, objectives, phases, optimizer, mesh, trainable, accumulate, ema_decay, checkpoints: as
+        `train` takes them.
       schedule, loss_weights: likewise; only checked.
       rows: of each phase, the rows of each objective in a batch (`data.position.divide_rows` of the
         mixture's rates).
@@ -83,7 +86,15 @@ def describe(
         f"mesh: {' x '.join(f'{a} {n}' for a, n in sizes.items())} = {num_devices} devices"
     )
     used = select_objectives(objectives, list(dict.fromkeys(n for r in rows for n in r)))
-    lines += _state_memory(network, split, used, optimizer, sizes, ema_decay is not None)
+    rule = optimizer.make(Constant(1.0).make(1), split(network.specs)[0])
+    ema = ema_decay is not None
+    state = jax.eval_shape(
+        lambda key: new_state(network, used, rule, key, split=split, ema=ema), jax.random.key(0)
+    )
+    lines += _state_memory(network, state, sizes)
+    left_out = trainable is not None and not trainable.save_frozen
+    saved = dataclasses.replace(state, frozen={}) if left_out else state
+    lines.append(_disk(saved, checkpoints, total_steps(phases)))
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
         lines += ["", *_phase(network, split, used, phase, numbers, ways)]
@@ -107,20 +118,18 @@ def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _state_memory(
-    network: CodeT5p,
-    split: Split,
-    objectives: Sequence[Objective],
-    optimizer: Optimizer,
-    sizes: Mapping[str, int],
-    ema: bool,
-) -> list[str]:
+def _disk(state: TrainState, policy: CheckpointPolicy, steps: int) -> str:
+    size = state_bytes(state)
+    most, parts = size * policy.most(steps), [f"a checkpoint of {size_text(size)}"]
+    if policy.snapshots:
+        small = snapshot_bytes(state, policy.snapshots)
+        most += small * policy.snapshots.most(steps)
+        parts.append(f"a snapshot of {size_text(small)}")
+    return f"on disk: {', '.join(parts)}; at most {size_text(most)} in all"
+
+
+def _state_memory(network: CodeT5p, state: TrainState, sizes: Mapping[str, int]) -> list[str]:
     specs = network.specs
-    rule = optimizer.make(Constant(1.0).make(1), split(specs)[0])
-    state = jax.eval_shape(
-        lambda key: new_state(network, objectives, rule, key, split=split, ema=ema),
-        jax.random.key(0),
-    )
     by_name: dict[str, ParamSpec] = dict(flatten(specs))
     whole: dict[str, float] = {}
     local: dict[str, float] = {}

@@ -3,14 +3,15 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from codet5p_jax.interop.changed_weights import ResizedVocabulary
 from codet5p_jax.interop.differences import differences
@@ -82,6 +83,57 @@ def folder_of(source: InitFrom) -> Path:
     return hugging_face_folder(source.path) or checkpoint_path(Path(source.path)).parents[1]
 
 
+def network_of(
+    path: str,
+    *,
+    vocab_size: int | None = None,
+    embed_dim: int | None = None,
+    matching_head: bool | None = None,
+    dropout: float | None = None,
+    dtype: DTypeLike = jnp.float32,
+    remat: Literal["none", "dots", "full"] = "none",
+    scan_layers: bool = True,
+    loss_chunk: int = 128,
+) -> ModelConfig:
+    """The network that some weights are of, to go on with them; reads no weights.
+
+    Args:
+      path: as `InitFrom.path`; it has to be there whenever the run is started, also to go on.
+      vocab_size, embed_dim, matching_head, dropout: as `ModelConfig` has them; None: as there.
+      dtype, remat, scan_layers, loss_chunk: as `ModelConfig` has them. They decide how training
+        computes, and not what, and are not taken from there; nor is `StackConfig.int8`, which
+        `Trainable` sets.
+
+    Raises:
+      FileNotFoundError: there are no weights.
+      ValueError: they are of no network that converts, or have no safetensors files.
+    """
+    source = InitFrom(path)
+    try:
+        foreign = _foreign(source)
+        theirs = foreign.config if foreign else load_config(folder_of(source))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; set path (INITIAL_CHECKPOINT_PATH) to the weights whose network this is"
+        ) from error
+    given = {
+        "vocab_size": vocab_size,
+        "embed_dim": embed_dim,
+        "matching_head": matching_head,
+        "dropout": dropout,
+    }
+    return dataclasses.replace(
+        theirs,
+        **{name: value for name, value in given.items() if value is not None},
+        encoder=dataclasses.replace(theirs.encoder, int8=False),
+        decoder=dataclasses.replace(theirs.decoder, int8=False),
+        dtype=dtype,
+        remat=remat,
+        scan_layers=scan_layers,
+        loss_chunk=loss_chunk,
+    )
+
+
 def plan_init(
     source: InitFrom,
     specs: Params,
@@ -122,29 +174,33 @@ def plan_init(
         renamed[target] = name
     scales = scales_of(specs)  # which come with their kernels
     mine: dict[str, ParamSpec] = {n: spec for n, spec in flatten(specs) if n not in scales}
-    problems = []
+    names: list[str] = []
+    sizes: list[str] = []
     rows: dict[str, tuple[int, int]] = {}
+    surplus: dict[str, tuple[str, int]] = {}  # path here -> (setting, rows there), if more
     for name, spec in mine.items():
         if name not in renamed:
             if not _matches(name, (*source.new, LORA)):  # additions of zero need no pattern
-                problems.append(f"{name}: not in the checkpoint{_nearest(name, renamed)}")
-        elif stored[renamed[name]] != spec.shape:
-            found = _fewer_rows(stored[renamed[name]], spec)
-            if found is None:
-                problems.append(f"{name}: shape {stored[renamed[name]]} there, {spec.shape} here")
-            else:
-                rows[name] = found
+                names.append(f"{name}: not in the checkpoint{_nearest(name, renamed)}")
+            continue
+        theirs = stored[renamed[name]]
+        numbers = _rows(theirs, spec)
+        if numbers is not None and numbers[0] < numbers[1]:
+            rows[name] = numbers
+        elif theirs != spec.shape:
+            sizes.append(f"{name}: shape {theirs} there, {spec.shape} here")
+            if numbers is not None:
+                own = name == "encoder_embedding"
+                surplus[name] = "encoder_vocab_size" if own else "VOCAB_SIZE", numbers[0]
     for name in renamed:
         if name not in mine and not _matches(name, source.unused):
-            problems.append(f"{name}: not in this model{_nearest(name, mine)}")
-    if model is not None and not source.rename:
-        problems += _unlike(model, path, foreign)
-    if problems:
+            names.append(f"{name}: not in this model{_nearest(name, mine)}")
+    settings = [] if model is None or source.rename else _unlike(model, path, foreign)
+    if settings or sizes or names:
         raise ValueError(
             f"init_from {source.path}: the weights do not fit this model:\n  "
-            + "\n  ".join(problems)
-            + "\nRename them (InitFrom.rename), or list them in InitFrom.new (to be initialised) "
-            "or InitFrom.unused (to be left behind)"
+            + "\n  ".join([*settings, *sizes, *names, ""]).rstrip(" ")
+            + "\n".join(_remedies(settings, len(sizes) > len(surplus), surplus.values(), names))
         )
     if tokenizer is not None and foreign:
         check_tokenizer(path, tokenizer)
@@ -155,6 +211,26 @@ def plan_init(
     return InitPlan(
         path, foreign, sources, rows, tuple(name for name in mine if name not in renamed)
     )
+
+
+def _remedies(
+    settings: Sequence[str], sizes: bool, rows: Iterable[tuple[str, int]], names: Sequence[str]
+) -> Iterator[str]:
+    """What to change, a line for each kind of problem."""
+    if settings or sizes:
+        fields = [line.partition(":")[0].rpartition(".")[2] for line in settings] or ["the sizes"]
+        yield (
+            f"Set {', '.join(dict.fromkeys(fields))} of the model as there (in gin, of what "
+            "train.train.model names), or take the network from the weights: "
+            "--gin_file=models/of_weights.gin"
+        )
+    for setting, number in dict(rows).items():
+        yield f"Set {setting} of the model to {number} or more"
+    if names:
+        yield (
+            "Rename what has no partner (InitFrom.rename), or list it in InitFrom.new (to be "
+            "initialised) or InitFrom.unused (to be left behind)"
+        )
 
 
 def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> list[str]:
@@ -333,14 +409,13 @@ def _check_finite(arrays: dict[str, jax.Array], where: Path, mesh: Mesh) -> None
         )
 
 
-def _fewer_rows(stored: tuple[int, ...], spec: ParamSpec) -> tuple[int, int] | None:
-    """(rows there, rows here) where a stored shape is the same but for fewer rows per token."""
+def _rows(stored: tuple[int, ...], spec: ParamSpec) -> tuple[int, int] | None:
+    """(rows there, rows here) where a stored shape is the same but for its rows per token."""
     if "vocab" not in spec.axes or len(stored) != len(spec.shape):
         return None
     axis = spec.axes.index("vocab")
     same = stored[:axis] + stored[axis + 1 :] == spec.shape[:axis] + spec.shape[axis + 1 :]
-    fewer = stored[axis] < spec.shape[axis]
-    return (stored[axis], spec.shape[axis]) if same and fewer else None
+    return (stored[axis], spec.shape[axis]) if same else None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

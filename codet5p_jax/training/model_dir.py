@@ -63,6 +63,11 @@ class ModelDir:
         return self.root / "checkpoints"
 
     @property
+    def snapshots(self) -> Path:
+        """Folder of snapshots of weights alone."""
+        return self.root / "snapshots"
+
+    @property
     def operative_config(self) -> Path:
         """The configuration as text."""
         return self.root / "operative_config.gin"
@@ -285,18 +290,25 @@ def same_tokenizer(theirs: Path, tokenizer: Path, digest: str | None = None) -> 
     return digest is None and (not all(models) or models[0] == models[1])
 
 
-def require_space(directory: ModelDir, checkpoint_bytes: int, number: int) -> None:
-    """Fails if the disk has no room for `number` checkpoints.
+def require_space(
+    directory: ModelDir,
+    checkpoint_bytes: int,
+    number: int,
+    snapshot_bytes: int = 0,
+    snapshots: int = 0,
+) -> None:
+    """Fails if the disk has no room for `number` checkpoints and some snapshots.
 
     Raises:
       OSError: with the sizes.
     """
     free = shutil.disk_usage(directory.root).free
-    if free < number * checkpoint_bytes:
+    if free < number * checkpoint_bytes + snapshots * snapshot_bytes:
+        more = f" and {snapshots} snapshots of {size_text(snapshot_bytes)}" if snapshots else ""
         raise OSError(
             f"{directory.root} has {size_text(free)} free; {number} checkpoints of "
-            f"{size_text(checkpoint_bytes)} are to be written. Free some space, set MODEL_DIR to "
-            "another disk, or keep fewer checkpoints"
+            f"{size_text(checkpoint_bytes)}{more} are to be written. Free some space, set "
+            "MODEL_DIR to another disk, or keep fewer of them"
         )
 
 

@@ -16,9 +16,9 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.objectives.seq2seq_clm import Seq2SeqCLM
 from codet5p_jax.objectives.teacher_forcing import TeacherForced
 from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.checkpoints import model_dir_of
 from codet5p_jax.training.evaluate import Evaluation, Evaluator, Rows
 from codet5p_jax.training.model_dir import (
-    ModelDir,
     check_tokenizer,
     encoder_tokenizer,
     recorded_tokenizer,
@@ -50,8 +50,9 @@ def evaluate(
     """Metrics of a trained model on a held-out split.
 
     Args:
-      model_dir: of the model, not necessarily of the run that the others describe. A model without
-        an encoder is a decoder alone whatever the source.
+      model_dir: of the model, not necessarily of the run that the others describe; or one
+        checkpoint or snapshot in it. A model without an encoder is a decoder alone whatever the
+        source.
       phases, …, mesh: as `train` takes them.
       sources: some of `SOURCES`.
 
@@ -62,7 +63,7 @@ def evaluate(
       FileNotFoundError: there is no model.
       ValueError: the data come from another tokenizer than the model's.
     """
-    directory = ModelDir(Path(model_dir))
+    directory = model_dir_of(Path(model_dir))
     tokenizer = open_mixture(cache_dir, phases[-1].mixture, evaluation.split).tokenizer
     check_tokenizer(directory.tokenizer, tokenizer, recorded_tokenizer(directory))
     device_mesh = make_mesh(mesh)

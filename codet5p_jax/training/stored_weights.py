@@ -26,8 +26,14 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.int8 import dequantize, quantize, scale_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, nested
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
-from codet5p_jax.training.checkpoints import checkpoint_path, context, read, seal
-from codet5p_jax.training.model_dir import ModelDir, load_config
+from codet5p_jax.training.checkpoints import (
+    checkpoint_path,
+    context,
+    model_dir_of,
+    read,
+    seal,
+)
+from codet5p_jax.training.model_dir import load_config
 
 ELSEWHERE = "frozen_elsewhere"  # in the meta of a checkpoint
 _BUFFER = 2**26  # bytes of small arrays that are written together
@@ -39,7 +45,7 @@ def load_params(
     """What inference needs of a model directory.
 
     Args:
-      model_dir: as training wrote it.
+      model_dir: as training wrote it, or the folder of one checkpoint or snapshot in it.
       mesh: where the weights go; None: a mesh of one device.
       step: a checkpoint; None: the newest.
 
@@ -51,11 +57,11 @@ def load_params(
       FileNotFoundError: no model directory, or no checkpoint in it.
       OSError: the checkpoint is damaged, see `checkpoint_path`.
     """
-    directory = ModelDir(Path(model_dir))
+    directory = model_dir_of(Path(model_dir))
     config = load_config(directory.root)
     specs = CodeT5p(config).specs
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    path = checkpoint_path(directory.root, step)
+    path = checkpoint_path(Path(model_dir), step)
     wanted = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         specs,
@@ -262,21 +268,26 @@ class StoredWeights:
     Nothing is in 8 bits: a kernel that was so in training is what it was before, where the
     checkpoint says where that is, and otherwise the product with its scale.
 
+    Args:
+      model_dir: the model directory, or the folder of one checkpoint or snapshot in it.
+      step: a checkpoint; None: the newest.
+
     Attributes:
       config: of the network.
       shapes: of the parameters, by path.
       rounded: paths of the kernels that are a product with a scale.
       trained: paths of the parameters that are not frozen.
       meta: what was saved with them.
-      tokenizer: folder of tokenizer files; it may be missing.
+      tokenizer, encoder_tokenizer: folders of tokenizer files; they may be missing.
 
     Raises:
       FileNotFoundError: no model directory, or no checkpoint in it.
     """
 
     def __init__(self, model_dir: Path, step: int | None = None):
-        directory = ModelDir(model_dir)
-        config, self.tokenizer = load_config(model_dir), directory.tokenizer
+        directory = model_dir_of(model_dir)
+        config, self.tokenizer = load_config(directory.root), directory.tokenizer
+        self.encoder_tokenizer = directory.encoder_tokenizer
         towers = {
             tower: dataclasses.replace(getattr(config, tower), int8=False)
             for tower in ("encoder", "decoder")

@@ -28,6 +28,7 @@ from codet5p_jax.training.checkpoints import (
     InitFrom,
     restore_latest,
     saved_steps,
+    snapshot_bytes,
     state_bytes,
 )
 from codet5p_jax.training.checks import (
@@ -184,6 +185,7 @@ def train(
         accumulate=accumulate,
         ema_decay=ema_decay,
         max_nonfinite=max_nonfinite,
+        checkpoints=checkpoints,
         num_workers=num_workers,
         export_to=export_to,
         export_arch=export_arch,
@@ -265,7 +267,14 @@ def train(
         as_saved = lambda state: replace(state, frozen={}) if left_out else state  # noqa: E731
         if left_out and not saved:
             require_source(plan, split.frozen - scales_of(network.specs))
-        size = state_bytes(as_saved(abstract))
+        size, snapshots = state_bytes(as_saved(abstract)), checkpoints.snapshots
+        small, number = 0, 0
+        if snapshots is not None:
+            small = snapshot_bytes(as_saved(abstract), snapshots)
+            written = saved_steps(directory.snapshots)
+            number = max(snapshots.most(total) - len(written), 1)
+            if written and not saved:
+                progress.say(f"snapshots {written} are weights alone; beginning from step 0")
         if main:
             stack.enter_context(locked(directory))
             claim(
@@ -277,8 +286,10 @@ def train(
                 identity_defaults(used),
                 own_tokenizer,
             )
-            require_space(directory, size, max(checkpoints.most(total) - len(saved), 1))
-        progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}")
+            most = max(checkpoints.most(total) - len(saved), 1)
+            require_space(directory, size, most, small, number)
+        more = f", snapshots of {size_text(small)}" if snapshots else ""
+        progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}{more}")
         laps.end("setup")
 
         # ------------------------------------------------------------ compile (in the background)
@@ -367,7 +378,7 @@ def train(
         saver = Checkpoints(directory.checkpoints, checkpoints)
         stack.callback(saver.close)
 
-        def save(step: int) -> None:
+        def save(step: int, write: Callable[[TrainState, int, Any], None] = saver.save) -> None:
             with recorder.paused():
                 phase, within = locate(phases, step)
                 position = {"phase": phase, "step": within, "seed": seed}
@@ -383,7 +394,7 @@ def train(
                 }
                 if left_out:
                     meta[ELSEWHERE] = elsewhere
-                saver.save(as_saved(state), step, meta)
+                write(as_saved(state), step, meta)
 
         def evaluate(step: int) -> None:
             if evaluator is not None:
@@ -419,6 +430,8 @@ def train(
                 _require_progress(state)
             if evaluation.every and (step % evaluation.every == 0 or step == total):
                 evaluate(step)
+            if snapshots and (step % snapshots.every == 0 or step == total):
+                save(step, saver.save_snapshot)
             if step % checkpoints.every == 0 or step == total:
                 save(step)
                 last_saved = step

@@ -244,3 +244,17 @@ def test_file_without_dynamic_registration(library, tmp_path: Path):
     (tmp_path / "old.gin").write_text("import seam_library\n")
     message = mistake(library, files=("old.gin",))
     assert message == "old.gin:1: the file must begin: from __gin__ import dynamic_registration"
+
+
+def test_types_matter_where_a_value_is_used(library, tmp_path: Path):
+    """A later file replaces what the macro was for, and means something else by it."""
+    (tmp_path / "mine.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport seam_library as lib\n"
+        "include 'run.gin'\nlib.root.rate = @lib.half\nRATE = None\n"
+        "lib.root.size = %SIZE\nSIZE = 3\n"
+    )
+    config = load(library, "NAME='x'", files=("mine.gin",))
+    assert config.unused == ("lib.optimizer.rate",)
+    assert config.arguments["rate"](3) == 1.5
+    used = mistake(library, "NAME='x'", "SIZE=None", files=("mine.gin",))
+    assert "lib.root.size (%SIZE) must be int, not None" in used

@@ -12,8 +12,10 @@ import pytest
 
 from codet5p_jax.cli import gin_config, gin_static
 from codet5p_jax.cli.errors import ConfigError
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.models.params import abstract_params, count
+from codet5p_jax.models.configs import t5
+from codet5p_jax.models.params import abstract_params, count, flatten, init_params
 from codet5p_jax.sharding import make_mesh
 from codet5p_jax.training.optimizers import Muon
 from codet5p_jax.training.phases import total_steps
@@ -93,8 +95,16 @@ def test_heads_say_hardware_work_and_what_to_expect(name: str):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_launch_command_of_a_head_is_complete(name: str):
+def test_the_launch_command_of_a_head_is_complete(name: str, tmp_path, monkeypatch):
     """It builds a run as it stands there, and the file is part of it."""
+    monkeypatch.chdir(tmp_path)
+    if name == "models/of_weights.gin":  # weights that are there
+        config = t5(
+            **{"vocab_size": 9, "d_model": 8, "num_heads": 1, "head_dim": 8, "d_ff": 8},
+            **{"num_encoder_layers": 1, "num_decoder_layers": 1},
+        )
+        arrays = dict(flatten(init_params(CodeT5p(config).specs, jax.random.key(0))))
+        export_hugging_face(tmp_path / "flan-t5-base", ArrayWeights(config, arrays))
     commands = re.findall(r"^  (codet5p train (?:.*\\\n)*.*)", head_of(name), re.M)
     assert commands, "no launch command"
     for command in commands:
@@ -102,7 +112,9 @@ def test_the_launch_command_of_a_head_is_complete(name: str):
         values = [word.partition("=")[2] for word in words if word.startswith("--gin_file=")]
         assert name in [*values, *(file for value in values for file in includes(value))]
         bindings = [word[len("--gin.") :] for word in words if word.startswith("--gin.")]
-        assert gin_config.load(train, values, bindings).unused == ()
+        unused = gin_config.load(train, values, bindings).unused
+        assert len(values) > 1 or not unused
+        assert all(binding.startswith("configs.") for binding in unused), "a replaced network"
 
 
 @pytest.mark.parametrize("name", RUNS)

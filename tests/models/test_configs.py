@@ -92,3 +92,11 @@ def test_t5_is_checked_as_well():
             vocab_size=10, d_model=8, num_heads=4, head_dim=2, d_ff=16,
             num_encoder_layers=0, num_decoder_layers=2,
         )  # fmt: skip
+
+
+def test_a_t5_may_be_tied_without_the_scale():
+    """As mT5 is, where its projection is tied at all."""
+    sizes = {"vocab_size": 9, "d_model": 8, "num_heads": 1, "head_dim": 8, "d_ff": 8}
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    assert t5(**sizes, **layers).scale_tied_head
+    assert not t5(**sizes, **layers, scale_tied_head=False).scale_tied_head

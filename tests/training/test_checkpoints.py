@@ -9,21 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.models import CodeT5p, abstract_params
+from codet5p_jax.models import CodeT5p, abstract_params, configs
 from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import checkpoints
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     Checkpoints,
+    SnapshotPolicy,
+    check_resumable,
     restore_latest,
     saved_steps,
+    snapshot_bytes,
+    state_bytes,
 )
+from codet5p_jax.training.freezing import Trainable, freeze
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.optimizers import AdamW, RmsScaledAdamW
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import TrainState, abstract_state, init_state
-from codet5p_jax.training.stored_weights import load_params
+from codet5p_jax.training.stored_weights import StoredWeights, load_params, read_params
 from tests.training.linear import Linear, Regression
 from tests.training.synthetic import tiny_config
 
@@ -172,8 +177,9 @@ def test_a_save_that_fails_says_where(run, state):
         saver.save(state, 8, {})
 
 
-def save_model(directory, *steps, ema=False):
-    """A model directory of `tiny_config`; returns (configuration, weights, their average)."""
+def save_model(directory, *steps, ema=False, snapshots=None):
+    """A model directory of `tiny_config`, or its snapshots; returns (configuration, weights, their
+    average)."""
     config = tiny_config()
     directory.tokenizer.mkdir(parents=True)
     directory.config.write_text(json.dumps(config_to_json(config)))
@@ -182,9 +188,10 @@ def save_model(directory, *steps, ema=False):
     )
     average = jax.tree.map(lambda x: x + 1, params) if ema else None
     zero = jnp.zeros((), jnp.int32)
-    saver = Checkpoints(directory.checkpoints, CheckpointPolicy())
+    saver = Checkpoints(directory.checkpoints, CheckpointPolicy(snapshots=snapshots))
+    save = saver.save_snapshot if snapshots else saver.save
     for step in steps:
-        saver.save(TrainState(zero, params, (), {}, average, zero, zero), step, {"step": step})
+        save(TrainState(zero, params, (), {}, average, zero, zero), step, {"step": step})
     saver.close()
     return config, params, average
 
@@ -253,3 +260,117 @@ def test_how_many_checkpoints_there_are_at_most():
 def test_a_policy_has_positive_numbers(field):
     with pytest.raises(ValueError, match="1 or more"):
         dataclasses.replace(CheckpointPolicy(), **{field: 0})
+
+
+@pytest.mark.parametrize("field", ["every", "keep_last"])
+def test_a_policy_of_snapshots_has_positive_numbers(field):
+    with pytest.raises(ValueError, match="1 or more"):
+        dataclasses.replace(SnapshotPolicy(1), **{field: 0})
+
+
+SNAPSHOTS = CheckpointPolicy(every=10, snapshots=SnapshotPolicy(1))
+
+
+def test_a_snapshot_holds_weights_alone(run, state):
+    thirds = jax.tree.map(lambda x: (x + 1 / 3).astype(x.dtype), state)
+    saver = Checkpoints(run.checkpoints, SNAPSHOTS)
+    saver.save(thirds, 6, {"step": 6})
+    saver.save_snapshot(thirds, 6, {"step": 6})
+    saver.close()
+    path = run.snapshots / "6"
+    assert {p.name for p in path.iterdir() if p.is_dir()} == {"params", "meta"}
+    assert json.loads((path / "sizes.json").read_text())
+    wanted = {"w": abstract().params["w"]}
+    whole, small = (
+        read_params(run.root / f / "6", wanted)["w"] for f in ("checkpoints", "snapshots")
+    )
+    assert small.sharding == whole.sharding
+    np.testing.assert_array_equal(small, np.asarray(whole).astype(jnp.bfloat16))
+    assert np.any(small != whole)
+    assert saved_steps(run.checkpoints) == [4, 6]
+    shutil.rmtree(run.checkpoints / "6")
+    assert restore_latest(run, abstract(), print)[1]["step"] == 4, "never a snapshot"
+
+
+def test_snapshots_stay_or_the_newest_do(tmp_path, state):
+    for keep_last, kept in ((None, [1, 2, 3]), (2, [2, 3])):
+        root = tmp_path / str(keep_last)
+        policy = CheckpointPolicy(snapshots=SnapshotPolicy(1, keep_last, "float32"))
+        saver = Checkpoints(root / "checkpoints", policy)
+        for step in (1, 2, 3):
+            saver.save_snapshot(state, step, {})
+        saver.close()
+        assert saved_steps(ModelDir(root).snapshots) == kept
+        # A run that goes on from an earlier checkpoint makes them again.
+        half = ModelDir(root).snapshots / "9.orbax-checkpoint-tmp"
+        shutil.copytree(ModelDir(root).snapshots / "3", half)
+        again = Checkpoints(root / "checkpoints", policy)
+        assert not half.exists()
+        again.save_snapshot(at(state, 5), 2, {})
+        again.close()
+        assert saved_steps(ModelDir(root).snapshots) == kept
+        wanted = {"w": abstract().params["w"]}
+        assert_equal(
+            read_params(ModelDir(root).snapshots / "2", wanted)["w"], state.params["w"] + 5
+        )
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_snapshot_is_read_by_its_folder(tmp_path, ema):
+    directory = ModelDir(tmp_path / "model")
+    config, params, average = save_model(directory, 7, ema=ema, snapshots=SnapshotPolicy(1))
+    loaded, found, tokenizer = load_params(directory.snapshots / "7")
+    assert (found, tokenizer.resolve()) == (config, directory.tokenizer.resolve())
+    assert_equal(loaded, average if ema else params)
+    assert loaded["embedding"].dtype == jnp.float32
+    stored = StoredWeights(directory.snapshots / "7")
+    assert stored.dtype("embedding") == jnp.bfloat16
+    assert set(stored.trained) == set(stored.shapes)
+    with pytest.raises(FileNotFoundError, match=r"found steps \[\]; snapshots are .*snapshots/7$"):
+        load_params(directory.root)
+    truncate(directory.snapshots / "7")
+    with pytest.raises(OSError, match=r"snapshots/7 cannot be read \(params/"):
+        load_params(directory.snapshots / "7")
+
+
+def test_what_is_left_of_a_run_may_be_weights_alone(tmp_path, state):
+    directory = ModelDir(tmp_path)
+    saver = Checkpoints(directory.checkpoints, SNAPSHOTS)
+    saver.save_snapshot(state, 9, {})
+    check_resumable(tmp_path, SNAPSHOTS)  # killed before its first checkpoint
+    saver.save_snapshot(state, 12, {})
+    saver.wait()
+    with pytest.raises(
+        ValueError, match=r"snapshots of steps \[9, 12\], which are weights alone"
+    ) as e:
+        check_resumable(tmp_path, SNAPSHOTS)
+    assert f"set INITIAL_CHECKPOINT_PATH to {directory.snapshots / '12'} and MODEL_DIR" in str(
+        e.value
+    )
+    saver.save(state, 10, {})
+    saver.close()
+    check_resumable(tmp_path, SNAPSHOTS)
+    for one in (directory.snapshots / "12", directory.checkpoints / "10"):
+        with pytest.raises(ValueError, match="is itself a checkpoint or snapshot"):
+            check_resumable(one, SNAPSHOTS)
+
+
+def test_how_many_snapshots_there_are_at_most():
+    assert SnapshotPolicy(every=40).most(100) == 3
+    assert SnapshotPolicy(every=40, keep_last=1).most(100) == 2
+    assert SnapshotPolicy(every=40, keep_last=9).most(100) == 3
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_snapshot_of_16b_takes_less_than_a_gigabyte(ema):
+    """Reckoned from shapes: nothing is allocated."""
+    model = configs.codet5p_codegen(num_decoder_layers=34, d_model=6_144, num_heads=24)
+    trainable = Trainable(("encoder.*", ".*/cross_attention/.*"), save_frozen=False)
+    network, split = freeze(CodeT5p(model), trainable)
+    rule = AdamW().make(RATE, split(network.specs)[0])
+    whole = abstract_state(network, [], rule, make_mesh(MeshConfig()), split=split, ema=ema)
+    saved = dataclasses.replace(whole, frozen={})
+    assert snapshot_bytes(saved, SnapshotPolicy(1)) == 2 * 461_524_992 < 10**9
+    assert snapshot_bytes(saved, SnapshotPolicy(1, dtype="float32")) == 4 * 461_524_992
+    assert snapshot_bytes(whole, SnapshotPolicy(1)) > 32 * 10**9, "with what is frozen"
+    assert state_bytes(saved) > (16 if ema else 12) * 461_524_992

@@ -4,7 +4,9 @@ import pytest
 from codet5p_jax.models import CodeT5p, t5
 from codet5p_jax.objectives import DecoderCLM, SpanDenoising
 from codet5p_jax.sharding import MeshConfig
+from codet5p_jax.training.checkpoints import CheckpointPolicy, SnapshotPolicy
 from codet5p_jax.training.describe import activation_bytes, describe
+from codet5p_jax.training.freezing import Trainable
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Linear
 
@@ -36,6 +38,17 @@ def test_the_220m_model_on_a_machine_that_is_not_here():
     assert lines["ema"][1:3] == ["0.89", "GB"]
     assert "phase second: 100,000 steps of 2,560 rows" in text
     assert "110,000 steps in all" in text
+    assert "on disk: a checkpoint of 3.57 GB; at most 10.70 GB in all" in text
+
+
+def test_what_checkpoints_and_snapshots_take():
+    policy = CheckpointPolicy(every=50_000, keep_last=1, snapshots=SnapshotPolicy(10_000))
+    text = report(checkpoints=policy)
+    expected = "a checkpoint of 3.57 GB, a snapshot of 0.45 GB; at most 12.04 GB in all"
+    assert f"on disk: {expected}" in text
+    frozen = Trainable(("encoder/.*",), save_frozen=False)
+    text = report(checkpoints=policy, trainable=frozen, ema_decay=None)
+    assert "on disk: a checkpoint of 1.02 GB, a snapshot of 0.17 GB" in text
 
 
 def test_what_does_not_divide_is_an_error():

@@ -16,7 +16,12 @@ from codet5p_jax.interop.weights import open_hugging_face
 from codet5p_jax.models import CodeT5p, Lora
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
-from codet5p_jax.training.checkpoints import InitFrom
+from codet5p_jax.training.checkpoints import (
+    CheckpointPolicy,
+    InitFrom,
+    SnapshotPolicy,
+    saved_steps,
+)
 from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import (
     Split,
@@ -26,6 +31,7 @@ from codet5p_jax.training.freezing import (
     merge,
     parts_table,
 )
+from codet5p_jax.training.init_from import plan_init
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import new_state
@@ -163,6 +169,19 @@ def test_a_run_that_is_resumed_and_exported(tmp_path, average):
     assert json.loads((tmp_path / "exported/config.json").read_text())["model_type"] == "t5"
 
 
+def check_snapshot(path, whole, save_frozen):
+    """It has the weights of a run, those that train rounded, and is loaded by its own path."""
+    assert saved_steps(path.parent) == [3, 4]
+    assert (path / "frozen").exists() == save_frozen
+    small = dict(flatten(load_params(path)[0]))
+    frozen = TRAINABLE.split(whole).frozen
+    for name, array in flatten(whole):
+        expected = array if name in frozen else array.astype(jnp.bfloat16).astype(array.dtype)
+        np.testing.assert_array_equal(small[name], expected)
+    plan = plan_init(InitFrom(str(path)), CodeT5p(tiny_config()).specs)
+    assert (plan.path, plan.fresh) == (path.resolve(), ())
+
+
 def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
     """They say where it came from; it is read from there, and has to be what it was."""
     write_cache(tmp_path / "cache")
@@ -176,14 +195,18 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
                 "trainable": dataclasses.replace(TRAINABLE, save_frozen=save_frozen),
                 "init_from": InitFrom(source),
                 "phases": [Phase("denoise", 4, 8)],
-                "save_every": 2,
+                "checkpoints": CheckpointPolicy(every=2, snapshots=SnapshotPolicy(3)),
             }
             synthetic.run(tmp_path / "cache", run, **settings)
             shutil.rmtree(run / "checkpoints/4")
             synthetic.run(tmp_path / "cache", run, **settings)
             ends.append(load_params(run)[0])
+            check_snapshot(run / "snapshots/4", ends[-1], save_frozen)
         jax.tree.map(np.testing.assert_array_equal, *ends)
         assert not (run / "checkpoints/4/frozen").exists()
+        export_weights(run / "snapshots/4", tmp_path / f"small{number}", say=lambda _: None)
+        weights = open_hugging_face(tmp_path / f"small{number}")
+        assert {weights.dtype(name) for name in weights.shapes} == {jnp.dtype(jnp.bfloat16)}
         export_weights(run, tmp_path / f"exported{number}", say=lambda _: None)
         exported = dict(flatten(ends[1]))
         weights = open_hugging_face(tmp_path / f"exported{number}")
@@ -196,8 +219,14 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
     start = SafetensorsFolder(tmp_path / "folder").tensors["shared.weight"].offset
     data[start : start + 4] = np.float32(3).tobytes()
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"embedding in hf:.*folder is not what it was when this"):
-        load_params(run)
+    for path in (run, run / "snapshots/4"):
+        with pytest.raises(ValueError, match=r"embedding in hf:.*is not what it was when this run"):
+            load_params(path)
+    with pytest.raises(ValueError, match="is itself a checkpoint or snapshot"):
+        synthetic.run(tmp_path / "cache", run / "snapshots/4", **settings)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ValueError, match=r"\[3, 4\], which are weights alone, and no checkpoint"):
+        synthetic.run(tmp_path / "cache", run, **settings)
 
 
 def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(tmp_path):

@@ -16,8 +16,8 @@ from codet5p_jax.models import CodeT5p, init_params
 from codet5p_jax.models.params import ParamSpec, flatten, normal, ones
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.checkpoints import CheckpointPolicy, Checkpoints, InitFrom
-from codet5p_jax.training.init_from import load_init, plan_init
-from codet5p_jax.training.model_dir import ModelDir, check_tokenizer
+from codet5p_jax.training.init_from import load_init, network_of, plan_init
+from codet5p_jax.training.model_dir import ModelDir, check_tokenizer, config_to_json
 from codet5p_jax.training.state import TrainState
 from tests.training.synthetic import tiny_config
 
@@ -252,3 +252,70 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path, tokenizers):
         plan_init(InitFrom(str(path)), SPECS, tokenizers / "with")
         with pytest.raises(ValueError, match="is not that of the data"):
             plan_init(InitFrom(str(path)), SPECS, tokenizers / "another")
+
+
+GATED = {"gated": True, "activation": "gelu_tanh"}
+
+
+def misfit(tmp_path, theirs, mine, **source):
+    """What is said of weights of one network and a model that is another."""
+    directory = ModelDir(tmp_path)
+    save(directory, drawn(theirs, 0), 7)
+    directory.config.write_text(json.dumps(config_to_json(theirs)))
+    with pytest.raises(ValueError, match="do not fit") as error:
+        plan_init(InitFrom(str(tmp_path), **source), CodeT5p(mine).specs, model=mine)
+    return str(error.value).splitlines()
+
+
+OF_WEIGHTS = "or take the network from the weights: --gin_file=models/of_weights.gin"
+PARTNERS = "Rename what has no partner (InitFrom.rename), or list it in InitFrom.new (to be"
+
+
+def test_a_setting_that_differs_is_one_to_change(tmp_path):
+    theirs = tiny_config(activation="gelu_tanh")
+    _, *problems, remedy = misfit(tmp_path, theirs, tiny_config())
+    assert problems == [
+        f"  {tower}.activation: 'gelu_tanh' there, 'relu' here" for tower in ("encoder", "decoder")
+    ]
+    assert remedy.startswith("Set activation of the model as there (in gin, of what train.train.")
+    assert remedy.endswith(OF_WEIGHTS)
+
+
+def test_rows_too_many_are_a_vocabulary_to_set(tmp_path):
+    theirs = tiny_config(vocab_size=70, tie_embeddings=False)
+    mine = dataclasses.replace(theirs, vocab_size=64)
+    *_, remedy = lines = misfit(tmp_path, theirs, mine)
+    assert len(lines) == 4
+    assert remedy == "Set VOCAB_SIZE of the model to 70 or more"
+
+
+def test_each_kind_of_problem_has_its_remedy(tmp_path):
+    theirs = tiny_config(vocab_size=70, **GATED)
+    mine = tiny_config(activation="gelu_tanh", embed_dim=8)
+    *_, settings, rows, names = misfit(tmp_path, theirs, mine)
+    assert settings.startswith("Set gated of the model as there")
+    assert rows == "Set VOCAB_SIZE of the model to 70 or more"
+    assert names.startswith(PARTNERS)
+    *_, problem, remedy = misfit(tmp_path / "heads", tiny_config(), tiny_config(embed_dim=8))
+    assert problem.startswith("  projection/kernel: not in the checkpoint")
+    assert remedy.startswith(PARTNERS)
+
+
+def test_the_sizes_of_a_network_that_nothing_describes(tmp_path):
+    save(ModelDir(tmp_path), drawn(tiny_config(), 0), 7)
+    with pytest.raises(ValueError, match="do not fit") as error:
+        plan_init(InitFrom(str(tmp_path)), CodeT5p(tiny_config(d_model=32)).specs)
+    remedy = str(error.value).splitlines()[-1]
+    assert remedy.startswith("Set the sizes of the model as there")
+
+
+def test_the_network_of_a_model_directory(tmp_path):
+    config = tiny_config(**GATED, dropout=0.3, remat="full")
+    towers = {t: dataclasses.replace(getattr(config, t), int8=True) for t in ("encoder", "decoder")}
+    directory = ModelDir(tmp_path)
+    save(directory, filled(0), 7)
+    directory.config.write_text(json.dumps(config_to_json(dataclasses.replace(config, **towers))))
+    for path in (tmp_path, directory.checkpoints / "7"):
+        assert network_of(str(path), scan_layers=False) == dataclasses.replace(config, remat="none")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; set path \(INITIAL_CHECK"):
+        network_of(str(tmp_path / "nowhere"))

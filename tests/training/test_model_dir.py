@@ -142,6 +142,9 @@ def test_too_little_space_is_found_before_it_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
     with pytest.raises(OSError, match=r"12.00 MB free; 5 checkpoints of 2.89 MB"):
         require_space(ModelDir(tmp_path), 2_890_276, 5)
+    with pytest.raises(OSError, match=r"1 checkpoints of 9.00 MB and 4 snapshots of 1.00 MB are"):
+        require_space(ModelDir(tmp_path), 9_000_000, 1, 1_000_000, 4)
+    require_space(ModelDir(tmp_path), 9_000_000, 1, 1_000_000, 3)
 
 
 def test_what_is_no_model_directory(tmp_path):
