@@ -55,3 +55,30 @@ def tokenize_pair(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf
         return {name: vocabulary.encode_tf(example[name]) for name in ("text", "code")}
 
     return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def tokenize_instruction(
+    dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary
+) -> tf.data.Dataset:
+    """`prompt` and `response` strings -> `inputs`, `targets`, `inputs_and_targets`, int32 vectors.
+
+    `inputs` has no special tokens, the others end in `</s>`. `inputs_and_targets` is prompt and
+    response tokenised as one text, as for InstructCodeT5+: where the response begins with a sign,
+    as in `Response:[1]`, a token may span the border.
+    """
+    eos = vocabulary.eos_id
+
+    @_plain
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        prompt, response = example["prompt"], example["response"]
+
+        def closed(text: tf.Tensor) -> tf.Tensor:
+            return tf.concat([vocabulary.encode_tf(text), [eos]], axis=0)
+
+        return {
+            "inputs": vocabulary.encode_tf(prompt),
+            "targets": closed(response),
+            "inputs_and_targets": closed(tf.strings.join([prompt, response])),
+        }
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)

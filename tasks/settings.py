@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from codet5p_jax.data.corpora.github_code import read_repo_list
-from codet5p_jax.data.corpora.malformed import SHARE_VARIABLE, check_share
+from codet5p_jax.data.corpora.instructions import Templates
+from codet5p_jax.data.corpora.malformed import SHARE_VARIABLE, check_share, share_of
 from codet5p_jax.data.vocab import CodeVocabulary
 
 _VARIABLES = {
@@ -15,6 +16,9 @@ _VARIABLES = {
     "github_code_dir": "CODET5P_GITHUB_CODE_DIR",
     "codesearchnet_dir": "CODET5P_CODESEARCHNET_DIR",
     "excluded_repos": "CODET5P_EXCLUDED_REPOS",
+    "instruct_dir": "CODET5P_INSTRUCT_DIR",
+    "instruct_templates": "CODET5P_INSTRUCT_TEMPLATES",
+    "instruct_held_out": "CODET5P_INSTRUCT_HELD_OUT",
     "max_malformed_share": SHARE_VARIABLE,
 }
 
@@ -25,6 +29,9 @@ def configure(
     github_code_dir: str | os.PathLike[str] | None = None,
     codesearchnet_dir: str | os.PathLike[str] | None = None,
     excluded_repos: str | os.PathLike[str] | None = None,
+    instruct_dir: str | os.PathLike[str] | None = None,
+    instruct_templates: str | os.PathLike[str] | None = None,
+    instruct_held_out: float | None = None,
     max_malformed_share: float | None = None,
 ) -> None:
     """Says where things are; None leaves a setting as it is.
@@ -40,23 +47,33 @@ def configure(
       excluded_repos: CODET5P_EXCLUDED_REPOS, optional: a text file with the repositories to leave
         out of github-code, one `owner/name` a line. The paper leaves out those of CodeSearchNet and
         of every downstream task.
+      instruct_dir: CODET5P_INSTRUCT_DIR: a folder with instructions and responses; `*.json`,
+        `*.jsonl`.
+      instruct_templates: CODET5P_INSTRUCT_TEMPLATES, optional: a JSON file with fields of
+        `corpora.instructions.Templates`; by default Code Alpaca's templates.
+      instruct_held_out: CODET5P_INSTRUCT_HELD_OUT, optional: share of the instructions that is the
+        validation split where no file is; from 0 to 1, by default 0.01.
       max_malformed_share: CODET5P_MAX_MALFORMED_SHARE, optional: share of malformed records
         above which a reader stops that was given no `Malformed` of its own; from 0 to 1.
 
     Raises:
-      ValueError: max_malformed_share is not between 0 and 1.
+      ValueError: a share is not between 0 and 1.
     """
     paths = {
         "tokenizer": tokenizer,
         "github_code_dir": github_code_dir,
         "codesearchnet_dir": codesearchnet_dir,
         "excluded_repos": excluded_repos,
+        "instruct_dir": instruct_dir,
+        "instruct_templates": instruct_templates,
     }
+    shares = {"max_malformed_share": max_malformed_share, "instruct_held_out": instruct_held_out}
     for name, path in paths.items():
         if path is not None:
             os.environ[_VARIABLES[name]] = str(Path(path).absolute())
-    if max_malformed_share is not None:
-        os.environ[_VARIABLES["max_malformed_share"]] = repr(check_share(max_malformed_share))
+    for name, share in shares.items():
+        if share is not None:
+            os.environ[_VARIABLES[name]] = repr(check_share(share, name))
 
 
 def tokenizer() -> str:
@@ -78,6 +95,22 @@ def excluded_repos() -> frozenset[str]:
     """Repositories to leave out of github-code."""
     path = os.environ.get(_VARIABLES["excluded_repos"])
     return read_repo_list(path) if path else frozenset()
+
+
+def instruct_dir() -> str:
+    """Folder of instructions."""
+    return _required("instruct_dir")
+
+
+def instruct_templates() -> Templates:
+    """Templates of prompts."""
+    path = os.environ.get(_VARIABLES["instruct_templates"])
+    return Templates.from_file(path) if path else Templates()
+
+
+def instruct_held_out() -> float:
+    """Share of the instructions that is held out where no file is for validation."""
+    return share_of(_VARIABLES["instruct_held_out"], 0.01)
 
 
 STAGE1_VOCABULARY = CodeVocabulary(tokenizer)

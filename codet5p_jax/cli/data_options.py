@@ -13,15 +13,19 @@ _SETTINGS = {  # parameters of `tasks.settings.configure`
     "github_code_dir": "folder with the Parquet files of github-code (stage 1)",
     "codesearchnet_dir": "folder with LANGUAGE/final/jsonl/SPLIT/*.jsonl.gz (stage 2)",
     "excluded_repos": "text file with repositories to leave out of github-code, one a line",
+    "instruct_dir": "folder with *.json and *.jsonl of instructions and responses",
+    "instruct_templates": "JSON file with templates of prompts (default: Code Alpaca's)",
+    "instruct_held_out": "share of instructions for validation if no file is (default: 0.01)",
     "max_malformed_share": "share of malformed records above which reading stops (default: 0.01)",
 }
+_SHARES = ("instruct_held_out", "max_malformed_share")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     group = parser.add_argument_group("data")
     for name, text in _SETTINGS.items():
-        kind, metavar = (share, "SHARE") if name == "max_malformed_share" else (str, "PATH")
+        kind, metavar = (share, "SHARE") if name in _SHARES else (str, "PATH")
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     group.add_argument(
         "--module",

@@ -174,6 +174,8 @@ def _qualified_name(value: Any) -> str:
 def _library_folders() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    # An environment may see the packages of another one, as with --system-site-packages.
+    folders |= {p for p in sys.path if PurePath(p).name in ("site-packages", "dist-packages")}
     return (*sorted(folders | {site.getusersitepackages()}), "<frozen")
 
 

@@ -22,7 +22,9 @@ class Seq2Seq(TeacherForced):
     Attributes:
       inputs_length, targets_length: S and T; T5's defaults.
       prompt_to_decoder: the decoder reads the inputs as well, without an `</s>` at their end; the
-        loss is on the targets only, and T covers both. As the model's field of that name.
+        loss is on the targets only, and T covers both. As the model's field of that name. Where
+        an example has `inputs_and_targets`, both tokenised as one text, the decoder reads these
+        instead; the first len(inputs) of them are no targets.
     """
 
     inputs_length: int = 512
@@ -36,9 +38,12 @@ class Seq2Seq(TeacherForced):
     ) -> Features:
         """`inputs` and `targets` int32 [n], [m] -> the teacher-forced row."""
         del rng
-        inputs = as_tokens(example["inputs"])
+        inputs, targets = as_tokens(example["inputs"]), as_tokens(example["targets"])
         prompt = None
-        if self.prompt_to_decoder:
+        if self.prompt_to_decoder and "inputs_and_targets" in example:
+            prompt, targets = np.split(as_tokens(example["inputs_and_targets"]), [len(inputs)])
+            prompt = prompt[: self.inputs_length]
+        elif self.prompt_to_decoder:
             prompt = inputs[: self.inputs_length]
             prompt = prompt[:-1] if prompt[-1:] == special.eos else prompt
-        return self.row(inputs, as_tokens(example["targets"]), special, prompt)
+        return self.row(inputs, targets, special, prompt)

@@ -1,8 +1,8 @@
 """Learning-rate schedules, each with a linear warm-up.
 
 A schedule is a frozen dataclass; `make(total_steps)` turns it into a function of the step. Step 0
-already learns (`peak / warmup_steps`), step `warmup_steps - 1` is at `peak`, and the decay would
-reach `final` at step `total_steps`, one past the last.
+already learns (`peak / warmup_steps`, of a warm-up from 0), step `warmup_steps - 1` is at `peak`,
+and the decay would reach `final` at step `total_steps`, one past the last.
 """
 
 import math
@@ -40,11 +40,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from `peak` to `final` (paper: peak 2e-4 and 1e-4; warm-up not stated)."""
+    """A straight line from `peak` to `final` (paper: peak 2e-4 and 1e-4; warm-up not stated), after
+    one from `initial` to `peak`."""
 
     peak: float
     warmup_steps: int = 0
     final: float = 0.0
+    initial: float = 0.0
 
     def make(self, total_steps: int) -> LearningRate:
         """The learning rate as a function of the step."""
@@ -56,6 +58,7 @@ class Linear:
             self.warmup_steps,
             total_steps,
             lambda t: 1.0 + (end - 1.0) * (t - self.warmup_steps) / decay,
+            self.initial,
         )
 
 
@@ -110,9 +113,16 @@ def _check_ends(peak: float, final: float = 0.0) -> None:
 
 
 def _with_warmup(
-    peak: float, warmup_steps: int, total_steps: int, shape: Callable[[jax.Array], jax.Array]
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    shape: Callable[[jax.Array], jax.Array],
+    initial: float = 0.0,
 ) -> LearningRate:
     _check_ends(peak)
+    if not 0 <= initial <= peak:
+        raise ValueError(f"initial learning rate must be 0 to peak={peak}, found {initial}")
+    start = initial / peak
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warm-up takes {warmup_steps} of {total_steps} steps; it must be shorter than the "
@@ -121,7 +131,7 @@ def _with_warmup(
 
     def learning_rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         t = jnp.asarray(step, jnp.float32)
-        warm = (t + 1.0) / max(warmup_steps, 1)
+        warm = start + (1.0 - start) * (t + 1.0) / max(warmup_steps, 1)
         return peak * jnp.where(t < warmup_steps, warm, shape(t))
 
     return learning_rate

@@ -375,6 +375,22 @@ def test_what_a_function_calls_counts(monkeypatch):
         assert fingerprint.digest(function) != digest
 
 
+def test_functions_of_libraries_count_by_name_in_whatever_environment(tmp_path, monkeypatch):
+    """Also those that an environment sees of another one, whose folder it does not call its own."""
+    folder = tmp_path / "other" / "site-packages"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    digests = []
+    for text in ("x + 1", "x + 2"):
+        code = compile(f"def f(x): return {text}", str(folder / "library.py"), "exec")
+        scope = {"__name__": "library"}
+        exec(code, scope)
+        fingerprint._library_folders.cache_clear()
+        digests.append(fingerprint.digest(scope["f"]))
+    fingerprint._library_folders.cache_clear()
+    assert digests[0] == digests[1]
+
+
 def test_functions_without_source_count_by_their_bytecode():
     scopes = [{}, {}, {}]
     for scope, text in zip(scopes, ["x + 1", "x + 1", "x + 2"], strict=True):

@@ -150,3 +150,20 @@ def test_a_prompt_stands_before_the_targets_and_is_no_target(special):
     assert row["decoder_weights"].tolist() == [0, 1, 1]
     full = Seq2Seq(inputs_length=4, targets_length=2, prompt_to_decoder=True)
     assert not full.features(example, np.random.default_rng(0), special)["decoder_weights"].any()
+
+
+def test_prompt_and_targets_may_be_one_text(special):
+    """Token 31 is the end of the prompt and the beginning of the targets."""
+    example = {
+        "inputs": np.array([11, 12]),
+        "targets": np.array([21, 22, special.eos]),
+        "inputs_and_targets": np.array([11, 31, 22, special.eos]),
+    }
+    objective = Seq2Seq(inputs_length=3, targets_length=5, prompt_to_decoder=True)
+    row = objective.features(example, np.random.default_rng(0), special)
+    assert row["encoder_tokens"].tolist() == [11, 12, special.pad]
+    assert row["decoder_targets"].tolist() == [11, 31, 22, special.eos, special.pad]
+    assert row["decoder_weights"].tolist() == [0, 0, 1, 1, 0]
+    # A decoder that is not given the prompt reads the targets as they are alone.
+    row = Seq2Seq(targets_length=4).features(example, np.random.default_rng(0), special)
+    assert row["decoder_targets"].tolist() == [21, 22, special.eos, special.pad]

@@ -18,6 +18,14 @@ def test_warm_up_is_linear_and_ends_at_the_peak(schedule):
     np.testing.assert_allclose(values(schedule, 20)[:4], [0.05, 0.1, 0.15, 0.2], rtol=1e-6)
 
 
+def test_a_warm_up_may_begin_above_zero():
+    found = values(Linear(0.2, 4, final=0.1, initial=0.1), 8)
+    expected = [0.125, 0.15, 0.175, 0.2, 0.2, 0.175, 0.15, 0.125]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"initial learning rate must be 0 to peak=0.2, found 0.3"):
+        Linear(0.2, 4, initial=0.3).make(8)
+
+
 @pytest.mark.parametrize("schedule", [Linear(0.2), Cosine(0.2, 0, 0.05), Constant(0.2)])
 def test_without_warm_up_the_first_step_is_at_the_peak(schedule):
     assert values(schedule, 5)[0] == pytest.approx(0.2)

@@ -1,4 +1,4 @@
-"""JSON lines, plain or gzipped."""
+"""JSON lines, plain or gzipped, and JSON lists."""
 
 import gzip
 import io
@@ -37,6 +37,31 @@ def read_jsonl(
     return _records(files, fields or {}, malformed or Malformed())
 
 
+def read_json_list(
+    path: str | Path, *, malformed: Malformed | None = None
+) -> Iterator[dict[str, Any]]:
+    """Records of a file that is one JSON list, each with its `place` (file:row, from 0).
+
+    A row that is not an object is malformed, as is text that no UTF-8 can hold.
+
+    Raises:
+      FileNotFoundError: at once, if the file is missing.
+      ValueError: while reading, if the file is no list; nothing of it can be read.
+    """
+    (file,) = require_files([Path(path)], "JSON file", "path")
+    return _rows(file, malformed or Malformed())
+
+
+def check_fields(record: Any, fields: Mapping[str, type]) -> None:
+    """Raises ValueError unless `record` is an object that has `fields`, each of its type."""
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            found = type(record[name]).__name__ if name in record else "nothing"
+            raise ValueError(f"expected field {name!r} of type {kind.__name__}, got {found}")
+
+
 def _records(
     files: Sequence[Path], fields: Mapping[str, type], malformed: Malformed
 ) -> Iterator[dict[str, Any]]:
@@ -45,17 +70,40 @@ def _records(
             place = f"{path}:{number}"
             try:
                 record = json.loads(line.decode("utf-8"))
-                _check(record, fields)
-                if (
-                    b"\\ud" in line.lower()
-                ):  # half a surrogate pair: JSON allows it, Unicode does not
-                    json.dumps(record, ensure_ascii=False).encode("utf-8")
+                check_fields(record, fields)
+                if b"\\ud" in line.lower():
+                    _check_unicode(record)
             except (ValueError, RecursionError) as error:
                 malformed.bad(place, error)
                 continue
             malformed.good()
             yield {**record, "place": place}
     malformed.judge()
+
+
+def _rows(path: Path, malformed: Malformed) -> Iterator[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a JSON list: {error}; fetch the file again") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a JSON list, got {type(rows).__name__}")
+    for number, record in enumerate(rows):
+        place = f"{path}:row {number}"
+        try:
+            check_fields(record, {})
+            _check_unicode(record)
+        except ValueError as error:
+            malformed.bad(place, error)
+            continue
+        malformed.good()
+        yield {**record, "place": place}
+    malformed.judge()
+
+
+def _check_unicode(record: Any) -> None:
+    """Half a surrogate pair: JSON allows it, Unicode does not."""
+    json.dumps(record, ensure_ascii=False).encode("utf-8")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -73,12 +121,3 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _open(path: Path) -> io.BufferedIOBase:
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
-
-
-def _check(record: Any, fields: Mapping[str, type]) -> None:
-    if not isinstance(record, dict):
-        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
-    for name, kind in fields.items():
-        if not isinstance(record.get(name), kind):
-            found = type(record[name]).__name__ if name in record else "nothing"
-            raise ValueError(f"expected field {name!r} of type {kind.__name__}, got {found}")

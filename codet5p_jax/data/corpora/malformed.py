@@ -15,24 +15,29 @@ class TooManyMalformedError(ValueError):
     """More of a corpus is malformed than `max_malformed_share` allows."""
 
 
-def _configured_share() -> float:
-    value = os.environ.get(SHARE_VARIABLE) or "0.01"
+def share_of(variable: str, default: float) -> float:
+    """A share from an environment variable.
+
+    Raises:
+      ValueError: it is not a number between 0 and 1.
+    """
+    value = os.environ.get(variable) or str(default)
     try:
         return check_share(float(value))
     except ValueError:
         raise ValueError(
-            f"{SHARE_VARIABLE}: expected a share from 0 to 1, such as 0.01, found {value!r}"
+            f"{variable}: expected a share from 0 to 1, such as {default}, found {value!r}"
         ) from None
 
 
-def check_share(share: float) -> float:
-    """`share`, if it is one.
+def check_share(share: float, setting: str = "max_malformed_share") -> float:
+    """`share`, if it is one; `setting` is how errors call it.
 
     Raises:
       ValueError: it is not between 0 and 1.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"max_malformed_share: expected a share from 0 to 1, found {share}")
+        raise ValueError(f"{setting}: expected a share from 0 to 1, found {share}")
     return share
 
 
@@ -50,7 +55,7 @@ class Malformed:
       examples: `file:line: reason` of the first ones.
     """
 
-    max_malformed_share: float = field(default_factory=_configured_share)
+    max_malformed_share: float = field(default_factory=lambda: share_of(SHARE_VARIABLE, 0.01))
     grace: int = 1000
     reports: int = 20
     seen: int = 0
