@@ -15,6 +15,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -26,3 +28,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Training on one device, as at a user's: compiled in two thirds of the time of eight."""
+    from codet5p_jax.sharding import make_mesh
+    from codet5p_jax.training import sources, train
+
+    for module in (train, sources):
+        monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))

@@ -16,7 +16,6 @@ from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, compiled
 from codet5p_jax.interop import hf_config
-from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
@@ -24,9 +23,7 @@ from codet5p_jax.models import CodeT5p, ModelConfig, StackConfig, codet5p_codege
 from codet5p_jax.models.params import flatten
 from codet5p_jax.training.composition import compose
 from codet5p_jax.training.conversion import export_weights, import_weights
-from codet5p_jax.training.stored_weights import load_params
 from codet5p_jax.training.verification import compare_outputs, verify_weights
-from tests.interop.test_causal_lms import CASES, model_of
 from tests.interop.test_parity import export, load_theirs, params_of
 from tests.interop.test_tables import assert_same_bits, drawn_params
 
@@ -228,65 +225,6 @@ def test_labels_that_do_not_count(exported):
     assert start[2].tolist() == [1] + [2] * 8
     with pytest.raises(ValueError, match="has no output_hidden_states"):
         model(**read, output_hidden_states=True)
-
-
-# decoder -> encoder
-PAIRS = {
-    "codegen": "llama",
-    "llama": "t5",
-    "llama, grouped queries, biases": "gpt2",
-    "qwen2": "codegen",
-    "qwen2, window": "t5",
-    "gpt2": "gpt_neox",
-    "gpt_bigcode": "t5",
-    "gpt_neox": "codegen",
-    "starcoder2": "llama, scaled, tied",
-    "gemma": "gemma, biases",
-}
-
-
-def test_every_family_is_a_decoder_once():
-    assert {CASES[name][0] for name in PAIRS} == FAMILIES.keys()
-
-
-def folder_of(case, folder):
-    if case != "t5":
-        model = model_of(*CASES[case])
-        model.save_pretrained(folder)
-        return model
-    config = t5(
-        **dict(vocab_size=80, d_model=12, num_heads=2, head_dim=6, d_ff=20),
-        **dict(num_encoder_layers=2, num_decoder_layers=1),
-    )
-    export(folder, config, params_of(config), arch="t5_encoder")
-    return None
-
-
-@pytest.mark.parametrize("case", PAIRS)
-def test_every_family_composed(tmp_path, case):
-    alone = folder_of(case, tmp_path / "decoder")
-    folder_of(PAIRS[case], tmp_path / "encoder")
-    index = list(PAIRS).index(case)
-    compose(
-        f"hf:{tmp_path / 'encoder'}",
-        f"hf:{tmp_path / 'decoder'}",
-        tmp_path / "run",
-        layers=("last:1", "all", "0")[index % 3],
-        parallel=(None, False, True)[index // 3 % 3],
-        say=lambda _: None,
-    )
-    export_weights(tmp_path / "run", tmp_path / "m", say=lambda _: None)
-    params, config, _ = load_params(tmp_path / "run")
-    model = load(tmp_path / "m")
-    assert_same_outputs(model, config, params)
-    assert_a_cache_changes_nothing(model, config)
-    shifted = torch.tensor(rows_of(config)[2]).long()
-    with torch.no_grad():
-        found = model(decoder_input_ids=shifted).logits
-        torch.testing.assert_close(found, alone(shifted).logits, atol=ATOL, rtol=0)
-    back = open_hugging_face(tmp_path / "m")
-    for path, array in flatten(params):
-        np.testing.assert_array_equal(back.read(path), array)
 
 
 def drawn_config(seed):
