@@ -244,7 +244,8 @@ PAIRS = {
 
 
 def test_every_family_is_a_decoder_once():
-    assert {CASES[name][0] for name in PAIRS} == FAMILIES.keys()
+    written = {arch for arch, family in FAMILIES.items() if family.cls}
+    assert {CASES[name][0] for name in PAIRS} == written
 
 
 def folder_of(case, folder):
