@@ -321,6 +321,22 @@ def test_every_cache_generates_the_same(network, beams):
     assert cache.layers[0].keys.shape[2] == 14
 
 
+def test_a_static_cache_is_one_graph(folders):
+    """No shape changes from one token to the next, and nothing breaks the graph."""
+    folder, config, _ = folders("rotary, relative, parallel, a reader")
+    model = load(folder)
+    options = dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    read = {name: x[:2] for name, x in tensors_of(config)[0].items()} | left_padded(config)
+    settings = transformers.CompileConfig(fullgraph=True, mode=None, backend="eager")
+    settings._compile_all_devices = True  # on a CPU `generate` compiles nothing otherwise
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    static = dict(cache_implementation="static", compile_config=settings)
+    found = model.generate(**read, **options, **static)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch.equal(found, model.generate(**read, **options))
+
+
 # -------------------------------------------------------------------------------------- attention
 
 
