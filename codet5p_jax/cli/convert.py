@@ -21,6 +21,7 @@ ARCHITECTURES = (
     *("codegen", "llama", "qwen2", "gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "gemma"),
     *("codet5p", "codet5p_composed"),
 )
+READ = (*ARCHITECTURES, "santacoder")
 EXPORTED = (*ARCHITECTURES, "sentence_transformers")
 TOLERANCE = 1e-4  # of outputs at fp32
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (into, out, check):
         action.add_argument(
             "--arch",
-            choices=EXPORTED if action is out else ARCHITECTURES,
+            choices=EXPORTED if action is out else READ,
             help="default: what the configuration says",
         )
     into.add_argument(
@@ -152,7 +153,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _outputs_differ(args: argparse.Namespace) -> bool:
-    from codet5p_jax.interop import torch_outputs
+    from codet5p_jax.interop import hf_config, torch_outputs
     from codet5p_jax.interop.t5x import is_t5x
     from codet5p_jax.training import verification
 
@@ -161,6 +162,11 @@ def _outputs_differ(args: argparse.Namespace) -> bool:
         return False
     if not torch_outputs.available():
         print("outputs not compared: that needs pip install 'codet5p_jax[torch]'")
+        return False
+    values = hf_config.load_config(args.folder)
+    arch = args.arch or hf_config.recognise(values, args.folder / "config.json")
+    if hf_config.ARCHITECTURES[arch][1] is None:
+        print(f"outputs not compared: transformers has no class for {arch}")
         return False
     largest = verification.compare_outputs(
         args.folder, args.model_dir, arch=args.arch, step=args.step

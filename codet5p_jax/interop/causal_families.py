@@ -269,6 +269,23 @@ GPT_BIGCODE = Family(
     fused=_bigcode_fused,
 )
 
+
+def _santacoder_fused(_: StackConfig) -> Fused:
+    """The one key, then the one value; queries are a tensor of their own."""
+    pieces = {part: Piece(i, i + 1, 2) for i, part in enumerate("kv")}
+    return Fused("D (N K) -> D N K", "(N K) -> N K", pieces)
+
+
+SANTACODER = dataclasses.replace(
+    GPT2,
+    cls=None,  # its code lies beside its weights
+    marks={"attention_head_type": "multiquery"},
+    fixed={**GPT2.fixed, "num_kv_heads": 1},
+    names={**GPT2.names, "q": "attn.q_attn", "qkv": "attn.kv_attn"},
+    fused=_santacoder_fused,
+)
+"""SantaCoder as first published; since, as GPT-BigCode as well, which is the same network."""
+
 GPT_NEOX = Family(
     model_type="gpt_neox",
     cls="GPTNeoXForCausalLM",
@@ -392,6 +409,7 @@ FAMILIES = {
     "qwen2": QWEN2,
     "gpt2": GPT2,
     "gpt_bigcode": GPT_BIGCODE,
+    "santacoder": SANTACODER,
     "gpt_neox": GPT_NEOX,
     "starcoder2": STARCODER2,
     "gemma": GEMMA,

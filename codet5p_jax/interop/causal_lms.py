@@ -103,7 +103,8 @@ class Family:
 
     Attributes:
       model_type: its name in `config.json`.
-      cls: the class in PyTorch.
+      cls: the class of `transformers`; None: it has none, so that the architecture is read only.
+      marks: keys and values of `config.json` that tell it from others of the same model_type.
       keys: field of `StackConfig` -> key of `config.json`.
       fixed: fields of `StackConfig` that are the same for all of the family.
       base: prefix of all tensors but the head's, which files of the model without its head lack.
@@ -122,12 +123,13 @@ class Family:
     """
 
     model_type: str
-    cls: str
+    cls: str | None
     keys: Mapping[str, str]
     fixed: Mapping[str, Any]
     base: str
     names: Mapping[str, str]
     defaults: Mapping[str, Any]
+    marks: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     dropouts: tuple[str, ...] = ()

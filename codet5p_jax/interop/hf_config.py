@@ -12,7 +12,7 @@ from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import read_json
 from codet5p_jax.models.configs import ModelConfig, t5
 
-# architecture -> (model_type, name of the PyTorch class)
+# architecture -> (model_type, name of the PyTorch class; None: read only)
 T5_ARCHITECTURES = {
     "t5": ("t5", "T5ForConditionalGeneration"),
     "t5_encoder": ("t5", "T5EncoderModel"),
@@ -174,9 +174,13 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
         return kind
     if kind in ("t5", "mt5"):
         return "t5_encoder" if any("EncoderModel" in str(c) for c in classes) else "t5"
-    for arch, family in FAMILIES.items():
-        if kind == family.model_type:
-            return arch
+    found = {
+        arch: len(family.marks)
+        for arch, family in FAMILIES.items()
+        if kind == family.model_type and all(values.get(k) == v for k, v in family.marks.items())
+    }
+    if found:
+        return max(found, key=lambda arch: found[arch])
     families = (family.model_type for family in FAMILIES.values())
     known = ("t5", "mt5", *MODELING, *families)
     if kind is None and {"encoder", "decoder"} <= values.keys():
@@ -284,7 +288,8 @@ def default_architecture(config: ModelConfig) -> str:
     """The architecture that has every part of a network; of a decoder alone, the most similar one
     where none has."""
     if not config.encoder.num_layers:
-        return min(FAMILIES, key=lambda arch: _distance(config, arch))
+        written = (arch for arch, family in FAMILIES.items() if family.cls)
+        return min(written, key=lambda arch: _distance(config, arch))
     if not config.decoder.num_layers:
         return "codet5p_embedding" if config.embed_dim else "t5_encoder"
     if config.embed_dim and config.matching_head:
@@ -306,9 +311,14 @@ def to_hugging_face(
       log_temperature: of the contrastive loss, which no tensor of theirs holds.
 
     Raises:
-      ValueError: the network is no such architecture; names what differs.
+      ValueError: the network is no such architecture, or it is read only; names what differs.
     """
     model_type, cls = ARCHITECTURES[arch]
+    if cls is None:
+        raise ValueError(
+            f"{arch} is read and not written, as transformers has no class for it; the network is "
+            f"also {default_architecture(exported(config, arch))}: choose that as arch"
+        )
     values = {
         "model_type": model_type,
         "architectures": [cls],

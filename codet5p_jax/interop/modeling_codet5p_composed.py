@@ -11,6 +11,7 @@ Two layouts of folders, one block:
 - `codet5p_composed`: each key of `CodeT5pTowerConfig` is a choice, and each projection a tensor.
 
 Both are padded on the right; a decoder whose mask says so may be padded on the left.
+Dropout is where training with codet5p_jax has it, at one rate.
 Written by codet5p_jax, which never imports it.
 """
 
@@ -22,8 +23,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    Seq2SeqLMOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -220,12 +228,12 @@ class CodeT5pComposedConfig(_EncoderDecoderConfig):
 # ------------------------------------------------------------------------------------ positions
 
 
-def _positions(mask, length, total, device):
-    """Positions [batch or 1, length] of the last `length` of `total` tokens; padding on the left
+def _positions(mask, at):
+    """Positions [batch or 1, length] of the tokens at these places of a row; padding on the left
     does not count."""
     if mask is None:
-        return torch.arange(total - length, total, device=device)[None]
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, total - length : total]
+        return at[None]
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, at]
 
 
 def _rotate(x, positions, cfg):
@@ -264,14 +272,15 @@ def _relative_buckets(distance, cfg):
 
 class Context(NamedTuple):
     """What every layer is told. Positions are [batch or 1, length], biases [batch or 1, heads or 1,
-    length, what is read]; encoded [batch, source, width] is None where there is nothing to read."""
+    length, what is read]; encoded [batch, source, width] is None where there is nothing to read;
+    attention is the name of its implementation."""
 
+    attention: str
     positions: Any
     bias: Any
     encoded: Any = None
     encoded_positions: Any = None
     encoded_bias: Any = None
-    cache: Any = None
 
 
 class Norm(nn.Module):
@@ -280,9 +289,15 @@ class Norm(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.eps, self.plus_one = cfg.norm_eps, cfg.norm_plus_one
-        make = torch.zeros if cfg.norm_plus_one else torch.ones
-        self.weight = nn.Parameter(make(cfg.d_model))
-        self.bias = nn.Parameter(torch.zeros(cfg.d_model)) if cfg.norm == "layer" else None
+        self.weight = nn.Parameter(torch.empty(cfg.d_model))
+        self.bias = nn.Parameter(torch.empty(cfg.d_model)) if cfg.norm == "layer" else None
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """A norm that only normalises."""
+        nn.init.constant_(self.weight, 0.0 if self.plus_one else 1.0)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x):
         """Normalises the last axis."""
@@ -302,6 +317,15 @@ def _shards(y, number):
     return [part.flatten(-2) for part in y.unflatten(-1, (4, number, -1)).unbind(-2)]
 
 
+def eager_attention(module, q, k, v, bias, scaling, dropout=0.0, **_):
+    """softmax(q kᵀ scaling + bias) v with fp32 weights: [batch, length, heads, head_dim], and the
+    weights [batch, heads, length, what is read]."""
+    k, v = (y.repeat_interleave(module.num_key_value_groups, 1) for y in (k, v))
+    scores = q.float() @ k.float().transpose(-1, -2) * scaling
+    weights = F.dropout(torch.softmax(scores + bias, -1).to(v.dtype), dropout, module.training)
+    return (weights @ v).transpose(1, 2), weights
+
+
 class Attention(nn.Module):
     """What self-attention and cross-attention have in common; `width` is that of what is read."""
 
@@ -315,21 +339,26 @@ class Attention(nn.Module):
             self.k_proj = nn.Linear(width, kept, bias=cfg.qkv_bias)
             self.v_proj = nn.Linear(width, kept, bias=cfg.qkv_bias)
         self.out_proj = nn.Linear(inner, cfg.d_model, bias=cfg.out_bias)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.num_key_value_groups = inner // kept  # queries that share a key
 
     def heads(self, x):
         """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
         return x.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)
 
-    def attend(self, q, k, v, bias):
-        """softmax(q kᵀ + bias) v in fp32, and the output projection: [batch, length, d_model]."""
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        scores = q.float() @ k.float().transpose(-1, -2)
-        if self.cfg.scale_attention:
-            scores = scores / math.sqrt(self.cfg.head_dim)
-        weights = self.dropout(torch.softmax(scores + bias, -1).to(v.dtype))
-        return self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
+    def attend(self, q, k, v, bias, implementation):
+        """Attention, and the output projection: [batch, length, d_model]; and the weights [batch,
+        heads, length, what is read], None where the implementation gives none."""
+        cfg = self.cfg
+        if bias.dtype != q.dtype and implementation != "eager":
+            bias = bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        y, weights = attention(
+            *(self, q, k, v, bias),
+            scaling=cfg.head_dim**-0.5 if cfg.scale_attention else 1.0,
+            dropout=cfg.dropout if self.training else 0.0,
+            is_causal=False,  # the bias says what is seen
+        )
+        return self.out_proj(y.flatten(-2)), weights
 
 
 class SelfAttention(Attention):
@@ -340,17 +369,17 @@ class SelfAttention(Attention):
         if cfg.fused:
             self.qkv_proj = nn.Linear(cfg.d_model, 3 * cfg.d_model, bias=False)
 
-    def forward(self, x, context):
-        """[batch, length, d_model] -> the same."""
+    def forward(self, x, context, cache):
+        """[batch, length, d_model] -> the same, and attention weights."""
         if self.cfg.fused:
             q, v, k = _shards(self.qkv_proj(x), 3)
         else:
             q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k = (_rotate(self.heads(y), context.positions, self.cfg) for y in (q, k))
         v = self.heads(v)
-        if context.cache is not None:
-            k, v = context.cache.self_attention_cache.update(k, v, self.layer)
-        return self.attend(q, k, v, context.bias)
+        if cache is not None:
+            k, v = cache.self_attention_cache.update(k, v, self.layer)
+        return self.attend(q, k, v, context.bias, context.attention)
 
 
 class CrossAttention(Attention):
@@ -362,15 +391,15 @@ class CrossAttention(Attention):
             self.q_attn = nn.Linear(cfg.d_model, cfg.d_model, bias=False)
             self.qkv_proj = nn.Linear(width, 2 * cfg.d_model, bias=False)
 
-    def forward(self, x, context):
-        """[batch, length, d_model] -> the same."""
+    def forward(self, x, context, cache):
+        """[batch, length, d_model] -> the same, and attention weights."""
         q = self.heads(self.q_attn(x) if self.cfg.fused else self.q_proj(x))
-        k, v = self.keys_values(context)
-        return self.attend(_rotate(q, context.positions, self.cfg), k, v, context.encoded_bias)
+        q = _rotate(q, context.positions, self.cfg)
+        k, v = self.keys_values(context, cache)
+        return self.attend(q, k, v, context.encoded_bias, context.attention)
 
-    def keys_values(self, context):
+    def keys_values(self, context, cache):
         """Of the encoder, [batch, heads, source, head_dim] each: computed once where a cache is."""
-        cache = context.cache
         if cache is not None and cache.is_updated.get(self.layer):
             kept = cache.cross_attention_cache.layers[self.layer]
             return kept.keys, kept.values
@@ -386,7 +415,7 @@ class CrossAttention(Attention):
 
 
 class FeedForward(nn.Module):
-    """Two products with an activation between them."""
+    """Two products with an activation and dropout between them."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -394,15 +423,18 @@ class FeedForward(nn.Module):
         self.fc_in = nn.Linear(cfg.d_model, cfg.d_ff, bias=cfg.mlp_bias)
         self.fc_gate = nn.Linear(cfg.d_model, cfg.d_ff, bias=cfg.mlp_bias) if cfg.gated else None
         self.fc_out = nn.Linear(cfg.d_ff, cfg.d_model, bias=cfg.mlp_bias)
+        self.dropout = nn.Dropout(cfg.dropout)
 
     def forward(self, x):
         """[batch, length, d_model] -> the same."""
         if self.fc_gate is None:
-            return self.fc_out(self.activation(self.fc_in(x)))
-        return self.fc_out(self.activation(self.fc_gate(x)) * self.fc_in(x))
+            y = self.activation(self.fc_in(x))
+        else:
+            y = self.activation(self.fc_gate(x)) * self.fc_in(x)
+        return self.fc_out(self.dropout(y))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Self-attention, cross-attention in some layers, and feed-forward; `width` is that of what
     cross-attention reads."""
 
@@ -420,19 +452,25 @@ class Block(nn.Module):
         self.mlp = FeedForward(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def forward(self, x, context):
-        """[batch, length, d_model] -> the same."""
-        cfg, drop = self.cfg, self.dropout
+    def forward(self, x, *context, past_key_values=None):
+        """[batch, length, d_model] -> the same, and the weights of both attentions.
+
+        The fields of a `Context` come one by one: checkpointing sees tensors among arguments only.
+        """
+        cfg, drop, context = self.cfg, self.dropout, Context(*context)
+        cross_weights = None
         u = self.ln_1(x)
-        y = x + drop(self.attn(u, context))
+        read, weights = self.attn(u, context, past_key_values)
+        y = x + drop(read)
         if cfg.parallel:
             y = y + drop(self.mlp(u if cfg.shared_norm else self.ln_2(x)))
         if self.reads_encoder and context.encoded_bias is not None:
             v = u if cfg.cross_parallel else self.ln_cross(y)
-            y = y + drop(self.crossattention(v, context))
+            read, cross_weights = self.crossattention(v, context, past_key_values)
+            y = y + drop(read)
         if not cfg.parallel:
             y = y + drop(self.mlp(self.ln_2(y)))
-        return y
+        return y, weights, cross_weights
 
 
 # --------------------------------------------------------------------------------------- models
@@ -445,6 +483,17 @@ def _as_bias(seen):
     )
 
 
+def _fixed_size(cache):
+    """Positions of a static cache, all of which attention reads; None of a cache that grows."""
+    layers = [] if cache is None else cache.self_attention_cache.layers
+    return getattr(layers[0], "max_cache_len", None) if layers else None
+
+
+def _filled(mask, size):
+    """A mask [batch, size] of a cache of this size; what is to come is not seen yet."""
+    return mask if size is None else F.pad(mask, (0, size - mask.shape[1]))
+
+
 def _refuse(others):
     """`generate` and others switch off, by name, what other models have. On, it is an error."""
     others.pop("return_dict", None)
@@ -454,14 +503,14 @@ def _refuse(others):
 
 
 class CodeT5pModel(nn.Module):
-    """A tower: embedding, blocks, norm."""
+    """A tower: embedding, blocks, norm. `config` is that of the whole model, `cfg` its own."""
 
     main_input_name = "input_ids"  # `generate` asks
 
-    def __init__(self, cfg, width=None, scale_embedding=False):
+    def __init__(self, config, cfg, width=None):
         super().__init__()
-        self.cfg = cfg
-        self.scale = cfg.d_model**0.5 if scale_embedding else 1.0
+        self.config, self.cfg = config, cfg
+        self.scale = cfg.d_model**0.5 if config.scale_embedding else 1.0
         self.wte = nn.Embedding(cfg.vocab_size, cfg.d_model)
         if cfg.position == "learned":
             self.wpe = nn.Embedding(cfg.max_positions, cfg.d_model)
@@ -471,27 +520,49 @@ class CodeT5pModel(nn.Module):
         self.h = nn.ModuleList(Block(cfg, layer, width) for layer in range(cfg.num_layers))
         self.ln_f = Norm(cfg)
 
+    def get_input_embeddings(self):
+        """The embedding."""
+        return self.wte
+
     def forward(
         self,
-        input_ids,
+        input_ids=None,
         attention_mask=None,
+        inputs_embeds=None,
         encoder_hidden_states=None,
         encoder_attention_mask=None,
         past_key_values=None,
+        output_attentions=None,
+        output_hidden_states=None,
         **others,
     ):
         """States [batch, length, d_model] after the last norm.
 
         Masks are [batch, length], 0 for padding; with a cache, length is that of all positions.
+        inputs_embeds [batch, length, d_model] are rows of the embedding, in place of input_ids.
+        hidden_states are the embedded input and what each layer gives, the last after the norm;
+        attentions are those of each layer, and cross_attentions of each that reads the encoder.
         """
         _refuse(others)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected token ids or embeddings, found both or neither")
+        x = (self.wte(input_ids) if inputs_embeds is None else inputs_embeds) * self.scale
+        length, device = x.shape[1], x.device
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length, device = input_ids.shape[1], input_ids.device
-        total = past + length
+        at = past + torch.arange(length, device=device)
+        size = _fixed_size(past_key_values)
+        places = past + length if size is None else size
+        if attention_mask is not None:
+            attention_mask = _filled(attention_mask, size)
+            if attention_mask.shape[1] != places:
+                raise ValueError(
+                    f"expected a mask of {places} positions, those in the cache among them, found "
+                    f"{attention_mask.shape[1]}"
+                )
         context = Context(
-            positions=_positions(attention_mask, length, total, device),
-            bias=self._bias(attention_mask, length, total, device),
-            cache=past_key_values,
+            attention="eager" if output_attentions else self.config._attn_implementation,
+            positions=_positions(attention_mask, at),
+            bias=self._bias(attention_mask, at, places),
         )
         if encoder_hidden_states is not None:
             source = encoder_hidden_states.shape[1]
@@ -500,24 +571,35 @@ class CodeT5pModel(nn.Module):
                 seen = torch.ones(1, source, device=device)
             context = context._replace(
                 encoded=encoder_hidden_states,
-                encoded_positions=_positions(encoder_attention_mask, source, source, device),
+                encoded_positions=_positions(
+                    encoder_attention_mask, torch.arange(source, device=device)
+                ),
                 encoded_bias=_as_bias(seen.bool()[:, None, None]),
             )
-        x = self.wte(input_ids) * self.scale
         if self.cfg.position == "learned":
             x = x + self.wpe(context.positions)
         x = self.drop(x)
+        states, attentions, cross_attentions = [], [], []
         for block in self.h:
-            x = block(x, context)
-        return BaseModelOutput(last_hidden_state=self.ln_f(x))
+            if output_hidden_states:
+                states.append(x)
+            x, weights, cross_weights = block(x, *context, past_key_values=past_key_values)
+            if output_attentions:
+                attentions.append(weights)
+                cross_attentions += [] if cross_weights is None else [cross_weights]
+        x = self.drop(self.ln_f(x))
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=x,
+            hidden_states=(*states, x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if cross_attentions else None,
+        )
 
-    def _bias(self, mask, length, total, device):
-        """[batch or 1, heads or 1, length, total], added to scores of self-attention."""
-        keys = torch.arange(total, device=device)
-        distance = keys - keys[total - length :, None]
-        seen = torch.ones_like(distance, dtype=torch.bool)
-        if self.cfg.causal:
-            seen = distance <= 0
+    def _bias(self, mask, at, places):
+        """[batch or 1, heads or 1, length, places], added to scores of self-attention."""
+        keys = torch.arange(places, device=at.device)
+        distance = keys - at[:, None]
+        seen = keys <= (at if self.cfg.causal else at[-1:])[:, None]
         if self.cfg.attention_window is not None:
             seen = seen & (distance > -self.cfg.attention_window)
         seen = seen[None, None]
@@ -536,14 +618,19 @@ class CodeT5pForCausalLM(nn.Module):
     def __init__(self, config, width):
         super().__init__()
         cfg = config.decoder
-        self.transformer = CodeT5pModel(cfg, width, config.scale_embedding)
+        self.transformer = CodeT5pModel(config, cfg, width)
         self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=config.head_bias)
         self.scale = cfg.d_model**-0.5 if config.tie_embeddings and config.scale_tied_head else 1.0
 
-    def forward(self, input_ids, attention_mask=None, **context):
-        """fp32 logits [batch, length, vocab_size]; `context` is that of `CodeT5pModel`."""
-        states = self.transformer(input_ids, attention_mask, **context).last_hidden_state
-        return self.lm_head(states * self.scale).float()
+    def forward(self, **inputs):
+        """fp32 logits [batch, length, vocab_size]; arguments are those of `CodeT5pModel`."""
+        out = self.transformer(**inputs)
+        return CausalLMOutputWithCrossAttentions(
+            logits=self.lm_head(out.last_hidden_state * self.scale).float(),
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            cross_attentions=out.cross_attentions,
+        )
 
 
 class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
@@ -551,14 +638,17 @@ class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
 
     config_class = CodeT5pConfig
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _can_compile_fullgraph = True
     _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # Published files hold them; they follow from the configuration.
     _keys_to_ignore_on_load_unexpected = [r"\.causal_mask$"]  # noqa: RUF012
 
     def __init__(self, config):
         super().__init__(config)
         width = (config.decoder if config.project_encoder else config.encoder).d_model
-        self.encoder = CodeT5pModel(config.encoder, scale_embedding=config.scale_embedding)
+        self.encoder = CodeT5pModel(config, config.encoder)
         self.decoder = CodeT5pForCausalLM(config, width)
         if config.project_encoder:
             self.enc_to_dec_proj = nn.Linear(config.encoder.d_model, width)
@@ -568,6 +658,12 @@ class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
         if config.share_embeddings:
             self._tied_weights_keys["encoder.wte.weight"] = "decoder.transformer.wte.weight"
         self.post_init()
+
+    def _init_weights(self, module):
+        """Values of what a folder lacks; `transformers` knows its own norms alone."""
+        super()._init_weights(module)
+        if isinstance(module, Norm):
+            module.reset_parameters()
 
     def get_input_embeddings(self):
         """The decoder's embedding, whose rows are those of the output projection."""
@@ -585,6 +681,7 @@ class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
         """Replaces it."""
         self.decoder.lm_head = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids=None,
@@ -593,9 +690,12 @@ class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
         decoder_attention_mask=None,
         encoder_outputs=None,
         past_key_values=None,
+        inputs_embeds=None,
+        decoder_inputs_embeds=None,
         labels=None,
         use_cache=None,
-        return_dict=None,
+        output_attentions=None,
+        output_hidden_states=None,
         num_items_in_batch=None,
         **others,
     ):
@@ -608,44 +708,71 @@ class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
             the start token and all labels but the last.
           past_key_values: an `EncoderDecoderCache`; decoder_input_ids are what comes after it, and
             decoder_attention_mask is of all positions.
+          inputs_embeds, decoder_inputs_embeds: rows of the embeddings in place of ids.
+          output_attentions, output_hidden_states: whether to return those of every layer, as
+            `CodeT5pModel` does; weights of attention are of eager attention whatever is chosen.
           num_items_in_batch: what the sum of losses is divided by (Trainer).
         """
         _refuse(others)
-        if decoder_input_ids is None:
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        wanted = dict(
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
             if labels is None:
-                raise ValueError("decoder_input_ids or labels are needed")
+                raise ValueError("decoder_input_ids, decoder_inputs_embeds or labels are needed")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if encoder_outputs is None and input_ids is not None:
-            encoder_outputs = self.encoder(input_ids, attention_mask)
+        if encoder_outputs is None and (input_ids is not None or inputs_embeds is not None):
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **wanted)
+        if encoder_outputs is None:
+            encoder_outputs = BaseModelOutput()
+        elif isinstance(encoder_outputs, (tuple, list)):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
         if past_key_values is None and use_cache:
             parts = (DynamicCache(config=self.config.decoder) for _ in range(2))
             past_key_values = EncoderDecoderCache(*parts)
-        encoded = None if encoder_outputs is None else encoder_outputs[0]
-        read = encoded
+        encoded = read = encoder_outputs.last_hidden_state
         # Where the cache has keys and values of the encoder, nothing but its length is read.
         cached = past_key_values is not None and any(past_key_values.is_updated.values())
         if self.config.project_encoder and encoded is not None and not cached:
             read = self.enc_to_dec_proj(encoded)
-        logits = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
+        decoded = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
             encoder_hidden_states=read,
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
+            **wanted,
         )
-        loss = None
+        loss, logits = None, decoded.logits
         if labels is not None:
             mean = num_items_in_batch is None
             args = (logits.flatten(0, 1), labels.flatten().to(logits.device))
             loss = F.cross_entropy(*args, reduction="mean" if mean else "sum")
             loss = loss if mean else loss / num_items_in_batch
-        out = Seq2SeqLMOutput(
+        return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=encoded,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
         )
-        return out.to_tuple() if return_dict is False else out
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask, past_key_values, **_):
+        """The mask of padding alone, as each tower adds causality; its shape never changes where a
+        cache is static."""
+        if attention_mask is None:
+            return None
+        return _filled(attention_mask, _fixed_size(past_key_values))
 
     def prepare_decoder_input_ids_from_labels(self, labels):
         """What the decoder reads to predict labels [batch, length]: they, one to the right."""

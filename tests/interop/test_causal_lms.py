@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, generate
 from codet5p_jax.interop import hf_config
@@ -290,6 +291,69 @@ def test_a_model_directory_and_back(tmp_path, case):
     generation = json.loads((tmp_path / "b/generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": [2, 7]}
     assert verify_weights(tmp_path / "b", tmp_path / "run").problems == ()
+
+
+SANTACODER = {  # as published, but for the sizes
+    **{"activation_function": "gelu_fast", "architectures": ["GPT2LMHeadCustomModel"]},
+    **{"attention_head_type": "multiquery", "model_type": "gpt2", "layer_norm_epsilon": 1e-5},
+    **{"initializer_range": 0.02, "attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1},
+    **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    **{"n_inner": 64, "bos_token_id": 1, "eos_token_id": 1, **GPT},
+}
+
+
+@pytest.fixture
+def santacoder(tmp_path):
+    """A folder, and the same network as a GPT-BigCode of theirs: its kernels are the other way
+    round, and queries lie apart from the key and the value."""
+    from safetensors.numpy import save_file
+
+    model = model_of("gpt_bigcode", GPT)
+    tensors = {name: x.numpy() for name, x in model.state_dict().items()}
+    for name in list(tensors):
+        module, _, kind = name.rpartition(".")
+        if module.endswith(("c_attn", "c_proj", "c_fc")) and kind == "weight":
+            tensors[name] = np.ascontiguousarray(tensors[name].T)
+    for layer in range(GPT["n_layer"]):
+        attn = f"transformer.h.{layer}.attn"
+        for kind in ("weight", "bias"):
+            fused = tensors.pop(f"{attn}.c_attn.{kind}")
+            parts = np.split(fused, [GPT["n_embd"]], axis=-1)
+            tensors[f"{attn}.q_attn.{kind}"], tensors[f"{attn}.kv_attn.{kind}"] = map(
+                np.ascontiguousarray, parts
+            )
+        tensors[f"{attn}.bias"] = np.tri(64, dtype=np.uint8)[None, None]
+        tensors[f"{attn}.masked_bias"] = np.array(-1e4, np.float32)
+    folder = tmp_path / "santacoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SANTACODER))
+    save_file(tensors, folder / "model.safetensors")
+    return folder, model
+
+
+def test_santacoder_as_first_published(santacoder, tmp_path, capsys):
+    folder, model = santacoder
+    run, out = tmp_path / "run", tmp_path / "out"
+    weights = open_hugging_face(folder)
+    tokens = torch.tensor(tokens_of().astype(np.int64))
+    with torch.no_grad():
+        theirs = model(tokens).logits.numpy()
+    mine = logits_of(weights.config, nested(weights))
+    np.testing.assert_allclose(mine, theirs, atol=ATOL, rtol=0)
+    import_weights(folder, run)
+    capsys.readouterr()
+    assert main(["convert", "verify", str(folder), str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "parameters compared, 0 differences" in said
+    assert "outputs not compared: transformers has no class for santacoder" in said
+    with pytest.raises(ValueError, match=r"read and not written, .* is also gpt_bigcode: choose"):
+        export_weights(run, out, arch="santacoder")
+    assert not out.exists()
+    export_weights(run, out)
+    again = load_theirs(transformers.AutoModelForCausalLM, out)
+    assert type(again) is type(model)
+    with torch.no_grad():
+        np.testing.assert_array_equal(again(tokens).logits.numpy(), theirs)
 
 
 def test_rows_are_added_to_a_bias_as_well(tmp_path):

@@ -52,7 +52,8 @@ CHAINS = {
 
 
 def test_every_family_is_a_decoder_once():
-    assert {CASES[name][0] for name in CHAINS} == FAMILIES.keys()
+    written = {arch for arch, family in FAMILIES.items() if family.cls}
+    assert {CASES[name][0] for name in CHAINS} == written
 
 
 @pytest.fixture(scope="module")
