@@ -35,7 +35,12 @@ ADAMW = {
     "betas": chosen((0.9, 0.999)),
     "clip_norm": chosen(1.0),
 }
-SCHEDULE = {"schedule": "Linear", "final": chosen(0.0), "warmup_steps": chosen(1_000)}
+SCHEDULE = {
+    "schedule": "Linear",
+    "initial": chosen(0.0),
+    "final": chosen(0.0),
+    "warmup_steps": chosen(1_000),
+}
 PAPER = {**ADAMW, **SCHEDULE, "dropout": 0.1, "loss_weights": 1}
 
 STAGE1 = {
@@ -87,6 +92,7 @@ QUICKSTART = {
     "betas": chosen((0.9, 0.999)),
     "clip_norm": chosen(1.0),
     "schedule": "Linear",
+    "initial": chosen(0.0),
     "final": chosen(0.0),
     "warmup_steps": chosen(30),
     "dropout": chosen(0.0),
@@ -109,6 +115,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         **ADAMW,
         "weight_decay": 0.05,
         "schedule": "Linear",
+        "initial": 0.0,
         "final": 0.0,
         "warmup_steps": 200,
         "peak": 5e-5,
@@ -117,6 +124,20 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "phases": (("my_task", 78_694, 4 * 8),),  # 10 epochs of 251,820 examples
         "seq2seq": {"inputs_length": 320, "targets_length": 128},
         "accumulate": chosen(1),
+    },
+    "instruct_16b": {  # as the released script
+        **ADAMW,
+        "weight_decay": 0.0,
+        "schedule": "Linear",
+        "initial": 1e-5,
+        "final": 1e-5,
+        "warmup_steps": 30,
+        "peak": 2e-5,
+        "dropout": 0.0,
+        "loss_weights": 1,
+        "phases": chosen((("instruct", 234, 256),)),  # 3 epochs; 16 a device, of how many is open
+        "seq2seq": {"inputs_length": 512, "targets_length": 512},
+        "accumulate": chosen(16),
     },
     "quickstart_llm": {
         **QUICKSTART,
