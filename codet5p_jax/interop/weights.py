@@ -437,8 +437,11 @@ def _write_tensors(
     tensors = {name: (np.dtype(np.uint8), (1, 1, n, n)) for name, n in masks.items()}
     for entry in table:
         shape = weights.shapes[entry.ours]
-        kind = (dtype or weights.dtype(entry.ours), entry.their_shape(shape))
-        tensors |= dict.fromkeys(entry.names(shape), kind)
+        for name in entry.names(shape):
+            kind = dtype or weights.dtype(entry.ours)
+            if name in tensors and tensors[name][0] != kind:  # of its parts, only some train
+                kind = np.dtype(np.float32)
+            tensors[name] = kind, entry.their_shape(shape)
     tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
     with SafetensorsWriter(folder, tensors, max_shard_bytes) as writer:
         together: dict[tuple[str, ...], list[Entry]] = {}  # entries of the same tensors

@@ -14,7 +14,7 @@ from codet5p_jax.files import new_folder
 from codet5p_jax.interop import causal_lms, hf_config
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.hf_config import TokenIds
-from codet5p_jax.interop.safetensors_files import SafetensorsFolder, parse_size
+from codet5p_jax.interop.safetensors_files import FLOATS, SafetensorsFolder, parse_size
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import (
     ArrayWeights,
@@ -321,6 +321,23 @@ def test_each_parameter_is_read_once(tmp_path):
     again = open_hugging_face(tmp_path / "model")
     for path, array in params(config).items():
         np.testing.assert_array_equal(again.read(path), array)
+
+
+@pytest.mark.parametrize("part", "qkv")
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_a_fused_tensor_is_as_wide_as_its_widest_part(tmp_path, part, narrow):
+    """Where one part trains in fp32, the frozen others must not round it."""
+    values = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 7, "n_positions": 16}
+    config = causal_lms.read(FAMILIES["gpt2"], values, tmp_path / "config.json")
+    wide = f"decoder/layers/attention/{part}"
+    arrays = {
+        path: x if path == wide else x.astype(FLOATS[narrow]) for path, x in params(config).items()
+    }
+    export_hugging_face(tmp_path / "model", ArrayWeights(config, arrays), arch="gpt2")
+    again = open_hugging_face(tmp_path / "model")
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(again.read(path), array.astype(again.dtype(path)))
+    assert again.dtype(wide) == np.float32
 
 
 def test_shards(sharded):
