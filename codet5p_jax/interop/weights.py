@@ -434,7 +434,9 @@ def _write_tensors(
     """The tensors of `table` as safetensors in `folder`, which errors call `where`, and causal
     masks of so many positions."""
     masks = masks or {}
-    tensors = {name: (np.dtype(np.uint8), (1, 1, n, n)) for name, n in masks.items()}
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        name: (np.dtype(np.uint8), (1, 1, n, n)) for name, n in masks.items()
+    }
     for entry in table:
         shape = weights.shapes[entry.ours]
         for name in entry.names(shape):
