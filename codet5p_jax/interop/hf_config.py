@@ -1,7 +1,7 @@
 """A `config.json` of Hugging Face as our ModelConfig, and the reverse."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,81 +64,6 @@ _ACTIVATIONS = {
 }
 
 
-GENERATION = "generation_config.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenIds:
-    """Special tokens of an exported model; the defaults are CodeT5's. A decoder alone has no start
-    token, and may lack others."""
-
-    pad: int | None = 0
-    bos: int | None = 1
-    eos: int | None = 2
-    decoder_start: int | None = 0
-    other_eos: tuple[int, ...] = ()
-    """More tokens that end a generation, such as the end of a turn."""
-
-    @classmethod
-    def read(cls, folder: Path, arch: str = "t5") -> "TokenIds":
-        """Those that a folder names: `generation_config.json` before `config.json`, as in
-        transformers; the architecture's where neither names one.
-
-        Raises:
-          FileNotFoundError: there is no `config.json`.
-          ValueError: an id is no id; names file and key.
-        """
-        values = load_config(folder)
-        if arch not in FAMILIES:  # these cannot do without
-            values = {key: value for key, value in values.items() if value is not None}
-        if arch in COMPOSED and isinstance(values.get("decoder"), dict):
-            values = {**values["decoder"], **values}
-        ids = _ids({**_token_defaults(arch), **values}, folder / "config.json")
-        path = folder / GENERATION
-        if check_file(path):
-            found = _ids(_object(path), path)
-            ids |= {key: tokens for key, tokens in found.items() if tokens}
-        several = [key for key, tokens in ids.items() if len(tokens) > 1 and key != "eos_token_id"]
-        if several:
-            where = path if path.is_file() else folder / "config.json"
-            raise ValueError(f"{where}: expected one id as {several[0]}, found {ids[several[0]]}")
-        pad, bos, eos, start = (tokens[0] if tokens else None for tokens in ids.values())
-        found = cls(pad, bos, eos, start, other_eos=ids["eos_token_id"][1:])
-        if arch in COMPOSED:
-            return found.of_seq2seq(codet5p_large.TOKEN if arch == "codet5p" else None)
-        start = None if arch in FAMILIES else _first((start, pad))
-        return dataclasses.replace(found, decoder_start=start)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "TokenIds":
-        """The inverse of `dataclasses.asdict`, from JSON."""
-        return cls(**{**values, "other_eos": tuple(values.get("other_eos", ()))})
-
-    def of_seq2seq(self, token: int | None = None) -> "TokenIds":
-        """With a start and a padding token, which language models lack: the decoder starts with
-        what the language model does, and what ends a text pads it. `token` is there for those that
-        have none of them."""
-        eos = _first((self.eos, token))
-        start = _first((self.decoder_start, self.bos, eos))
-        return dataclasses.replace(
-            self, pad=_first((self.pad, eos, start)), eos=eos, decoder_start=start
-        )
-
-    def require_rows(self, rows: int, where: Path) -> None:
-        """Fails if an id is none of the rows of the embedding.
-
-        Raises:
-          ValueError: names the token, and the folder `where` that says so.
-        """
-        named = {**dataclasses.asdict(self), "other_eos": max(self.other_eos, default=None)}
-        for name, number in named.items():
-            if number is not None and number >= rows:
-                raise ValueError(
-                    f"{where}: the {name} token has id {number:,}, but the embedding has {rows:,} "
-                    "rows"
-                )
-
-
 def load_config(folder: Path) -> dict[str, Any]:
     """The content of `config.json`.
 
@@ -149,14 +74,7 @@ def load_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not check_file(path):
         raise FileNotFoundError(f"{folder} has no config.json; expected a Hugging Face folder")
-    return _object(path)
-
-
-def other_generation_settings(folder: Path) -> list[str]:
-    """Names of what a `generation_config.json` says besides special tokens."""
-    path = folder / GENERATION
-    values = _object(path) if check_file(path) else {}
-    return sorted(values.keys() - {*_ID_KEYS, "_from_model_config", "transformers_version"})
+    return read_object(path)
 
 
 def recognise(values: Mapping[str, Any], where: Path) -> str:
@@ -299,14 +217,13 @@ def default_architecture(config: ModelConfig) -> str:
 
 
 def to_hugging_face(
-    config: ModelConfig, arch: str, tokens: TokenIds, dtype: str, log_temperature: float | None
+    config: ModelConfig, arch: str, dtype: str, log_temperature: float | None
 ) -> dict[str, Any]:
-    """The `config.json` of an exported network.
+    """The `config.json` of an exported network, but for its special tokens.
 
     Args:
       config: of the whole network.
       arch: one of `ARCHITECTURES`.
-      tokens: ids of its special tokens.
       dtype: of the tensors, by name.
       log_temperature: of the contrastive loss, which no tensor of theirs holds.
 
@@ -324,17 +241,10 @@ def to_hugging_face(
         "architectures": [cls],
         **_described(config, arch),
         "use_cache": arch not in ENCODERS,
-        "pad_token_id": tokens.pad,
-        "bos_token_id": tokens.bos,
-        "eos_token_id": tokens.eos,
         "dtype": dtype,
     }
     if arch not in FAMILIES:
         values["is_encoder_decoder"] = arch not in ENCODERS
-        if arch not in ENCODERS:
-            values["decoder_start_token_id"] = tokens.decoder_start
-        if tokens.bos is None:
-            del values["bos_token_id"]
     if arch in MODELING:
         code = MODELING[arch]
         module = code.file.removesuffix(".py")
@@ -348,17 +258,6 @@ def to_hugging_face(
     if differing:
         raise ValueError(f"the network is no {arch}: {'; '.join(differing[:5])}")
     return values
-
-
-def generation_config(tokens: TokenIds) -> dict[str, Any]:
-    """The `generation_config.json` that makes `generate` start and end as training taught it."""
-    values = {
-        "pad_token_id": tokens.pad,
-        "bos_token_id": tokens.bos,
-        "eos_token_id": [tokens.eos, *tokens.other_eos] if tokens.other_eos else tokens.eos,
-        "decoder_start_token_id": tokens.decoder_start,
-    }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def log_temperature(values: Mapping[str, Any], where: Path) -> float | None:
@@ -377,31 +276,12 @@ def log_temperature(values: Mapping[str, Any], where: Path) -> float | None:
     return float(value)
 
 
-_ID_KEYS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that is an object.
 
-
-def _ids(values: Mapping[str, Any], where: Path) -> dict[str, tuple[int, ...]]:
-    """Ids by key; several of one where a list has them, none where there is no such token."""
-    out = {}
-    for name in _ID_KEYS:
-        value = values.get(name)
-        numbers = value if isinstance(value, list) else [] if value is None else [value]
-        if any(type(number) is not int or number >= 2**31 for number in numbers):
-            raise ValueError(f"{where}: expected an id as {name}, found {value!r}")
-        out[name] = tuple(number for number in numbers if number >= 0)  # -1 is none as well
-    return out
-
-
-def _token_defaults(arch: str) -> Mapping[str, Any]:
-    """Ids of special tokens that hold where a folder names none."""
-    if arch in FAMILIES:
-        return FAMILIES[arch].defaults
-    if arch in COMPOSED:
-        return {}
-    return {"pad_token_id": 0, "eos_token_id": 1}
-
-
-def _object(path: Path) -> dict[str, Any]:
+    Raises:
+      ValueError: it is none; names the file.
+    """
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
@@ -497,8 +377,3 @@ def _distance(config: ModelConfig, arch: str) -> float:
         return float(len(_unlike(config, arch)))
     except ValueError:
         return float("inf")
-
-
-def _first(values: Iterable[int | None]) -> int | None:
-    """The first that is not None."""
-    return next((value for value in values if value is not None), None)

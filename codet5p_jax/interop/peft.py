@@ -60,7 +60,7 @@ def export_adapter(
             f"the network is no base model that there is without it: {arch} has cross-attention of "
             "its own; export it merged, without --adapter"
         )
-    hf_config.to_hugging_face(plain, arch, hf_config.TokenIds(), "float32", None)  # or it raises
+    hf_config.to_hugging_face(plain, arch, "float32", None)  # or it raises
     table = table_of(hf_config.exported(plain, arch), arch)
     parts: dict[str, list[tuple[Entry, int]]] = {}  # module -> (entry, layer)
     for entry in table:

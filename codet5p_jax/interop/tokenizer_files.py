@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from codet5p_jax.files import check_file, check_inside
-from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import read_json
+from codet5p_jax.interop.token_ids import TokenIds
 
 ENCODER = "encoder_tokenizer"
 """Where a folder or model directory keeps the tokenizer of an encoder that has one of its own."""

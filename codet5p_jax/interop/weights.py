@@ -26,7 +26,7 @@ from codet5p_jax.interop import (
     torch_files,
 )
 from codet5p_jax.interop.causal_families import FAMILIES
-from codet5p_jax.interop.hf_config import COMPOSED, MODELING, TokenIds
+from codet5p_jax.interop.hf_config import COMPOSED, MODELING
 from codet5p_jax.interop.safetensors_files import (
     FLOATS,
     SafetensorsFolder,
@@ -35,6 +35,7 @@ from codet5p_jax.interop.safetensors_files import (
     natural_key,
 )
 from codet5p_jax.interop.tables import IGNORED, LAYER, Entry, Table, hugging_face
+from codet5p_jax.interop.token_ids import GENERATION, TokenIds
 from codet5p_jax.models.codet5p import INITIAL_TEMPERATURE, CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import ParamSpec, flatten
@@ -308,14 +309,14 @@ def export_hugging_face(
     dtypes = {p: chosen or weights.dtype(p) for p in shapes if p != LOG_TEMPERATURE}
     widest = max(dtypes.values(), key=lambda d: d.itemsize).name
     size = sum(math.prod(shapes[path]) * dtype.itemsize for path, dtype in dtypes.items())
-    values = hf_config.to_hugging_face(config, arch, tokens, widest, temperature)
+    values = hf_config.to_hugging_face(config, arch, widest, temperature)
+    values |= tokens.to_config(arch)
     masks = codet5p_large.causal_masks(network) if causal_masks else {}
     size += sum(n**2 for n in masks.values())
     with new_folder(folder, size) as partial:
         _write_json(partial / "config.json", values)
         if arch not in hf_config.ENCODERS:
-            generation = hf_config.generation_config(tokens)
-            _write_json(partial / hf_config.GENERATION, generation)
+            _write_json(partial / GENERATION, tokens.to_generation_config())
         if arch in MODELING:
             file = MODELING[arch].file
             shutil.copyfile(Path(__file__).with_name(file), partial / file)
@@ -438,12 +439,11 @@ def _write_tensors(
         name: (np.dtype(np.uint8), (1, 1, n, n)) for name, n in masks.items()
     }
     for entry in table:
-        shape = weights.shapes[entry.ours]
+        shape, kind = weights.shapes[entry.ours], dtype or weights.dtype(entry.ours)
+        theirs = entry.their_shape(shape)
         for name in entry.names(shape):
-            kind = dtype or weights.dtype(entry.ours)
-            if name in tensors and tensors[name][0] != kind:  # of its parts, only some train
-                kind = np.dtype(np.float32)
-            tensors[name] = kind, entry.their_shape(shape)
+            differs = name in tensors and tensors[name][0] != kind  # of its parts, some train
+            tensors[name] = np.dtype(np.float32) if differs else kind, theirs
     tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
     with SafetensorsWriter(folder, tensors, max_shard_bytes) as writer:
         together: dict[tuple[str, ...], list[Entry]] = {}  # entries of the same tensors

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from codet5p_jax.files import new_folder
-from codet5p_jax.interop.hf_config import TokenIds, load_config, recognise
+from codet5p_jax.interop.hf_config import load_config, recognise
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import Weights, hugging_face_folder, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p

@@ -18,8 +18,8 @@ from codet5p_jax.interop import (
     tokenizer_files,
 )
 from codet5p_jax.interop.changed_weights import LORA_ENDS, MergedLora, ResizedVocabulary
-from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
+from codet5p_jax.interop.token_ids import GENERATION, TokenIds, other_generation_settings
 from codet5p_jax.interop.weights import (
     FLOATS,
     ForeignWeights,
@@ -88,9 +88,9 @@ def import_weights(
         tokens = TokenIds.read(source, arch)
         if (source / sentence_transformers.MODULES).is_file():
             say(f"{source} is of sentence-transformers: only its encoder is read")
-        others = hf_config.other_generation_settings(source)
+        others = other_generation_settings(source)
         if others:
-            say(f"not kept of {hf_config.GENERATION}: {', '.join(others)}")
+            say(f"not kept of {GENERATION}: {', '.join(others)}")
         if dtype is None:
             _report_mixed(foreign, say)
     before = weights.config.vocab_size
@@ -266,7 +266,7 @@ def check_exportable(config: ModelConfig, arch: str | None = None) -> None:
     if arch == sentence_transformers.ARCHITECTURE:
         sentence_transformers.files(config)
         arch = "t5_encoder"
-    hf_config.to_hugging_face(config, arch, TokenIds(), "float32", None)
+    hf_config.to_hugging_face(config, arch, "float32", None)
 
 
 def check_one_process() -> None:
@@ -309,7 +309,8 @@ def _report_mixed(weights: ForeignWeights, say: Say) -> None:
     """Our layers are one array, which has one dtype."""
     mixed = {path: weights.dtypes(path) for path in weights.shapes}
     mixed = {path: found for path, found in mixed.items() if len(found) > 1}
-    for path, found in list(mixed.items())[:1]:
+    if mixed:
+        path, found = next(iter(mixed.items()))
         more = f", and so of {len(mixed) - 1} more parameters" if len(mixed) > 1 else ""
         say(
             f"WARNING: layers of {path} are {' and '.join(d.name for d in found)}{more}; they "

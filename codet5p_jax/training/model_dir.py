@@ -6,6 +6,7 @@ MODEL_DIR/
   tokenizer/              tokenizer.json and the roles of its special tokens
   encoder_tokenizer/      that of the encoder, where encoder and decoder have one each
   checkpoints/<step>/     weights, optimizer and data position
+  snapshots/<step>/       weights alone, if asked for
   operative_config.gin    the configuration of the latest start
   metrics.jsonl           one record per line
   tensorboard/            if asked for

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from codet5p_jax.interop import codet5p_large
-from codet5p_jax.interop.hf_config import TokenIds
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.weights import open_hugging_face
 from codet5p_jax.models import CodeT5p, codet5p_codegen
 from codet5p_jax.models.params import flatten

@@ -16,8 +16,8 @@ from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, compiled
 from codet5p_jax.interop import hf_config
-from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p, ModelConfig, StackConfig, codet5p_codegen, t5
 from codet5p_jax.models.params import flatten

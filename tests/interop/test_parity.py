@@ -12,8 +12,8 @@ import pytest
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, compiled
-from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.tokenizer_files import export_tokenizer
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p, init_params, t5

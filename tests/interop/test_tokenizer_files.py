@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from codet5p_jax.interop.hf_config import TokenIds
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer, export_tokenizer, token_ids
 
 ROLES = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "decoder_start": "<pad>"}

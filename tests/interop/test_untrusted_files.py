@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from codet5p_jax.files import new_folder
-from codet5p_jax.interop import causal_lms, hf_config
+from codet5p_jax.interop import causal_lms
 from codet5p_jax.interop.causal_families import FAMILIES
-from codet5p_jax.interop.hf_config import TokenIds
 from codet5p_jax.interop.safetensors_files import FLOATS, SafetensorsFolder, parse_size
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import (
     ArrayWeights,
@@ -178,7 +178,7 @@ def test_special_tokens_are_those_of_generation_then_of_the_configuration(folder
     generation.write_text('{"eos_token_id": [3, 4], "decoder_start_token_id": 1}')
     found = TokenIds.read(folder)
     assert found == TokenIds(pad=0, bos=None, eos=3, decoder_start=1, other_eos=(4,))
-    assert hf_config.generation_config(found)["eos_token_id"] == [3, 4]
+    assert found.to_generation_config()["eos_token_id"] == [3, 4]
     with pytest.raises(ValueError, match="model: the other_eos token has id 4"):
         found.require_rows(4, folder)
     for value in ("2", 1.5, True, [2, "3"], 2**40):
