@@ -22,9 +22,9 @@ class Seq2Seq(TeacherForced):
     Attributes:
       inputs_length, targets_length: S and T; T5's defaults.
       prompt_to_decoder: the decoder reads the inputs as well, without an `</s>` at their end; the
-        loss is on the targets only, and T covers both. As the model's field of that name. Where
-        an example has `inputs_and_targets`, both tokenised as one text, the decoder reads these
-        instead; the first len(inputs) of them are no targets.
+        loss is on the targets only, and T covers both, whatever S cuts for the encoder. As the
+        model's field of that name. Where an example has `inputs_and_targets`, both tokenised as one
+        text, the decoder reads these instead; the first len(inputs) of them are no targets.
     """
 
     inputs_length: int = 512
@@ -38,12 +38,29 @@ class Seq2Seq(TeacherForced):
     ) -> Features:
         """`inputs` and `targets` int32 [n], [m] -> the teacher-forced row."""
         del rng
-        inputs, targets = as_tokens(example["inputs"]), as_tokens(example["targets"])
-        prompt = None
-        if self.prompt_to_decoder and "inputs_and_targets" in example:
-            prompt, targets = np.split(as_tokens(example["inputs_and_targets"]), [len(inputs)])
-            prompt = prompt[: self.inputs_length]
-        elif self.prompt_to_decoder:
-            prompt = inputs[: self.inputs_length]
-            prompt = prompt[:-1] if prompt[-1:] == special.eos else prompt
+        inputs, targets, prompt = self._parts(example, special)
         return self.row(inputs, targets, special, prompt)
+
+    def cut(self, example: Mapping[str, np.ndarray], special: SpecialTokens) -> dict[str, bool]:
+        """Whether `inputs` (of the encoder) and `targets` lose something to S and T, and whether
+        there is `no loss`, as nothing is left of the targets."""
+        inputs, targets, prompt = self._parts(example, special)
+        room = max(self.targets_length - (0 if prompt is None else len(prompt)), 0)
+        return {
+            "inputs": len(inputs) > self.inputs_length,
+            "targets": len(targets) > room,
+            "no loss": min(len(targets), room) == 0,
+        }
+
+    def _parts(
+        self, example: Mapping[str, np.ndarray], special: SpecialTokens
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Inputs, targets and the prompt in the decoder, uncut."""
+        inputs, targets = as_tokens(example["inputs"]), as_tokens(example["targets"])
+        if not self.prompt_to_decoder:
+            return inputs, targets, None
+        if "inputs_and_targets" in example:
+            prompt, targets = np.split(as_tokens(example["inputs_and_targets"]), [len(inputs)])
+            return inputs, targets, prompt
+        closed = len(inputs) > 0 and inputs[-1] == special.eos
+        return inputs, targets, inputs[:-1] if closed else inputs

@@ -34,7 +34,7 @@ BINDINGS = (
     *(f"configs.codet5p_codegen.encoder_{name}" for name in ("d_model=16", "num_heads=2")),
     *(f"configs.codet5p_codegen.{name}" for name in ("num_encoder_layers=1", "vocab_size=512")),
     *("configs.codet5p_codegen.encoder_rotary_dim=4", "COMPUTE_DTYPE='float32'"),
-    *("TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 128}", "REMAT='none'"),
+    *("TASK_FEATURE_LENGTHS={'inputs': 176, 'targets': 176}", "REMAT='none'"),
     *("TRAIN_STEPS=24", "WARMUP_STEPS=2", "BATCH_SIZE=8", "ACCUMULATE=2", "EVAL_PERIOD=24"),
     *("PEAK_LEARNING_RATE=1e-2", "train.Evaluation.batch_size=4", "train.Logging.every=1"),
     "train.Logging.tensorboard=False",

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
+import pytest
 
 from codet5p_jax.models import CodeT5p
 from codet5p_jax.objectives import DecoderCLM, Seq2Seq, Seq2SeqCLM
@@ -143,11 +145,12 @@ def test_a_prompt_stands_before_the_targets_and_is_no_target(special):
     assert row["decoder_targets"].tolist() == [11, 12, 21, 22, eos, pad, pad]
     assert row["decoder_weights"].tolist() == [0, 0, 1, 1, 1, 0, 0]
     assert row["decoder_segments"].tolist() == [1, 1, 1, 1, 1, 0, 0]
-    # The prompt is what the encoder was given of it, and the whole is cut from the end.
+    # What the encoder is given of it does not change the decoder's, which is cut from the end.
     short = Seq2Seq(inputs_length=1, targets_length=3, prompt_to_decoder=True)
     row = short.features(example, np.random.default_rng(0), special)
-    assert row["decoder_targets"].tolist() == [11, 21, 22]
-    assert row["decoder_weights"].tolist() == [0, 1, 1]
+    assert row["encoder_tokens"].tolist() == [11]
+    assert row["decoder_targets"].tolist() == [11, 12, 21]
+    assert row["decoder_weights"].tolist() == [0, 0, 1]
     full = Seq2Seq(inputs_length=4, targets_length=2, prompt_to_decoder=True)
     assert not full.features(example, np.random.default_rng(0), special)["decoder_weights"].any()
 
@@ -164,6 +167,33 @@ def test_prompt_and_targets_may_be_one_text(special):
     assert row["encoder_tokens"].tolist() == [11, 12, special.pad]
     assert row["decoder_targets"].tolist() == [11, 31, 22, special.eos, special.pad]
     assert row["decoder_weights"].tolist() == [0, 0, 1, 1, 0]
+    # An encoder that has room for less of the prompt leaves the decoder all of it.
+    short = Seq2Seq(inputs_length=1, targets_length=3, prompt_to_decoder=True)
+    row = short.features(example, np.random.default_rng(0), special)
+    assert row["encoder_tokens"].tolist() == [11]
+    assert row["decoder_targets"].tolist() == [11, 31, 22]
+    assert row["decoder_weights"].tolist() == [0, 0, 1]
     # A decoder that is not given the prompt reads the targets as they are alone.
     row = Seq2Seq(targets_length=4).features(example, np.random.default_rng(0), special)
     assert row["decoder_targets"].tolist() == [21, 22, special.eos, special.pad]
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+@pytest.mark.parametrize("joint", [False, True])
+def test_what_is_cut_is_what_rows_lack(special, prompt, joint):
+    seen = set()
+    for n, m in itertools.product((0, 1, 3, 4, 5), (0, 1, 2, 4, 5)):
+        example = {"inputs": np.arange(10, 10 + n), "targets": np.arange(20, 20 + m)}
+        if joint:
+            example["inputs_and_targets"] = np.concatenate(list(example.values()))
+        objective = Seq2Seq(inputs_length=3, targets_length=4, prompt_to_decoder=prompt)
+        row = objective.features(example, np.random.default_rng(0), special)
+        cut = objective.cut(example, special)
+        weights = row["decoder_weights"].sum()
+        assert cut == {
+            "inputs": row["encoder_segments"].sum() < n,
+            "targets": weights < m,
+            "no loss": weights == 0,
+        }
+        seen.add(tuple(cut.values()))
+    assert len(seen) == (5 if prompt else 6)  # every kind of cut there is
