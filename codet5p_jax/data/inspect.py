@@ -1,18 +1,21 @@
 """Shows a cached mixture as the model sees it: rows, lengths, padding, examples in words."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from codet5p_jax.data.cache import CachedMixture
+from codet5p_jax.data.cache import CachedMixture, MixtureTask
 from codet5p_jax.data.loader import HostHalf, Loader
 from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.data.tokens import SpecialTokens
 
 Decode = Callable[[Sequence[int]], str]
 
 _BATCHES = 4  # to measure lengths on
+_COUNTED = 100_000  # examples of a task to count cuts in; a few seconds
 
 
 def inspect(
@@ -36,7 +39,8 @@ def inspect(
 
     Yields:
       Lines; special tokens are written out, line breaks of the data are kept. Of text-code pairs
-      that are matched, also what the matching decoder reads: `[ENC] code </s>`.
+      that are matched, also what the matching decoder reads: `[ENC] code </s>`. Of objectives that
+      can say what they cut (`Seq2Seq`), in how many examples of each task they do.
 
     Raises:
       DataError: as `Loader`.
@@ -51,6 +55,7 @@ def inspect(
         for task in mixture.tasks_of(name):
             m = task.examples.manifest
             yield f"   task {task.name}, rate {task.rate:g}, {m.records:,} examples"
+            yield from _cuts(task, objectives[name], mixture.special)
         arrays = {
             key: np.concatenate([batch[name][key] for batch in batches]) for key in batches[0][name]
         }
@@ -81,6 +86,20 @@ def used(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
         return None
     mask = arrays.get(f"{side}_weights" if kind == "targets" else f"{side}_segments")
     return None if mask is None else mask > 0
+
+
+def _cuts(task: MixtureTask, objective: Any, special: SpecialTokens) -> Iterator[str]:
+    if not hasattr(objective, "cut"):
+        return
+    number = min(len(task.examples), _COUNTED)
+    counts: Counter[str] = Counter()
+    for i in range(number):
+        counts.update(objective.cut(task.examples[i], special))
+    first = "the first " if number < len(task.examples) else ""
+    yield (
+        f"   of {first}{number:,}: inputs cut in {counts['inputs']:,}, targets in "
+        f"{counts['targets']:,}; {counts['no loss']:,} without a loss"
+    )
 
 
 def _lengths(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:

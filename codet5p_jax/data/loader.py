@@ -22,6 +22,7 @@ from codet5p_jax.data.tokens import SpecialTokens
 Batch = dict[str, dict[str, np.ndarray]]  # objective -> array name -> [rows, ...]
 
 _PREFETCHED = 2  # batches ready ahead of the step, for each worker
+_WEIGHTS = "decoder_weights"  # 0 where a position is no target
 _ENDINGS = (signal.SIGTERM, signal.SIGINT)  # may come to a whole process group
 
 
@@ -80,7 +81,8 @@ class Loader:
 
         Raises:
           DataError: an objective is missing, gets no row, rows that hosts cannot share equally, or
-            makes arrays other than its `spec`; a task has fewer examples than one batch takes.
+            makes arrays other than its `spec`; a task has fewer examples than one batch takes, or
+            none with a target.
         """
         _check_objectives(mixture, objectives)
         self._mixture = mixture
@@ -98,6 +100,7 @@ class Loader:
         for task in mixture.tasks:
             self._check_size(task)
             self._check_spec(task)
+            self._check_targets(task)
 
     def batch_at(self, step: int) -> Batch:
         """This host's rows of the batch of a step, counted from 0.
@@ -216,6 +219,21 @@ class Loader:
                 f"objective {task.objective!r} needs the feature {error}, examples of task "
                 f"{task.name!r} have {found}: give the task another objective"
             ) from error
+
+    def _check_targets(self, task: MixtureTask) -> None:
+        """Looks at examples up to the first that has a target, usually the first of all."""
+        number, spec = task.examples.manifest.epochs[0], self._specs[task.objective]
+        if _WEIGHTS not in spec:
+            return
+        if any(self._features(task, 0, i)[_WEIGHTS].any() for i in range(number)):
+            return
+        raise DataError(
+            f"task {task.name!r}, split {self._mixture.split!r}: none of its {number:,} examples "
+            f"has a target for {task.objective!r} among {spec[_WEIGHTS].shape[0]} positions of the "
+            "decoder, so there is no loss; raise targets_length of the objective (targets in "
+            "TASK_FEATURE_LENGTHS), which prompt and targets share with prompt_to_decoder, or give "
+            "the task targets"
+        )
 
     def _whole_batches(self, task: MixtureTask) -> int:
         """Batches that the first epoch of a task fills."""

@@ -10,8 +10,9 @@ from codet5p_jax.data.inspect import decoder_of, inspect, used
 from codet5p_jax.data.loader import DataError, Loader
 from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.objectives.matching import decoder_input
+from codet5p_jax.objectives.seq2seq import Seq2Seq
 from codet5p_jax.objectives.text_code_pairs import TextCodePairs
-from tests.data.tiny import TinyObjective, make_mixture
+from tests.data.tiny import SPECIAL, TinyObjective, make_mixture
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,38 @@ def test_what_the_matching_decoder_reads_is_shown(pairs):
     without = TextCodePairs(text_length=16, code_length=16, matching=False)
     lines = inspect(pairs, {"text_code_pairs": without}, 4)
     assert not any("matching decoder" in line for line in lines)
+
+
+def prompted(folder, sizes):
+    """Examples of so many tokens of a prompt and of targets."""
+    with CacheWriter(folder, "chats", "train", {"source": "chats"}) as writer:
+        for n, m in sizes:
+            inputs, targets = (np.arange(5, 5 + k, dtype=np.int32) for k in (n, m))
+            writer.write({"inputs": inputs, "targets": targets})
+    write_mixture(
+        folder,
+        "chats",
+        [("chats", "seq2seq", 1.0)],
+        special=SPECIAL,
+        vocab_size=100,
+        tokenizer_digest="none",
+        save_tokenizer=lambda folder: None,
+    )
+    return open_mixture(folder, "chats", "train")
+
+
+def test_what_is_cut_is_counted(tmp_path):
+    mixture = prompted(tmp_path, [(3, 2), (5, 2), (8, 2), (9, 1), (5, 5)])
+    objective = Seq2Seq(inputs_length=4, targets_length=8, prompt_to_decoder=True)
+    lines = list(inspect(mixture, {"seq2seq": objective}, 5))
+    assert "   of 5: inputs cut in 4, targets in 3; 2 without a loss" in lines
+
+
+def test_prompts_that_fill_every_row_are_an_error(tmp_path):
+    mixture = prompted(tmp_path, [(8, 2), (9, 1), (30, 2)])
+    objective = Seq2Seq(inputs_length=4, targets_length=8, prompt_to_decoder=True)
+    with pytest.raises(DataError, match=r"'chats', split 'train': none of its 3 .* targets_length"):
+        Loader(mixture, {"seq2seq": objective}, 3, 0)
+    longer = Seq2Seq(inputs_length=4, targets_length=10, prompt_to_decoder=True)
+    batch = Loader(mixture, {"seq2seq": longer}, 3, 0).batch_at(0)["seq2seq"]
+    assert sorted(batch["decoder_weights"].sum(axis=1)) == [0, 1, 2]
