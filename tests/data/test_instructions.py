@@ -1,5 +1,6 @@
 """Instructions out of files: forms of records, templates, splits, what is malformed."""
 
+import codecs
 import gzip
 import json
 
@@ -37,11 +38,18 @@ def pairs(records):
     return [(record["prompt"], record["response"]) for record in records]
 
 
-@pytest.mark.parametrize("name", ["code_alpaca_20k.json", "a.json", "a.jsonl", "a.jsonl.gz"])
-def test_forms_of_files(tmp_path, name):
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8], ids=["", "mark"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("code_alpaca_20k.json", "a.json", "a.jsonl", "a.jsonl.gz"),
+        *("code_alpaca_20k.json.gz", "alpaca.JSON", "A.JSONL", "a.json.gz", "A.Jsonl.GZ"),
+    ],
+)
+def test_forms_of_files(tmp_path, name, mark):
     text = json.dumps(ROWS, indent=2) if "alpaca" in name else lines(ROWS)
-    data = text.encode()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    data = mark + text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
     found = read(tmp_path)
     assert pairs(found) == list(zip(PROMPTS, ["3", "hello\n"], strict=True))
     place = "row 1" if "alpaca" in name else "2"
@@ -50,6 +58,16 @@ def test_forms_of_files(tmp_path, name):
 
 def test_an_input_may_be_missing(tmp_path):
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "input": None, "output": "c"}]
+    (tmp_path / "a.jsonl").write_text(lines(rows))
+    alone = Templates().prompt("a")
+    assert pairs(read(tmp_path)) == [(alone, "b"), (alone, "c")]
+
+
+def test_fields_of_the_other_form_may_be_null(tmp_path):
+    rows = [
+        {**chat(("user", "a"), ("assistant", "b")), "instruction": None, "output": None},
+        {"messages": None, "instruction": "a", "output": "c"},
+    ]
     (tmp_path / "a.jsonl").write_text(lines(rows))
     alone = Templates().prompt("a")
     assert pairs(read(tmp_path)) == [(alone, "b"), (alone, "c")]
@@ -91,6 +109,16 @@ def test_chats(tmp_path):
             {"instruction": "", "input": 0, "output": ""},
             "expected field 'input' of type str, got int",
         ),
+        ({"instruction": "a", "output": ""}, "expected a response in field 'output', got ''"),
+        (
+            {"instruction": "a", "output": " \n"},
+            r"expected a response in field 'output', got ' \\n'",
+        ),
+        (
+            chat(("user", "a"), ("assistant", "")),
+            "expected a response in the last turn of the assistant, got ''",
+        ),
+        ({"messages": None}, "expected field 'instruction' or 'messages', got neither"),
         ({"messages": "hello"}, "expected field 'messages' of type list, got str"),
         ({"messages": [{"role": "user"}]}, "message 0: expected field 'content' of type str"),
         ({"messages": []}, "expected messages of user and assistant in turn.* got no messages"),
@@ -120,6 +148,26 @@ def test_files_that_are_no_lists(tmp_path):
     (tmp_path / "a.json").write_text('[{"instruction": "a",\n ')
     with pytest.raises(ValueError, match=r"a\.json: expected a JSON list: .* line 2 column 2"):
         read(tmp_path)
+
+
+def test_a_compressed_list_that_is_damaged(tmp_path):
+    whole = gzip.compress(json.dumps(ROWS * 200).encode())
+    for data in (whole[:-9], whole[:20], b"[]"):
+        (tmp_path / "a.json.gz").write_bytes(data)
+        with pytest.raises(ValueError, match=r"a\.json\.gz is damaged: .*fetch the file again"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "[]", "\ufeff"])
+def test_files_without_records(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"there is no record in .*a\.json; fill or remove"):
+        read(tmp_path)
+    (tmp_path / "b.jsonl").write_text(lines(ROWS))
+    assert len(read(tmp_path)) == 2
+    (tmp_path / "dev.json").write_text(text)
+    with pytest.raises(ValueError, match=r"'validation', but there is no record in .*dev\.json;"):
+        read(tmp_path, "validation")
 
 
 def test_splits_by_name(tmp_path):
@@ -162,6 +210,9 @@ def test_a_share_is_held_out_by_content(tmp_path):
         ValueError, match="in split 'validation', found none: its share of 600 is 0;"
     ):
         list(instructions(tmp_path, "validation", held_out=0.0))
+    for wrong in (-0.1, 1.5, 20.0):
+        with pytest.raises(ValueError, match="held_out: expected a share from 0 to 1"):
+            instructions(tmp_path, "train", held_out=wrong)
     other = Templates(without_input="Do.\n\n{instruction}\n\nNow:")
     assert split("validation", other) == held_out[::-1]
 
@@ -193,7 +244,19 @@ def test_templates_of_a_file(tmp_path):
     templates = Templates.from_file(file)
     assert templates.prompt("a{b}") == "{a{b}} "
     assert templates.prompt("Add two numbers.", "1 2") == PROMPTS[0]
-    for wrong in ('{"without": ""}', "[]", "{", "3", '{"next_turn": 3}'):
+    file.write_bytes(codecs.BOM_UTF8 + b'{"without_input": "{instruction}"}')
+    assert Templates.from_file(file).prompt("a") == "a"
+    for wrong, found in (
+        ('{"without_inputs": ""}', "no template 'without_inputs'; did you mean 'without_input'"),
+        ("[]", "expected a JSON object, got list"),
+        ("3", "expected a JSON object, got int"),
+        ("null", "expected a JSON object, got NoneType"),
+        ("{", "Expecting property name"),
+        ('{"next_turn": 3}', "expected field 'next_turn' of type str, got int"),
+    ):
         file.write_text(wrong)
-        with pytest.raises(ValueError, match="with_input, without_input, next_turn; "):
+        with pytest.raises(ValueError, match=f"with_input, without_input, next_turn; .*{found}"):
             Templates.from_file(file)
+    for path in (tmp_path, tmp_path / "none.json"):
+        with pytest.raises(FileNotFoundError, match=f"instruct_templates: no such file: {path}"):
+            Templates.from_file(path)

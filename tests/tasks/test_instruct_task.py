@@ -22,7 +22,6 @@ ROWS = [
     {"instruction": "sort the list", "input": "[3, 1]", "output": "[1, 3]"},
     {"instruction": "sort the list", "input": "", "output": '"a" "b"'},  # `:"` is one token
     {"instruction": "sort the list", "input": "", "output": "\ndef f(x):\n    return x\n"},
-    {"instruction": "sort the list", "input": "", "output": ""},
     {"instruction": "sort {the} list", "input": "", "output": " numbers"},
     {"instruction": "sort the list", "input": "", "output": LONG},  # no end
     {"instruction": LONG, "input": "", "output": "[1, 3]"},  # no response

@@ -1,5 +1,6 @@
 """Instructions with responses: Code Alpaca's list, JSON lines of the same, and chats."""
 
+import difflib
 import json
 import re
 import string
@@ -9,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from codet5p_jax.data.corpora.files import require_files, require_folder, split_of
-from codet5p_jax.data.corpora.jsonl import check_fields, read_json_list, read_jsonl
-from codet5p_jax.data.corpora.malformed import Malformed
+from codet5p_jax.data.corpora.jsonl import (
+    check_fields,
+    is_json_list,
+    read_json_list,
+    read_jsonl,
+)
+from codet5p_jax.data.corpora.malformed import Malformed, check_share
 
 SPLITS = ("train", "validation")
 _SPLIT_OF_WORD = {
     **{word: "validation" for word in ("validation", "valid", "val", "dev")},
     "test": "test",  # not read
 }
-_SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
+_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")  # in any case
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,22 @@ class Templates:
         """Reads a JSON object with some of the fields; the others keep their defaults.
 
         Raises:
+          FileNotFoundError: there is no such file.
           ValueError: it is none, or a template cannot be used; names the file.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"instruct_templates: no such file: {path}")
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+            check_fields(fields, {})
+            names = list(asdict(cls()))
+            for name in fields.keys() - set(names):
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"there is no template {name!r}{hint}")
             check_fields(fields, dict.fromkeys(fields, str))
             return cls(**fields)
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"instruct_templates: expected in {path} a JSON object with fields among "
                 f"{', '.join(asdict(cls()))}; {error}"
@@ -88,8 +103,9 @@ def instruction_files(folder: str | Path, setting: str = "folder") -> dict[str, 
     root = require_folder(folder, setting)
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for path in sorted(root.iterdir()):
-        if path.is_file() and path.name.endswith(_SUFFIXES):
-            word = re.split(r"[-_.]", path.name.partition(".json")[0].lower())[-1]
+        name = path.name.lower()
+        if path.is_file() and name.endswith(_SUFFIXES):
+            word = re.split(r"[-_.]", name.partition(".json")[0])[-1]
             files.get(_SPLIT_OF_WORD.get(word, "train"), []).append(path)
     require_files(files["train"], f"*.json or *.jsonl to train on in {root}", setting)
     return files
@@ -107,14 +123,15 @@ def instructions(
     """Prompts and responses of one split: `prompt`, `response`, `place`.
 
     Records are `{"instruction", "input", "output"}`, where `input` may be empty, null or missing,
-    or `{"messages": [{"role", "content"}, …]}`. Of a chat the last turn of the assistant is the
-    response, and all before it makes the prompt: `next_turn` joins earlier turns to one
-    instruction, and what the system says stands before the first turn of the user, a blank line
-    between them. Turns after the response are left out.
+    or `{"messages": [{"role", "content"}, …]}`, where `messages` is not null. Of a chat the last
+    turn of the assistant is the response, and all before it makes the prompt: `next_turn` joins
+    earlier turns to one instruction, and what the system says stands before the first turn of the
+    user, a blank line between them. Turns after the response are left out. A record whose response
+    is empty, or space, is malformed.
 
     Args:
-      folder: holds `*.json` (one list of records, as Code Alpaca, or JSON lines) or `*.jsonl`
-        (`.jsonl.gz` too); see `instruction_files` for splits.
+      folder: holds `*.json` (one list of records, as Code Alpaca, or JSON lines) or `*.jsonl`, each
+        with `.gz` too; see `instruction_files` for splits.
       split: "train" or "validation".
       templates: of prompts; by default `Templates()`.
       held_out: where no file is for validation, the share of records that is, chosen by a hash of
@@ -124,11 +141,12 @@ def instructions(
 
     Raises:
       FileNotFoundError: at once, if there is no such folder or no file to train on.
-      ValueError: while reading, if a `.json` file is no list of JSON; at the end, if `held_out`
-        leaves nothing for the split.
+      ValueError: at once, if `held_out` is no share; while reading, if a `.json` file is no list of
+        JSON; at the end, if there are no records, or `held_out` leaves none for the split.
     """
     if split not in SPLITS:
         raise ValueError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
+    check_share(held_out, "held_out")
     files = instruction_files(folder, setting)
     templates, malformed = templates or Templates(), malformed or Malformed()
     if files["validation"]:
@@ -144,9 +162,10 @@ def _records(
     split: str,
     malformed: Malformed,
 ) -> Iterator[dict[str, str]]:
-    found = 0
+    found, before = 0, malformed.seen
     for path in files:
-        read = read_json_list if _is_list(path) else read_jsonl
+        named_json = path.name.lower().endswith((".json", ".json.gz"))
+        read = read_json_list if named_json and is_json_list(path) else read_jsonl
         for record in read(path, malformed=malformed):
             try:
                 key, prompt, response = _example(record, templates)
@@ -157,33 +176,34 @@ def _records(
                 found += 1
                 yield {"prompt": prompt, "response": response, "place": record["place"]}
     malformed.judge()
+    seen = malformed.seen - before
+    if not seen:
+        raise ValueError(
+            f"expected instructions in split {split!r}, but there is no record in "
+            f"{', '.join(map(str, files))}; fill or remove what is empty"
+        )
     if shares is not None and not found:
         raise ValueError(
-            f"expected instructions in split {split!r}, found none: its share of {malformed.seen} "
+            f"expected instructions in split {split!r}, found none: its share of {seen} "
             f"is {shares[split]:g}; change held_out (--instruct_held_out), add a file for "
             "validation, or leave the split out (--splits=train)"
         )
 
 
-def _is_list(path: Path) -> bool:
-    """Whether a file begins as a JSON list; some call JSON lines `.json`."""
-    if not path.name.endswith(".json"):
-        return False
-    with open(path, "rb") as file:
-        return file.read(1024).lstrip()[:1] == b"["
-
-
 def _example(record: Mapping[str, Any], templates: Templates) -> tuple[str, str, str]:
     """What decides the split, prompt, response."""
-    if "messages" in record:
+    if record.get("messages") is not None:
         return _chat(record["messages"], templates)
+    if record.get("instruction") is None:
+        raise ValueError("expected field 'instruction' or 'messages', got neither")
     check_fields(record, {"instruction": str, "output": str})
     given = record.get("input")
     if given is None:
         given = ""
     check_fields({"input": given}, {"input": str})
     prompt = templates.prompt(record["instruction"], given)
-    return f"{record['instruction']}\0{given}", prompt, record["output"]
+    response = _response(record["output"], "field 'output'")
+    return f"{record['instruction']}\0{given}", prompt, response
 
 
 def _chat(messages: Any, templates: Templates) -> tuple[str, str, str]:
@@ -205,7 +225,14 @@ def _chat(messages: Any, templates: Templates) -> tuple[str, str, str]:
         instruction = templates.next_turn.format(
             instruction=instruction, response=response, next=following
         )
-    return f"{first}\0", templates.prompt(instruction), turns[-1][1]
+    response = _response(turns[-1][1], "the last turn of the assistant")
+    return f"{first}\0", templates.prompt(instruction), response
+
+
+def _response(text: str, where: str) -> str:
+    if not text.strip():
+        raise ValueError(f"expected a response in {where}, got {text!r}")
+    return text
 
 
 def _turns(messages: Any) -> list[tuple[str, str]]:

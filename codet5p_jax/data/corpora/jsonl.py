@@ -1,5 +1,6 @@
-"""JSON lines, plain or gzipped, and JSON lists."""
+"""JSON lines and JSON lists, plain or gzipped. UTF-8, with or without a byte order mark."""
 
+import codecs
 import gzip
 import io
 import json
@@ -10,6 +11,8 @@ from typing import Any
 
 from codet5p_jax.data.corpora.files import require_files
 from codet5p_jax.data.corpora.malformed import Malformed
+
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def read_jsonl(
@@ -42,14 +45,24 @@ def read_json_list(
 ) -> Iterator[dict[str, Any]]:
     """Records of a file that is one JSON list, each with its `place` (file:row, from 0).
 
-    A row that is not an object is malformed, as is text that no UTF-8 can hold.
+    A row that is not an object is malformed, as is text that no UTF-8 can hold. A file whose name
+    ends in `.gz` is decompressed.
 
     Raises:
       FileNotFoundError: at once, if the file is missing.
-      ValueError: while reading, if the file is no list; nothing of it can be read.
+      ValueError: while reading, if the file is no list or damaged; nothing of it can be read.
     """
     (file,) = require_files([Path(path)], "JSON file", "path")
     return _rows(file, malformed or Malformed())
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether a file begins as a JSON list; some call JSON lines `.json`.
+
+    Raises:
+      ValueError: a compressed file is damaged.
+    """
+    return _read(path, 1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def check_fields(record: Any, fields: Mapping[str, type]) -> None:
@@ -82,8 +95,9 @@ def _records(
 
 
 def _rows(path: Path, malformed: Malformed) -> Iterator[dict[str, Any]]:
+    text = _read(path)
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8"))
+        rows = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON list: {error}; fetch the file again") from error
     if not isinstance(rows, list):
@@ -111,13 +125,24 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with _open(path) as file:
         try:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{path} is damaged after line {number}: {error}; fetch the file again"
-            ) from error
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield number, text
+        except _DAMAGE as error:
+            raise _damaged(path, error, f" after line {number}") from error
+
+
+def _read(path: Path, size: int = -1) -> bytes:
+    with _open(path) as file:
+        try:
+            return file.read(size)
+        except _DAMAGE as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception, where: str = "") -> ValueError:
+    return ValueError(f"{path} is damaged{where}: {error}; fetch the file again")
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
