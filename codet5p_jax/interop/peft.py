@@ -106,13 +106,14 @@ def export_adapter(
 
 def _additions(weights: Weights) -> Lora:
     towers = weights.config.encoder, weights.config.decoder
-    found = {tower.lora for tower in towers if tower.lora is not None}
-    if len(found) != 1:
+    loras = [tower.lora for tower in towers if tower.lora is not None]
+    kinds = {(lora.rank, lora.alpha) for lora in loras}
+    if len(kinds) != 1:
         raise ValueError(
             "an adapter has the low-rank additions of a network, and all of one kind; found "
-            f"{len(found)} kinds: train with Trainable.lora, or export without --adapter"
+            f"{len(kinds)} kinds: train with Trainable.lora, or export without --adapter"
         )
-    return found.pop()
+    return loras[0]
 
 
 def _shape(weights: Weights, entry: Entry) -> tuple[int, ...]:

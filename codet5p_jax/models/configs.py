@@ -1,6 +1,8 @@
 """Shapes and switches of the network: the only place that says what differs between families."""
 
-from collections.abc import Sequence
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +22,8 @@ class Lora:
     Attributes:
       rank: columns of A and rows of B.
       alpha: scale is alpha / rank.
-      targets: projections that have one, of `PROJECTIONS`.
+      targets: projections that have one, of `PROJECTIONS`; q, k, v and o alone are those of
+        self-attention. `layers_3/q`: those of the layers that are stored under that name only.
 
     Raises:
       ValueError: rank or alpha is not positive, or a target is no projection.
@@ -30,12 +33,16 @@ class Lora:
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q", "v")
 
-    PROJECTIONS: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "wi", "gate", "wo")
+    PROJECTIONS: ClassVar[tuple[str, ...]] = (
+        *("q", "k", "v", "o", "wi", "gate", "wo"),
+        *(f"cross_attention/{name}" for name in "qkvo"),
+    )
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
             raise ValueError(f"expected a rank of 1 or more and an alpha above 0, found {self}")
-        unknown = [name for name in self.targets if name not in self.PROJECTIONS]
+        plain = [re.sub(r"^layers(_\d+)?/", "", name) for name in self.targets]
+        unknown = [name for name in plain if name not in self.PROJECTIONS]
         if unknown or not self.targets:
             raise ValueError(
                 f"Lora.targets has to name some of {', '.join(self.PROJECTIONS)}, found "
@@ -46,6 +53,24 @@ class Lora:
     def scale(self) -> float:
         """alpha / rank."""
         return self.alpha / self.rank
+
+    def of_layers(self, group: str) -> "Lora | None":
+        """What is in the layers stored under a name; None: nothing.
+
+        >>> Lora(2, targets=("q", "layers_3/v")).of_layers("layers_3").targets
+        ('q', 'v')
+        """
+        own = (name.removeprefix(f"{group}/") for name in self.targets)
+        return self._only(name for name in own if not name.startswith("layers"))
+
+    def of_cross_attention(self) -> "Lora | None":
+        """What is in cross-attention, as q, k, v and o; None: nothing."""
+        start = "cross_attention/"
+        return self._only(n.removeprefix(start) for n in self.targets if n.startswith(start))
+
+    def _only(self, targets: Iterable[str]) -> "Lora | None":
+        kept = tuple(targets)
+        return dataclasses.replace(self, targets=kept) if kept else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,7 @@ class StackConfig:
         base, pairing (GPT-J's even-odd pairs, or LLaMA's halves).
       rotary_scale: positions are divided by it (linear scaling to longer contexts).
       init_stddev: of initial matrices (0.02 in GPT-2's family); None: inputs^-0.5, as T5.
-      lora: low-rank additions to projections of self-attention and the feed-forward network.
+      lora: low-rank additions to projections.
       int8: kernels of self-attention and the feed-forward network are int8 with an fp32 scale for
         each output, and cannot train.
       scale_attention: divide scores by sqrt(head_dim); T5 folds it into the initial values.

@@ -225,7 +225,8 @@ class Block(nnx.Module):
         self.attention_norm = Norm(cfg)
         self.attention = Attention(cfg, lora=cfg.lora, int8=cfg.int8)
         if cross:
-            self.cross_attention = Attention(cfg, encoder_width, cfg.cross_zero_init)
+            own = None if cfg.lora is None else cfg.lora.of_cross_attention()
+            self.cross_attention = Attention(cfg, encoder_width, cfg.cross_zero_init, lora=own)
             if not cfg.parallel_cross_attention:
                 self.cross_attention_norm = Norm(cfg)
         self.feed_forward = FeedForward(cfg)

@@ -1,5 +1,6 @@
 """A tower of blocks, run as one scanned body (or unrolled) over parameters stacked by layer."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -62,8 +63,9 @@ class Stack(nnx.Module):
         groups = layer_groups(cfg)
         self.group_names = tuple(groups)
         for name, (_, number, cross) in groups.items():
+            lora = None if cfg.lora is None else cfg.lora.of_layers(name)
             block = Block(
-                cfg,
+                dataclasses.replace(cfg, lora=lora),
                 cross=cross,
                 encoder_width=(
                     cfg.d_model if model_cfg.project_encoder else model_cfg.encoder.d_model

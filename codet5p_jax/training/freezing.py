@@ -21,6 +21,11 @@ from codet5p_jax.models.params import Params, ParamSpec, flatten, nearest_patter
 LORA = ".*_lora_[ab]"
 _KERNEL = r"(?:encoder|decoder)/layers(?:_\d+)?/(?:attention/[qkvo]|feed_forward/(?:wi|gate|wo))"
 _SCALE = f"{_KERNEL}_scale"
+_TOWERS = ("encoder", "decoder")
+_PROJECTION = re.compile(  # tower, layers, name among `Lora.PROJECTIONS`
+    r"(encoder|decoder)/(layers(?:_\d+)?)/(?:attention/|feed_forward/)?"
+    rf"({'|'.join(Lora.PROJECTIONS)})"
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Trainable:
         for each output; what else is frozen is then bfloat16.
       save_frozen: whether checkpoints hold them; False: checkpoints say where they came from
         (INITIAL_CHECKPOINT_PATH), which then has to stay as it is.
-      lora: low-rank additions, which train, to the projections of each tower of which nothing but
-        cross-attention trains; None: none.
+      lora: low-rank additions, which train, to every projection among its targets that does not;
+        None: none.
 
     Raises:
       ValueError: nothing would train, or a pattern is no regular expression.
@@ -94,30 +99,56 @@ class Split:
 
 
 def frozen_towers(config: ModelConfig, trainable: Trainable | None) -> ModelConfig:
-    """The network whose frozen towers are as `Trainable` has them: with the low-rank additions that
-    it asks for, and with kernels in 8 bits.
+    """The network whose frozen parts are as `Trainable` has them: projections with the low-rank
+    additions that it asks for, and towers with kernels in 8 bits.
 
     Raises:
-      ValueError: no tower is frozen, or for 8 bits, some kernels of a tower are and others are not.
+      ValueError: a target of additions has no frozen projection, or for 8 bits, no tower is frozen,
+        or some kernels of one are and others are not.
     """
     if trainable is None:
         return config
     if trainable.lora is not None:
-        config = _with_lora(config, trainable)
+        config = _with_lora(config, trainable.lora, trainable)
     return _with_int8(config, trainable) if trainable.frozen_dtype == "int8" else config
 
 
-def _with_lora(config: ModelConfig, trainable: Trainable) -> ModelConfig:
-    specs = dict(flatten(CodeT5p(config).specs))
-    frozen = trainable.split(CodeT5p(config).specs).frozen
-    towers = {}
-    for name in ("encoder", "decoder"):
-        own = [n for n in specs if n.startswith(f"{name}/") and "/cross_attention" not in n]
-        if own and frozen.issuperset(own):
-            towers[name] = dataclasses.replace(getattr(config, name), lora=trainable.lora)
-    if not towers:
-        raise ValueError("Trainable.lora is for towers that are frozen, and none is")
+def _with_lora(config: ModelConfig, lora: Lora, trainable: Trainable) -> ModelConfig:
+    specs = CodeT5p(config).specs
+    frozen = trainable.split(specs).frozen
+    projections = [m for name, _ in flatten(specs) if (m := _PROJECTION.fullmatch(name))]
+    targets: dict[str, list[str]] = {tower: [] for tower in _TOWERS}
+    for target in lora.targets:
+        own = [m for m in projections if target in (m[3], f"{m[2]}/{m[3]}")]
+        if not any(m[0] in frozen for m in own):
+            raise ValueError(f"Lora.targets: {target!r} {_not_frozen(own, projections)}")
+        for tower, chosen in targets.items():
+            there = [m for m in own if m[1] == tower]
+            kept = [m for m in there if m[0] in frozen]
+            if kept == there:
+                chosen += [target] if kept else []
+            else:  # in some layers only
+                chosen += [f"{m[2]}/{m[3]}" for m in kept]
+    towers = {
+        tower: dataclasses.replace(
+            getattr(config, tower), lora=dataclasses.replace(lora, targets=tuple(chosen))
+        )
+        for tower, chosen in targets.items()
+        if chosen
+    }
     return dataclasses.replace(config, **towers)
+
+
+def _not_frozen(own: list[re.Match[str]], projections: list[re.Match[str]]) -> str:
+    if own:
+        paths = ", ".join(m[0] for m in own)
+        return (
+            f"is for projections that are frozen, but {paths} train; take it out of the targets, "
+            "or change Trainable.patterns"
+        )
+    names = {tower: dict.fromkeys(m[3] for m in projections if m[1] == tower) for tower in _TOWERS}
+    has = "; ".join(f"{tower} has {', '.join(found)}" for tower, found in names.items() if found)
+    return f"is no projection of this network: {has}"
 
 
 def _with_int8(config: ModelConfig, trainable: Trainable) -> ModelConfig:
@@ -125,7 +156,7 @@ def _with_int8(config: ModelConfig, trainable: Trainable) -> ModelConfig:
     kernels = [name for name, _ in flatten(specs) if re.fullmatch(_KERNEL, name)]
     frozen = trainable.split(specs).frozen
     towers = {}
-    for tower in ("encoder", "decoder"):
+    for tower in _TOWERS:
         own = [name for name in kernels if name.startswith(f"{tower}/")]
         kept = [name for name in own if name in frozen]
         training = [name for name in own if name not in frozen]

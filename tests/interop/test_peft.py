@@ -39,11 +39,12 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def with_additions(weights, lora):
+def with_additions(weights, lora, encoder=None):
     """The network of a folder with additions that are not zero, and all its parameters."""
     config = weights.config
     decoder = dataclasses.replace(config.decoder, lora=lora)
-    config = dataclasses.replace(config, decoder=decoder)
+    encoder = dataclasses.replace(config.encoder, lora=encoder)
+    config = dataclasses.replace(config, encoder=encoder, decoder=decoder)
     drawn = init_params(CodeT5p(config).specs, jax.random.key(1))
     params = {}
     for name, x in flatten(drawn):
@@ -199,16 +200,22 @@ def test_an_adapter_has_additions_alone(tmp_path):
     assert values["target_modules"] == inside
 
 
-def test_one_tower_of_two(tmp_path):
-    """The modules of the encoder have the same names, so the decoder's are named in full."""
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "modules"),
+    [
+        # The modules of the encoder have the same names, so the decoder's are named in full.
+        (None, Lora(2, targets=("k", "wo")), 4),
+        (Lora(2, targets=("q",)), Lora(2, targets=("q", "cross_attention/v")), 6),
+    ],
+)
+def test_additions_to_a_t5(tmp_path, encoder, decoder, modules):
     config = tiny_config(num_encoder_layers=2, num_decoder_layers=2)
     params = dict(flatten(init_params(CodeT5p(config).specs, jax.random.key(0))))
     export_hugging_face(tmp_path / "base", ArrayWeights(config, params))
-    lora = Lora(rank=2, targets=("k", "wo"))
-    config, params = with_additions(open_hugging_face(tmp_path / "base"), lora)
+    config, params = with_additions(open_hugging_face(tmp_path / "base"), decoder, encoder)
     export_adapter(tmp_path / "adapter", ArrayWeights(config, params))
     model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base").eval()
-    assert len(adapt(model, tmp_path / "adapter")) == 4
+    assert len(adapt(model, tmp_path / "adapter")) == modules
     tokens = np.arange(3, 12)[None]
     with torch.no_grad():
         ids = torch.tensor(tokens)

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
+from codet5p_jax.interop.changed_weights import MergedLora
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
-from codet5p_jax.interop.weights import open_hugging_face
-from codet5p_jax.models import CodeT5p, Lora
+from codet5p_jax.interop.weights import ArrayWeights, open_hugging_face
+from codet5p_jax.models import CodeT5p, Lora, init_params
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.training.checkpoints import (
@@ -32,6 +33,7 @@ from codet5p_jax.training.freezing import (
     parts_table,
 )
 from codet5p_jax.training.init_from import plan_init
+from codet5p_jax.training.model_dir import config_from_json, config_to_json
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import new_state
@@ -260,27 +262,29 @@ def test_a_checksum_sees_every_bit_and_every_place():
     assert checksum(sharded) == checksum(jnp.arange(64.0).reshape(8, 8))
 
 
-LORA = Lora(rank=3, alpha=6.0, targets=Lora.PROJECTIONS)
+SELF = tuple(name for name in Lora.PROJECTIONS if "/" not in name)
+LORA = Lora(rank=3, alpha=6.0, targets=SELF)
 
 
 def test_low_rank_additions_start_at_nothing_and_train(tmp_path, one_device):
     write_cache(tmp_path / "cache")
     model = tiny_config(gated=True)
+    lora = dataclasses.replace(LORA, targets=(*SELF, "cross_attention/q"))
     run = functools.partial(synthetic.run, tmp_path / "cache")
     run(tmp_path / "first", model=model, phases=[Phase("denoise", 3, 8)])
     result = run(
         tmp_path / "run",
         model=model,
-        trainable=Trainable((".*/cross_attention/.*",), "float32", lora=LORA),
+        trainable=Trainable((".*/cross_attention/[kvo]",), "float32", lora=lora),
         init_from=InitFrom(str(tmp_path / "first")),
         phases=[Phase("denoise", 8, 8)],
     )
     first, _, _ = load_params(tmp_path / "first")
     params, config, _ = load_params(tmp_path / "run")
-    assert (config.encoder.lora, config.decoder.lora) == (LORA, LORA)
+    assert (config.encoder.lora, config.decoder.lora) == (LORA, lora)
     flat = dict(flatten(params))
     names = [name.removesuffix("_lora_b") for name in flat if name.endswith("_lora_b")]
-    assert len(names) == 14
+    assert len(names) == 15
     for name in names:
         np.testing.assert_array_equal(flat[name], dict(flatten(first))[name])
         assert np.any(flat[f"{name}_lora_b"]), name
@@ -288,9 +292,12 @@ def test_low_rank_additions_start_at_nothing_and_train(tmp_path, one_device):
 
     # What is exported has them merged: another network with the same outputs.
     export_weights(tmp_path / "run", tmp_path / "exported", say=lambda _: None)
-    merged = open_hugging_face(tmp_path / "exported")
-    assert merged.config.decoder.lora is None
-    whole = nested({name: jnp.asarray(merged.read(name)) for name in merged.shapes})
+    check_merged(open_hugging_face(tmp_path / "exported"), config, params)
+
+
+def check_merged(merged, config, params):
+    """Weights without additions compute what the network computes with them, and not without."""
+    assert (merged.config.encoder.lora, merged.config.decoder.lora) == (None, None)
     tokens, ones = jnp.arange(1, 9)[None], jnp.ones((1, 8), jnp.int32)
 
     def logits(config, params):
@@ -301,17 +308,81 @@ def test_low_rank_additions_start_at_nothing_and_train(tmp_path, one_device):
         return jax.jit(run)(params)
 
     expected = logits(config, params)
+    whole = nested({name: jnp.asarray(merged.read(name)) for name in merged.shapes})
     np.testing.assert_allclose(logits(merged.config, whole), expected, atol=1e-5)
-    plain = {name: x for name, x in flat.items() if "_lora_" not in name}
-    assert np.max(np.abs(logits(model, nested(plain)) - expected)) > 1e-3
+    plain = {name: x for name, x in flatten(params) if "_lora_" not in name}
+    assert np.max(np.abs(logits(merged.config, nested(plain)) - expected)) > 1e-3
 
 
 def test_low_rank_additions_are_for_what_is_frozen():
-    trainable = Trainable(("encoder/.*",), lora=LORA)
-    config = frozen_towers(tiny_config(), trainable)
-    assert (config.encoder.lora, config.decoder.lora) == (None, LORA)
-    with pytest.raises(ValueError, match="for towers that are frozen, and none is"):
-        frozen_towers(tiny_config(), Trainable((".*",), lora=LORA))
-    for wrong in ({"rank": 0}, {"alpha": 0.0}, {"targets": ("query",)}, {"targets": ()}):
+    lora = dataclasses.replace(LORA, targets=("q", "wi"))
+    config = frozen_towers(tiny_config(), Trainable(("encoder/.*",), lora=lora))
+    assert (config.encoder.lora, config.decoder.lora) == (None, lora)
+    for wrong in (
+        *({"rank": 0}, {"alpha": 0.0}, {"targets": ("query",)}, {"targets": ()}),
+        *({"targets": ("cross_attention/wi",)}, {"targets": ("layer_0/q",)}),
+    ):
         with pytest.raises(ValueError, match=r"expected a rank|has to name some of q, k, v"):
             dataclasses.replace(LORA, **wrong)
+
+
+def additions(config):
+    """Paths of the projections that have some."""
+    names = dict(flatten(CodeT5p(config).specs))
+    return {name.removesuffix("_lora_a") for name in names if name.endswith("_lora_a")}
+
+
+@pytest.mark.parametrize("pattern", [".*norm.*", "encoder/layers/attention/q", "embedding"])
+def test_what_trains_beside_a_projection_takes_no_additions_from_it(pattern):
+    lora = Lora(2, targets=("q", "v", "cross_attention/k"))
+    config = frozen_towers(tiny_config(), Trainable((pattern,), lora=lora))
+    wanted = {f"{tower}/layers/attention/{x}" for tower in ("encoder", "decoder") for x in "qv"}
+    wanted |= {"decoder/layers/cross_attention/k"}
+    assert additions(config) == wanted - {pattern}
+    _, split = freeze(CodeT5p(config), Trainable((pattern,), lora=lora))
+    assert not any("_lora_" in name or name == pattern for name in split.frozen)
+    assert wanted - {pattern} <= split.frozen
+
+
+def test_additions_to_some_layers():
+    """Cross-attention in the last of three layers, which are then stored in two groups."""
+    config = tiny_config(num_decoder_layers=3)
+    decoder = dataclasses.replace(config.decoder, cross_attention=(2,))
+    config = dataclasses.replace(config, decoder=decoder)
+    trainable = Trainable(("encoder/.*", "decoder/layers_2/.*"), lora=Lora(2))
+    found = frozen_towers(config, trainable)
+    assert found.decoder.lora == Lora(2, targets=("layers_0/q", "layers_0/v"))
+    assert additions(found) == {"decoder/layers_0/attention/q", "decoder/layers_0/attention/v"}
+    assert config_from_json(config_to_json(found)) == found
+    params = init_params(CodeT5p(found).specs, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.01, params)  # no addition of zero
+    check_merged(MergedLora(ArrayWeights(found, dict(flatten(params)))), found, params)
+    one = Lora(2, targets=("layers_2/wi", "layers_2/cross_attention/q"))
+    found = frozen_towers(config, Trainable((), lora=one))
+    assert additions(found) == {
+        "decoder/layers_2/feed_forward/wi",
+        "decoder/layers_2/cross_attention/q",
+    }
+
+
+@pytest.mark.parametrize(
+    ("patterns", "target", "found"),
+    [
+        ((".*/q",), "q", "decoder/layers/attention/q, encoder/layers/attention/q train;"),
+        (
+            (".*/cross_attention/.*",),
+            "cross_attention/v",
+            "for projections that are frozen, but decoder/layers/cross_attention/v train;",
+        ),
+        (
+            (),
+            "gate",
+            "no projection of this network: encoder has k, o, q, v, wi, wo; decoder",
+        ),
+        ((), "layers_1/q", "no projection of this network: encoder has k, .*; decoder has "),
+    ],
+)
+def test_targets_without_a_frozen_projection_are_named(patterns, target, found):
+    lora = Lora(2, targets=("wo", target))
+    with pytest.raises(ValueError, match=f"Lora.targets: '{target}' is .*{found}"):
+        frozen_towers(tiny_config(), Trainable(patterns, lora=lora))

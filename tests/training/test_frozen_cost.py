@@ -21,7 +21,7 @@ from codet5p_jax.training.step import make_train_step
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/frozen_cost.py"
 ROWS, LENGTH = 2, 64
-LORA = Lora(rank=4, targets=Lora.PROJECTIONS)
+LORA = Lora(rank=4, targets=("q", "k", "v", "o", "wi", "wo"))
 CONFIG = codet5p_codegen(
     num_decoder_layers=8, d_model=256, num_heads=4, num_encoder_layers=2, encoder_d_model=32,
     encoder_num_heads=2, encoder_rotary_dim=16, rotary_dim=16, vocab_size=300, dtype="bfloat16",
