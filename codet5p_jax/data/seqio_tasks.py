@@ -157,13 +157,14 @@ def fingerprint_of(
 
 
 def vocabulary_of(task: seqio.Task) -> seqio.Vocabulary:
-    """The one vocabulary of a task.
+    """The one vocabulary of a task; not read where all features have the same object.
 
     Raises:
       ValueError: its features have different ones.
     """
     vocabularies = [feature.vocabulary for feature in task.output_features.values()]
-    if len(set(map(_vocabulary_identity, vocabularies))) != 1:
+    same = all(vocabulary is vocabularies[0] for vocabulary in vocabularies)
+    if not same and len(set(map(_vocabulary_identity, vocabularies))) != 1:
         raise ValueError(
             f"task {task.name!r}: expected one vocabulary for {', '.join(task.output_features)}, "
             "found several; encoder and decoder share their embedding"

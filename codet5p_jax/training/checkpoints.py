@@ -308,6 +308,10 @@ def checkpoint_path(path: Path, step: int | None = None) -> Path:
         a run that goes on makes up for what lies between.
     """
     if _is_one(path):
+        if step not in (None, int(path.name)):
+            raise FileNotFoundError(
+                f"no checkpoint of step {step} in {path}, which is itself one; leave the step out"
+            )
         return _complete(path.resolve())
     folder = ModelDir(path).checkpoints
     steps = saved_steps(folder)

@@ -199,7 +199,8 @@ def plan_init(
     if settings or sizes or names:
         raise ValueError(
             f"init_from {source.path}: the weights do not fit this model:\n  "
-            + "\n  ".join([*settings, *sizes, *names, ""]).rstrip(" ")
+            + "\n  ".join([*settings, *sizes, *names])
+            + ".\n"  # the command line shows it all in one line
             + "\n".join(_remedies(settings, len(sizes) > len(surplus), surplus.values(), names))
         )
     if tokenizer is not None and foreign:
@@ -222,14 +223,14 @@ def _remedies(
         yield (
             f"Set {', '.join(dict.fromkeys(fields))} of the model as there (in gin, of what "
             "train.train.model names), or take the network from the weights: "
-            "--gin_file=models/of_weights.gin"
+            "--gin_file=models/of_weights.gin."
         )
     for setting, number in dict(rows).items():
-        yield f"Set {setting} of the model to {number} or more"
+        yield f"Set {setting} of the model to {number} or more."
     if names:
         yield (
             "Rename what has no partner (InitFrom.rename), or list it in InitFrom.new (to be "
-            "initialised) or InitFrom.unused (to be left behind)"
+            "initialised) or InitFrom.unused (to be left behind)."
         )
 
 

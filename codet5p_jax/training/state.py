@@ -1,6 +1,7 @@
 """The train state: a plain pytree, born sharded."""
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,15 +161,18 @@ def init_state(
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
     """Options for the programs of a run: on CPU, what starts sooner and runs faster there.
 
-    LLVM's -O1 instead of -O3: the random numbers of initial values and dropout take LLVM most of
-    the time that a small run needs to start (with -O1 3 times less, measured with jax 0.10.2), and
-    run no faster for it: matrix products are library calls. And YNNPACK, that library, for products
-    alone: its sum over a leading axis, the gradient of a norm's scale or of the position bias,
-    takes 50 times as long as XLA's own (a tenth of a step of benchmarks/train_vs_hf.py).
+    LLVM's -O1 instead of -O3, unless XLA_FLAGS says which: the random numbers of initial values and
+    dropout take LLVM most of the time that a small run needs to start (with -O1 3 times less,
+    measured with jax 0.10.2), and run no faster for it: matrix products are library calls. And
+    YNNPACK, that library, for products alone: its sum over a leading axis, the gradient of a norm's
+    scale or of the position bias, takes 50 times as long as XLA's own (a tenth of a step of
+    benchmarks/train_vs_hf.py).
     """
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    options: dict[str, Any] = {"xla_backend_optimization_level": 1}
+    options: dict[str, Any] = {}
+    if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+        options["xla_backend_optimization_level"] = 1
     products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     return options | (products if _known("xla_cpu_experimental_ynn_fusion_type") else {})
 

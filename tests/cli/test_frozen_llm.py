@@ -5,15 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from codet5p_jax.cli import evaluate, quickstart
 from codet5p_jax.cli.main import main
 from codet5p_jax.models.params import flatten
-from codet5p_jax.sharding import make_mesh
-from codet5p_jax.training import sources, train
+from codet5p_jax.training import sources
 from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.stored_weights import load_params
 
@@ -48,10 +46,8 @@ def table(text):
     return {name: losses for name, *losses in rows[1:]}
 
 
-def test_the_whole_of_it(tmp_path, small_library, capsys, monkeypatch):
+def test_the_whole_of_it(tmp_path, small_library, one_device, capsys, monkeypatch):
     monkeypatch.setattr(quickstart, "VOCAB_SIZE", 600)
-    for module in (train, sources):  # on one device, as at a user's
-        monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
     out, run = {}, tmp_path / "run"
     for command in commands_of_the_script(tmp_path):
         given = [*command, *(TINY if command[0] in ("train", "evaluate") else [])]

@@ -158,6 +158,10 @@ def test_a_share_is_held_out_by_content(tmp_path):
     assert not set(train) & set(held_out)
     (tmp_path / "a.json").write_text(json.dumps((rows + again)[::-1]))
     assert split("validation") == held_out[::-1]
+    with pytest.raises(
+        ValueError, match="in split 'validation', found none: its share of 600 is 0;"
+    ):
+        list(instructions(tmp_path, "validation", held_out=0.0))
     other = Templates(without_input="Do.\n\n{instruction}\n\nNow:")
     assert split("validation", other) == held_out[::-1]
 

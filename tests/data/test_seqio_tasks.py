@@ -352,3 +352,10 @@ def test_two_vocabularies_in_one_task_are_an_error(sentencepiece_vocabulary):
     )
     with pytest.raises(ValueError, match="'two': expected one vocabulary for inputs, targets"):
         fingerprint_of(task)
+
+
+def test_one_vocabulary_is_not_read_to_compare_it(registered):
+    absent = CodeVocabulary("nowhere")
+    source = examples_source(read, ["train"], {"code": str}, None)
+    task = add_task("t", source=source, objective="decoder_clm", vocabulary=absent)
+    assert vocabulary_of(task) is absent

@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -328,6 +333,8 @@ def test_a_snapshot_is_read_by_its_folder(tmp_path, ema):
     assert set(stored.trained) == set(stored.shapes)
     with pytest.raises(FileNotFoundError, match=r"found steps \[\]; snapshots are .*snapshots/7$"):
         load_params(directory.root)
+    with pytest.raises(FileNotFoundError, match=r"of step 3 in .*7, which is itself"):
+        StoredWeights(directory.snapshots / "7", step=3)
     truncate(directory.snapshots / "7")
     with pytest.raises(OSError, match=r"snapshots/7 cannot be read \(params/"):
         load_params(directory.snapshots / "7")
@@ -374,3 +381,26 @@ def test_a_snapshot_of_16b_takes_less_than_a_gigabyte(ema):
     assert snapshot_bytes(saved, SnapshotPolicy(1, dtype="float32")) == 4 * 461_524_992
     assert snapshot_bytes(whole, SnapshotPolicy(1)) > 32 * 10**9, "with what is frozen"
     assert state_bytes(saved) > (16 if ema else 12) * 461_524_992
+
+
+@pytest.mark.slow
+def test_two_processes_save_both_kinds(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "tests.training.two_processes"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), port, str(tmp_path)],
+            cwd=Path(__file__).parents[2],
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0].strip().splitlines()[-1] for process in processes]
+    assert told == [f"process {i} of 2 read what both have written" for i in range(2)]
+    assert saved_steps(tmp_path / "checkpoints") == [4]
+    assert saved_steps(tmp_path / "snapshots") == [3, 4]

@@ -109,7 +109,7 @@ def test_the_encoder_is_the_small_model_seeing_both_ways(models, tmp_path):
     assert np.any(other["encoder_to_decoder"]["kernel"] != params["encoder_to_decoder"]["kernel"])
 
 
-def test_each_side_reads_with_its_own_tokenizer(models, tmp_path, capsys):
+def test_each_side_reads_with_its_own_tokenizer(models, tmp_path, one_device, capsys):
     """The data is tokenised for the decoder; the encoder's model comes with another tokenizer."""
     texts = ["def add(a, b):\n    return a + b\n", "for i in range(9): print(i)\n"] * 6
     sides = {"small": (SMALL, 290), "llm": (LLM, 330)}

@@ -139,21 +139,28 @@ def test_a_split_and_its_inverse():
     assert Split()(tree) == (tree, {})
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A cache, and a run whose weights others start from."""
+    folder = tmp_path_factory.mktemp("freezing")
+    write_cache(folder / "cache")
+    synthetic.run(folder / "cache", folder / "first", phases=[Phase("denoise", 3, 8)])
+    return folder
+
+
 @pytest.mark.parametrize("average", [None, 0.9])
-def test_a_run_that_is_resumed_and_exported(tmp_path, average):
+def test_a_run_that_is_resumed_and_exported(first, tmp_path, average):
     """The frozen part comes out of checkpoints, evaluation and export as it went in."""
-    write_cache(tmp_path / "cache")
-    synthetic.run(tmp_path / "cache", tmp_path / "first", phases=[Phase("denoise", 3, 8)])
     settings = {
         "trainable": dataclasses.replace(TRAINABLE, frozen_dtype="float32"),
-        "init_from": InitFrom(str(tmp_path / "first")),
+        "init_from": InitFrom(str(first / "first")),
         "phases": [Phase("denoise", 4, 8)],
         "ema_decay": average,
     }
-    whole = synthetic.run(tmp_path / "cache", tmp_path / "run", **settings)
+    whole = synthetic.run(first / "cache", tmp_path / "run", **settings)
     loss = {k: v["span_denoising/loss"] for k, v in vars(whole).items() if k in ("before", "after")}
     assert loss["after"] < loss["before"]
-    start, _, _ = load_params(tmp_path / "first")
+    start, _, _ = load_params(first / "first")
     end, _, _ = load_params(tmp_path / "run")
     split = TRAINABLE.split(start)
     ends = dict(flatten(end))
@@ -161,7 +168,7 @@ def test_a_run_that_is_resumed_and_exported(tmp_path, average):
         same = bool(np.array_equal(ends[name], array))
         assert same == (name in split.frozen), name
     shutil.rmtree(tmp_path / "run/checkpoints/4")  # as if it had been killed before
-    again = synthetic.run(tmp_path / "cache", tmp_path / "run", **settings)
+    again = synthetic.run(first / "cache", tmp_path / "run", **settings)
     assert again.after == whole.after
     resumed, _, _ = load_params(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, resumed, end)
@@ -182,12 +189,10 @@ def check_snapshot(path, whole, save_frozen):
     assert (plan.path, plan.fresh) == (path.resolve(), ())
 
 
-def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
+def test_checkpoints_can_leave_out_what_is_frozen(first, tmp_path, one_device):
     """They say where it came from; it is read from there, and has to be what it was."""
-    write_cache(tmp_path / "cache")
-    synthetic.run(tmp_path / "cache", tmp_path / "first", phases=[Phase("denoise", 3, 8)])
-    export_weights(tmp_path / "first", tmp_path / "folder", say=lambda _: None)
-    for number, source in enumerate((str(tmp_path / "first"), f"hf:{tmp_path / 'folder'}")):
+    export_weights(first / "first", tmp_path / "folder", say=lambda _: None)
+    for number, source in enumerate((str(first / "first"), f"hf:{tmp_path / 'folder'}")):
         ends = []
         for save_frozen in (True, False):
             run = tmp_path / f"run{number}{save_frozen}"
@@ -197,9 +202,9 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
                 "phases": [Phase("denoise", 4, 8)],
                 "checkpoints": CheckpointPolicy(every=2, snapshots=SnapshotPolicy(3)),
             }
-            synthetic.run(tmp_path / "cache", run, **settings)
+            synthetic.run(first / "cache", run, **settings)
             shutil.rmtree(run / "checkpoints/4")
-            synthetic.run(tmp_path / "cache", run, **settings)
+            synthetic.run(first / "cache", run, **settings)
             ends.append(load_params(run)[0])
             check_snapshot(run / "snapshots/4", ends[-1], save_frozen)
         jax.tree.map(np.testing.assert_array_equal, *ends)
@@ -223,25 +228,23 @@ def test_checkpoints_can_leave_out_what_is_frozen(tmp_path):
         with pytest.raises(ValueError, match=r"embedding in hf:.*is not what it was when this run"):
             load_params(path)
     with pytest.raises(ValueError, match="is itself a checkpoint or snapshot"):
-        synthetic.run(tmp_path / "cache", run / "snapshots/4", **settings)
+        synthetic.run(first / "cache", run / "snapshots/4", **settings)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(ValueError, match=r"\[3, 4\], which are weights alone, and no checkpoint"):
-        synthetic.run(tmp_path / "cache", run, **settings)
+        synthetic.run(first / "cache", run, **settings)
 
 
-def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(tmp_path):
-    write_cache(tmp_path / "cache")
-    synthetic.run(tmp_path / "cache", tmp_path / "first", phases=[Phase("denoise", 3, 8)])
+def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(first, tmp_path):
     settings = {
         "trainable": dataclasses.replace(TRAINABLE, save_frozen=False),
         "phases": [Phase("denoise", 3, 8)],
     }
     with pytest.raises(ValueError, match=r"but INITIAL_CHECKPOINT_PATH .* names nothing"):
-        synthetic.run(tmp_path / "cache", tmp_path / "run", **settings)
-    init = InitFrom(str(tmp_path / "first"), new=("embedding",), unused=("embedding",))
+        synthetic.run(first / "cache", tmp_path / "run", **settings)
+    init = InitFrom(str(first / "first"), new=("embedding",), unused=("embedding",))
     init = dataclasses.replace(init, rename=(("embedding", "gone"),), unused=("gone",))
     with pytest.raises(ValueError, match=r"but embedding is frozen and not all of it is in"):
-        synthetic.run(tmp_path / "cache", tmp_path / "run", init_from=init, **settings)
+        synthetic.run(first / "cache", tmp_path / "run", init_from=init, **settings)
 
 
 def test_a_checksum_sees_every_bit_and_every_place():
@@ -260,7 +263,7 @@ def test_a_checksum_sees_every_bit_and_every_place():
 LORA = Lora(rank=3, alpha=6.0, targets=Lora.PROJECTIONS)
 
 
-def test_low_rank_additions_start_at_nothing_and_train(tmp_path):
+def test_low_rank_additions_start_at_nothing_and_train(tmp_path, one_device):
     write_cache(tmp_path / "cache")
     model = tiny_config(gated=True)
     run = functools.partial(synthetic.run, tmp_path / "cache")
@@ -291,8 +294,11 @@ def test_low_rank_additions_start_at_nothing_and_train(tmp_path):
     tokens, ones = jnp.arange(1, 9)[None], jnp.ones((1, 8), jnp.int32)
 
     def logits(config, params):
-        bound = CodeT5p(config).bind(params)
-        return bound.logits(bound.decode(tokens, ones, bound.encode(tokens, ones), ones))
+        def run(params):
+            bound = CodeT5p(config).bind(params)
+            return bound.logits(bound.decode(tokens, ones, bound.encode(tokens, ones), ones))
+
+        return jax.jit(run)(params)
 
     expected = logits(config, params)
     np.testing.assert_allclose(logits(merged.config, whole), expected, atol=1e-5)

@@ -267,7 +267,7 @@ def misfit(tmp_path, theirs, mine, **source):
     return str(error.value).splitlines()
 
 
-OF_WEIGHTS = "or take the network from the weights: --gin_file=models/of_weights.gin"
+OF_WEIGHTS = "or take the network from the weights: --gin_file=models/of_weights.gin."
 PARTNERS = "Rename what has no partner (InitFrom.rename), or list it in InitFrom.new (to be"
 
 
@@ -275,7 +275,8 @@ def test_a_setting_that_differs_is_one_to_change(tmp_path):
     theirs = tiny_config(activation="gelu_tanh")
     _, *problems, remedy = misfit(tmp_path, theirs, tiny_config())
     assert problems == [
-        f"  {tower}.activation: 'gelu_tanh' there, 'relu' here" for tower in ("encoder", "decoder")
+        "  encoder.activation: 'gelu_tanh' there, 'relu' here",
+        "  decoder.activation: 'gelu_tanh' there, 'relu' here.",
     ]
     assert remedy.startswith("Set activation of the model as there (in gin, of what train.train.")
     assert remedy.endswith(OF_WEIGHTS)
@@ -286,7 +287,7 @@ def test_rows_too_many_are_a_vocabulary_to_set(tmp_path):
     mine = dataclasses.replace(theirs, vocab_size=64)
     *_, remedy = lines = misfit(tmp_path, theirs, mine)
     assert len(lines) == 4
-    assert remedy == "Set VOCAB_SIZE of the model to 70 or more"
+    assert remedy == "Set VOCAB_SIZE of the model to 70 or more."
 
 
 def test_each_kind_of_problem_has_its_remedy(tmp_path):
@@ -294,7 +295,7 @@ def test_each_kind_of_problem_has_its_remedy(tmp_path):
     mine = tiny_config(activation="gelu_tanh", embed_dim=8)
     *_, settings, rows, names = misfit(tmp_path, theirs, mine)
     assert settings.startswith("Set gated of the model as there")
-    assert rows == "Set VOCAB_SIZE of the model to 70 or more"
+    assert rows == "Set VOCAB_SIZE of the model to 70 or more."
     assert names.startswith(PARTNERS)
     *_, problem, remedy = misfit(tmp_path / "heads", tiny_config(), tiny_config(embed_dim=8))
     assert problem.startswith("  projection/kernel: not in the checkpoint")

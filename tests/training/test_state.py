@@ -9,7 +9,7 @@ from codet5p_jax.objectives import SpanDenoising, TextCodePairs
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.optimizers import Adafactor, AdamW, Muon
 from codet5p_jax.training.schedules import Constant
-from codet5p_jax.training.state import abstract_state, init_state
+from codet5p_jax.training.state import abstract_state, compiler_options, init_state
 from tests.training.linear import Linear, Regression
 from tests.training.synthetic import tiny_config
 
@@ -80,3 +80,11 @@ def test_initial_values_do_not_depend_on_the_mesh_and_can_be_loaded():
             for s in x.addressable_shards[:1]
         ]
         assert len(set(pointers)) == 3
+
+
+def test_a_level_in_xla_flags_stands(monkeypatch):
+    level, mesh = "xla_backend_optimization_level", make_mesh(MESH)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compiler_options(mesh)[level] == 1
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert level not in compiler_options(mesh)

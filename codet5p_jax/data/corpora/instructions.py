@@ -124,7 +124,8 @@ def instructions(
 
     Raises:
       FileNotFoundError: at once, if there is no such folder or no file to train on.
-      ValueError: while reading, if a `.json` file is no list of JSON.
+      ValueError: while reading, if a `.json` file is no list of JSON; at the end, if `held_out`
+        leaves nothing for the split.
     """
     if split not in SPLITS:
         raise ValueError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
@@ -143,6 +144,7 @@ def _records(
     split: str,
     malformed: Malformed,
 ) -> Iterator[dict[str, str]]:
+    found = 0
     for path in files:
         read = read_json_list if _is_list(path) else read_jsonl
         for record in read(path, malformed=malformed):
@@ -152,8 +154,15 @@ def _records(
                 malformed.reject(record["place"], error)
                 continue
             if shares is None or split_of(key, shares) == split:
+                found += 1
                 yield {"prompt": prompt, "response": response, "place": record["place"]}
     malformed.judge()
+    if shares is not None and not found:
+        raise ValueError(
+            f"expected instructions in split {split!r}, found none: its share of {malformed.seen} "
+            f"is {shares[split]:g}; change held_out (--instruct_held_out), add a file for "
+            "validation, or leave the split out (--splits=train)"
+        )
 
 
 def _is_list(path: Path) -> bool:
