@@ -211,7 +211,7 @@ def precompile(
         speed, advice = None, ()
         if isinstance(compiled, str):
             memory = _refused(memory, compiled)
-            advice = _advice(memory, chip, device_mesh, numbers, accumulate, model)
+            advice = _advice(memory, chip, device_mesh.shape, numbers, accumulate, model)
         else:
             memory, moved = _laid_out(memory, compiled.memory_analysis())
             speed = _speed(chip, compiled.as_text(), wanted, moved)
@@ -292,13 +292,13 @@ def _bytes(number: str, unit: str) -> int:
 def _advice(
     memory: Memory,
     chip: Chip,
-    mesh: Mesh,
+    shape: Mapping[str, int],
     rows: Mapping[str, int],
     accumulate: int,
     model: ModelConfig,
 ) -> tuple[str, ...]:
     """What to change so that a step fits."""
-    shape, held = mesh.shape, sum(memory.state.values())
+    held = sum(memory.state.values())
     per_chip = max(rows.values()) // (shape["replica"] * shape["fsdp"] * accumulate)
     mesh_change = f"mesh: more chips, or tensor (meshes/fsdp_tensor.gin) above {shape['tensor']}"
     copies = shape["replica"] * shape["sequence"]
