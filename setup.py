@@ -52,7 +52,7 @@ METRICS = [
 ]
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-    "precompile": ["libtpu>=0.0.42,<0.1"],  # compiles for TPUs on a CPU
+    "precompile": ["libtpu>=0.0.42,<0.0.43"],  # that of jax[tpu]; compiles for TPUs on a CPU
     "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     "torch": ["torch>=2.9,<3", "transformers>=5,<6"],
     "sentence-transformers": ["sentence-transformers>=5,<7"],  # loads what is exported for it
