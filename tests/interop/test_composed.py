@@ -386,8 +386,10 @@ def test_a_published_network_in_the_other_layout(tmp_path):
     assert_same_outputs(load(tmp_path / "m"), PUBLISHED, params)
 
 
-def test_both_tokenizers(tmp_path):
-    """The decoder's at the top, the encoder's in a folder; and back."""
+def test_both_tokenizers(tmp_path, monkeypatch):
+    """The decoder's at the top, the encoder's in a folder; and back. Neither needs code of the
+    folder, nor asks whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
     texts = [["def f(x): return x"] * 9, ["parse a date string into parts"] * 9]
     for name, text in zip(("encoder", "decoder"), texts, strict=True):
         tokenizer = train_tokenizer(text, 300, tmp_path / "t" / name, num_sentinels=4)
@@ -404,7 +406,7 @@ def test_both_tokenizers(tmp_path):
     for folder in (tmp_path / "m", tmp_path / "n"):
         for name, place in (("encoder", folder / "encoder_tokenizer"), ("decoder", folder)):
             read = transformers.AutoTokenizer.from_pretrained
-            found, given = read(place), read(tmp_path / name)
+            found, given = read(place, trust_remote_code=False), read(tmp_path / name)
             for text in ("def f(x): return x", "parse a date"):
                 assert found(text).input_ids == given(text).input_ids
 
