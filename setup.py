@@ -33,12 +33,31 @@ TEST = [
     "beartype>=0.22,<0.24",
     "setuptools>=77,<90",  # a test builds the wheel
 ]
+# codebleu 0.7 wants tree-sitter 0.22, which has no wheel for Python 3.13 and takes no grammar of
+# 0.23 or newer, though codebleu[all] asks for any.
+_CODEBLEU = [
+    "codebleu>=0.7,<0.8",
+    "tree-sitter>=0.22.3,<0.23",
+    "tree-sitter-c-sharp>=0.21,<0.22",
+    "tree-sitter-go>=0.21,<0.22",
+    "tree-sitter-java>=0.21,<0.22",
+    "tree-sitter-javascript>=0.21,<0.22",
+    "tree-sitter-php>=0.22,<0.23",
+    "tree-sitter-python>=0.21,<0.22",
+    "tree-sitter-ruby>=0.21,<0.22",
+]
+METRICS = [
+    "rapidfuzz>=3.9,<4",  # edit similarity
+    *(f'{requirement}; python_version < "3.13"' for requirement in _CODEBLEU),
+]
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "precompile": ["libtpu>=0.0.42,<0.0.43"],  # that of jax[tpu]; compiles for TPUs on a CPU
     "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     "torch": ["torch>=2.9,<3", "transformers>=5,<6"],
     "sentence-transformers": ["sentence-transformers>=5,<7"],  # loads what is exported for it
     "wandb": ["wandb>=0.22,<1"],
+    "metrics": METRICS,
     "test": TEST,
     "dev": [*TEST, "ruff>=0.14,<0.18", "basedpyright>=1.32,<2"],
 }

@@ -23,19 +23,29 @@ def dry_run(config: Config, args: argparse.Namespace) -> str:
       ValueError: a mixture is unknown, its tokenizer has more ids than the model's embedding rows,
         or the run does not divide over the devices.
     """
+    report = describe(
+        **config.arguments_of(describe),
+        rows=rows_of_phases(config, args),
+        num_devices=args.num_devices,
+    )
+    return f"{report}\n\noperative configuration:\n\n{config.text}"
+
+
+def rows_of_phases(config: Config, args: argparse.Namespace) -> list[dict[str, int]]:
+    """Of each phase, the rows of each objective in a batch.
+
+    Raises:
+      ValueError: a mixture is unknown, or its tokenizer has more ids than the model's embedding
+        rows.
+    """
     arguments = config.arguments
     mixtures = [find(phase.mixture, arguments["cache_dir"], args) for phase in arguments["phases"]]
     for mixture in mixtures:
         _check_vocabulary(mixture, arguments["model"].vocab_size)
-    report = describe(
-        **config.arguments_of(describe),
-        rows=[
-            divide_rows(mixture.rates, phase.batch_size)
-            for mixture, phase in zip(mixtures, arguments["phases"], strict=True)
-        ],
-        num_devices=args.num_devices,
-    )
-    return f"{report}\n\noperative configuration:\n\n{config.text}"
+    return [
+        divide_rows(mixture.rates, phase.batch_size)
+        for mixture, phase in zip(mixtures, arguments["phases"], strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from codet5p_jax.cli.child import Terminated
 COMMANDS = {
     "quickstart": "both pretraining stages on the Python standard library, on this machine",
     "train": "pretrain or fine-tune what gin files describe",
+    "precompile": "whether and how a run fits TPUs, by compiling it for them without any",
     "prepare": "tokenise a mixture into the cache that training reads",
     "inspect-data": "print examples of a mixture as the model sees them",
     "convert": "weights from and to Hugging Face folders",

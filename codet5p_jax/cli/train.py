@@ -9,12 +9,10 @@ docs/configuration.md explains gin files; `--dry_run` says what one amounts to.
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from codet5p_jax.cli import data_options, gin_flags
 from codet5p_jax.cli.arguments import positive
-from codet5p_jax.cli.errors import ConfigError
+from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.cli.prepare import ensure_prepared
 
 
@@ -49,12 +47,12 @@ def run(args: argparse.Namespace) -> None:
     checked = config.arguments_of(check_configuration)
     if args.dry_run:
         checked |= {"init_from": None, "model_dir": None}  # its paths need not exist
-    with _configuration():
+    with configuration():
         check_configuration(**checked)
     if args.dry_run:
         from codet5p_jax.cli.dry_run import dry_run
 
-        with _configuration():
+        with configuration():
             print(dry_run(config, args))
         return
     arguments = config.arguments
@@ -66,12 +64,3 @@ def run(args: argparse.Namespace) -> None:
         lengths=config.macros.get("TASK_FEATURE_LENGTHS"),
     )
     train(**{**arguments, "operative_config": config.text})
-
-
-@contextmanager
-def _configuration() -> Iterator[None]:
-    """What is wrong inside is wrong with the configuration: nothing else is looked at there."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(str(error)) from error

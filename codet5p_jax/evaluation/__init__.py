@@ -1,1 +1,1 @@
-"""Retrieval figures, BM25, the search index, samples and the report."""
+"""Retrieval figures, BM25, the search index, samples, the report; `metrics` for benchmarks."""

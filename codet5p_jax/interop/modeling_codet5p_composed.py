@@ -11,16 +11,19 @@ Two layouts of folders, one block:
 - `codet5p_composed`: each key of `CodeT5pTowerConfig` is a choice, and each projection a tensor.
 
 Both are padded on the right; a decoder whose mask says so may be padded on the left.
+Where config.json has prompt_to_decoder, `generate` starts the decoder from the prompt as well.
 Dropout is where training with codet5p_jax has it, at one rate.
 Written by codet5p_jax, which never imports it.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -577,6 +580,7 @@ class CodeT5pModel(nn.Module):
                 encoded_bias=_as_bias(seen.bool()[:, None, None]),
             )
         if self.cfg.position == "learned":
+            self._check_positions(context.positions, places)
             x = x + self.wpe(context.positions)
         x = self.drop(x)
         states, attentions, cross_attentions = [], [], []
@@ -595,20 +599,34 @@ class CodeT5pModel(nn.Module):
             cross_attentions=tuple(cross_attentions) if cross_attentions else None,
         )
 
+    def _check_positions(self, positions, places):
+        """Fails where a position has no row; under `torch.compile`, which cannot, indexing does."""
+        limit = self.cfg.max_positions
+        if places <= limit or torch.compiler.is_compiling():
+            return
+        length = int(positions.max()) + 1
+        if length > limit:
+            tower = "encoder" if self.cfg is self.config.encoder else "decoder"
+            raise ValueError(
+                f"a sequence of {length:,} tokens does not fit the {limit:,} learned positions of "
+                f"the {tower} (max_positions in config.json); shorten what it reads or generate "
+                "fewer tokens"
+            )
+
     def _bias(self, mask, at, places):
-        """[batch or 1, heads or 1, length, places], added to scores of self-attention."""
+        """[batch or 1, heads or 1, length, places], added to scores of self-attention; distances
+        are between positions, so padding on the left does not count."""
         keys = torch.arange(places, device=at.device)
-        distance = keys - at[:, None]
-        seen = keys <= (at if self.cfg.causal else at[-1:])[:, None]
+        distance = _positions(mask, keys)[:, None] - _positions(mask, at)[..., None]
+        seen = (keys <= (at if self.cfg.causal else at[-1:])[:, None])[None]
         if self.cfg.attention_window is not None:
             seen = seen & (distance > -self.cfg.attention_window)
-        seen = seen[None, None]
         if mask is not None:
-            seen = seen & mask.bool()[:, None, None]
-        bias = _as_bias(seen)
+            seen = seen & mask.bool()[:, None]
+        bias = _as_bias(seen[:, None])
         if self.cfg.position == "relative":
             buckets = _relative_buckets(distance, self.cfg)
-            bias = bias + self.relative_bias(buckets).float().permute(2, 0, 1)
+            bias = bias + self.relative_bias(buckets).float().permute(0, 3, 1, 2)
         return bias
 
 
@@ -765,6 +783,50 @@ class CodeT5pEncoderDecoderModel(PreTrainedModel, GenerationMixin):
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
         )
+
+    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+        """As any model of `transformers`. Where the decoder is given prompts as well (config.json:
+        prompt_to_decoder) and no decoder_input_ids are, it starts from what the encoder reads."""
+        if self.config.prompt_to_decoder and kwargs.get("decoder_input_ids") is None:
+            own = self.generation_config
+            said = kwargs, vars(generation_config or own), vars(own)
+            names = ("decoder_start_token_id", "bos_token_id")
+            start = next((x for n in names for s in said if (x := s.get(n)) is not None), None)
+            ids = kwargs.get("input_ids") if inputs is None else inputs
+            kwargs |= self._prompts(ids, kwargs.get("attention_mask"), start)
+        return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
+            inputs, generation_config, *args, **kwargs
+        )
+
+    def _prompts(self, ids, mask, start):
+        """What the decoder reads before it generates: the start token and what the encoder reads,
+        without an end token; padded on the left."""
+        if start is None:
+            raise ValueError("generate needs a decoder_start_token_id in generation_config.json")
+        if ids is None:
+            raise ValueError(
+                "the decoder is given the prompt as well (config.json: prompt_to_decoder); "
+                "expected input_ids, or decoder_input_ids beside what the encoder reads"
+            )
+        rows = self.config.encoder.vocab_size, self.config.decoder.vocab_size
+        if rows[0] != rows[1]:
+            raise ValueError(
+                "the decoder is given the prompt as well (config.json: prompt_to_decoder), but it "
+                f"has {rows[1]:,} tokens and the encoder {rows[0]:,}; expected decoder_input_ids, "
+                "the prompt in tokens of the decoder"
+            )
+        mask = torch.ones_like(ids) if mask is None else mask
+        prompts = []
+        for row, real in zip(ids, mask.bool(), strict=True):
+            prompt = row[real]
+            if prompt[-1:].tolist() == [self.config.eos_token_id]:
+                prompt = prompt[:-1]
+            prompts.append(F.pad(prompt, (1, 0), value=start))
+        pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+        return {
+            "decoder_input_ids": pad(prompts, padding_value=self.config.pad_token_id),
+            "decoder_attention_mask": pad([torch.ones_like(row) for row in prompts]),
+        }
 
     @staticmethod
     def create_masks_for_generate(attention_mask, past_key_values, **_):

@@ -15,8 +15,8 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,13 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from codet5p_jax.files import write_text
-from codet5p_jax.models.params import flatten, path_name
+from codet5p_jax.models.int8 import scale_of
+from codet5p_jax.models.params import flatten, nested, path_name
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
+
+ELSEWHERE = "frozen_elsewhere"
+"""Key of a checkpoint's `meta`: by path, where the frozen parameters are that it leaves out."""
 
 _SIZES = "sizes.json"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -184,7 +188,8 @@ class Checkpoints:
 def restore_latest(
     directory: ModelDir, abstract: TrainState, say: Callable[[str], None]
 ) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, placed as `abstract` says, and its `meta`.
+    """The newest checkpoint that can be read, placed as `abstract` says, and its `meta`. What it
+    leaves out is missing from the frozen parameters of the state.
 
     One that cannot be read is reported in a line, and moved to `damaged/` once an older one has
     been read: then it is the checkpoint that is at fault, and not the machine.
@@ -205,8 +210,9 @@ def restore_latest(
         try:
             _check_sizes(path)
             meta = _load(path, {"meta": None})["meta"]
-            _check_structure(path, meta["arrays"], _shapes(_trees(abstract)))
-            trees = _load(path, _trees(abstract))
+            wanted = _trees(without(abstract, meta.get(ELSEWHERE, ())))
+            _check_structure(path, meta["arrays"], _shapes(wanted))
+            trees = _load(path, wanted)
         except _Mismatch as e:
             raise ValueError(str(e)) from None
         except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
@@ -227,6 +233,23 @@ def restore_latest(
             f"{directory.checkpoints} away"
         )
     return None
+
+
+def without(state: TrainState, names: Collection[str]) -> TrainState:
+    """A (possibly abstract) state without some of its frozen parameters and their scales."""
+    gone = {*names, *map(scale_of, names)}
+    return replace(
+        state, frozen=nested({name: x for name, x in flatten(state.frozen) if name not in gone})
+    )
+
+
+def newest_meta(directory: ModelDir) -> dict[str, Any]:
+    """The `meta` of the newest checkpoint; empty where there is none, or it cannot be read."""
+    for step in reversed(saved_steps(directory.checkpoints)):
+        with contextlib.suppress(Exception):  # `restore_latest` tells
+            path = (directory.checkpoints / str(step)).resolve()
+            return dict(_load(path, {"meta": None})["meta"])
+    return {}
 
 
 def check_resumable(model_dir: Path, policy: CheckpointPolicy) -> None:
@@ -384,6 +407,15 @@ def read(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, An
         if _is_no_damage(e):
             raise
         raise _unreadable(path, e) from e
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What was saved with the arrays of a checkpoint.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return dict(read(path, {"meta": None})["meta"])
 
 
 def _complete(path: Path) -> Path:

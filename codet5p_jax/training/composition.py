@@ -25,8 +25,9 @@ from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import Weights, hugging_face_folder, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.models.configs import ModelConfig, StackConfig
+from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import ParamSpec, flatten, init_params, nested
+from codet5p_jax.models.stack import layer_groups
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, write_weights
 
@@ -85,7 +86,7 @@ def composed_config(
 
     Args:
       encoder: with an encoder, or alone with a decoder, which becomes bidirectional.
-      decoder: with a decoder; cross-attention that it has is dropped.
+      decoder: with a decoder; cross-attention that all its layers have is dropped.
       layers: of the decoder that get cross-attention, see `cross_attention_layers`.
       parallel: `StackConfig.cross_parallel`.
       zero_init: `StackConfig.cross_zero_init`.
@@ -93,20 +94,20 @@ def composed_config(
     Raises:
       ValueError: a part is missing, or cannot be what it is to be.
     """
-    if not decoder.decoder.num_layers:
-        raise ValueError(
-            "that of the decoder is an encoder alone (decoder.num_layers = 0); expected a "
-            "decoder-only or an encoder-decoder model"
-        )
+    _check_decoder(decoder)
     has_encoder = encoder.encoder.num_layers > 0
     reader = encoder.encoder if has_encoder else encoder.decoder
     if reader.attention_window is not None:
         raise ValueError(
-            "a decoder with attention_window cannot become an encoder: its window looks back"
+            f"a decoder with attention_window = {reader.attention_window:,} cannot become an "
+            "encoder: its window looks back; expected a model without one"
         )
     if encoder.scale_embedding != decoder.scale_embedding:
+        one, other = "encoder", "decoder"
+        one, other = (one, other) if encoder.scale_embedding else (other, one)
         raise ValueError(
-            "one of the two scales its embedding (scale_embedding), the other does not"
+            f"that of the {one} scales its embedding (scale_embedding, as Gemma), that of the "
+            f"{other} does not, and a network has one rule for both; choose two that do, or none"
         )
     writer = decoder.decoder
     alone = not decoder.encoder.num_layers
@@ -211,6 +212,12 @@ def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], lis
       FileNotFoundError, ValueError: one of the two is not what it should be.
     """
     mine, (theirs, *_) = StoredWeights(Path(model_dir)), _open("decoder", decoder)
+    if not mine.config.decoder.num_layers:
+        raise ValueError(f"{model_dir} is an encoder alone; expected a model with a decoder")
+    try:
+        _check_decoder(theirs.config)
+    except ValueError as error:
+        raise ValueError(f"{decoder} (decoder): {error}") from error
     same: list[str] = []
     others: list[str] = []
     for name, spec in flatten(CodeT5p(mine.config).specs):
@@ -263,15 +270,28 @@ def _source(
         theirs: Literal["encoder", "decoder"] = (
             "encoder" if reading.config.encoder.num_layers else "decoder"
         )
-        return reading, *_layers(rest, spec, theirs, getattr(reading.config, theirs))
+        return reading, *_layers(rest, spec, theirs)
     if tower == "decoder":
-        return writing, *_layers(rest, spec, "decoder", writing.config.decoder)
+        return writing, *_layers(rest, spec, "decoder")
     return writing, name, ()
 
 
-def _layers(
-    rest: str, spec: ParamSpec, tower: str, theirs: StackConfig
-) -> tuple[str, tuple[slice, ...]]:
+def _check_decoder(config: ModelConfig) -> None:
+    """Fails where a network has no decoder to copy."""
+    if not config.decoder.num_layers:
+        raise ValueError(
+            "that of the decoder is an encoder alone (decoder.num_layers = 0); expected a "
+            "decoder-only or an encoder-decoder model"
+        )
+    if len(layer_groups(config.decoder)) > 1:
+        raise ValueError(
+            "that of the decoder has cross-attention in some of its layers (decoder."
+            f"cross_attention = {config.decoder.cross_attention}); expected a decoder without, as "
+            "the one that it was made of, or with cross-attention in all layers"
+        )
+
+
+def _layers(rest: str, spec: ParamSpec, tower: str) -> tuple[str, tuple[slice, ...]]:
     """The path of a tower's parameter in other weights, and its layers there.
 
     Layers are stored in runs of equal ones: what is `layers_33/…` of a decoder whose last layer
@@ -281,10 +301,5 @@ def _layers(
     if not group.startswith("layers"):
         return f"{tower}/{rest}", ()
     first = int(group.removeprefix("layers").removeprefix("_") or 0)
-    if theirs.cross_attention not in ("none", (), "all"):
-        raise ValueError(
-            f"the {tower} has cross-attention in some of its layers; expected one without, or with "
-            "cross-attention in all layers"
-        )
     rest_of_shape = (slice(None),) * (len(spec.shape) - 1)
     return f"{tower}/layers/{part}", (slice(first, first + spec.shape[0]), *rest_of_shape)

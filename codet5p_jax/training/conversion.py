@@ -30,17 +30,15 @@ from codet5p_jax.interop.weights import (
     open_hugging_face,
 )
 from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.training.checkpoints import ELSEWHERE
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import (
-    ELSEWHERE,
     StoredWeights,
     release_memory,
     write_weights,
 )
 
 Say = Callable[[str], None]
-TOKEN_IDS = ("pad", "bos", "eos", "decoder_start")
-"""Which special ids a checkpoint of training keeps, for what is exported of it."""
 
 
 def import_weights(
@@ -242,8 +240,8 @@ def export_adapter(
             f"an adapter has low-rank additions alone, but {others[0]}{more} trained in "
             f"{model_dir} as well; export the merged network, without --adapter"
         )
-    origin = hugging_face_folder(stored.meta.get(ELSEWHERE, {}).get("source", ""))
-    if base is None and origin is not None:
+    origins = {kept["source"] for kept in stored.meta.get(ELSEWHERE, {}).values()}
+    if base is None and len(origins) == 1 and (origin := hugging_face_folder(*origins)):
         base = str(origin)
     modules = peft.export_adapter(
         Path(folder), _Reporting(stored, say), arch=arch, base=base, dtype=dtype

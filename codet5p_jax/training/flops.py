@@ -10,18 +10,19 @@ import jax
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.params import abstract_params
 from codet5p_jax.objectives.base import Objective
+from codet5p_jax.training.chips import CHIPS
 from codet5p_jax.training.freezing import Split, merge
 
 # Dense bf16 FLOP/s of one JAX device, by a part of its `device_kind`, first match first; from the
 # makers' data sheets. A TPU7x chip shows as two devices.
 PEAKS: Mapping[str, float] = {
     "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
     "TPU7x": 1153.5e12,
     "TPU v7": 1153.5e12,
     "A100": 312e12,

@@ -39,7 +39,8 @@ class Trainable:
         of self-attention and the feed-forward network of frozen towers, which have an fp32 scale
         for each output; what else is frozen is then bfloat16.
       save_frozen: whether checkpoints hold them; False: checkpoints say where they came from
-        (INITIAL_CHECKPOINT_PATH), which then has to stay as it is.
+        (INITIAL_CHECKPOINT_PATH), which then has to stay as it is, and hold what does not stay, see
+        `init_from.left_out`. A run that goes on saves as it began.
       lora: low-rank additions, which train, to every projection among its targets that does not;
         None: none.
 

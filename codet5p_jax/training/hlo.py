@@ -1,78 +1,317 @@
-"""What a compiled program computes, read from its text."""
+"""What a compiled program computes and moves, read from its text.
+
+On TPU, products are written as convolutions, and loops do not say how often they run: that is read
+from their condition.
+"""
 
 import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-_INSTRUCTION = re.compile(r"^(?:ROOT )?%([\w.\-]+) = (\w+)\[([\d,]*)\]")
-_DOT = re.compile(r" dot\(%([\w.\-]+), %([\w.\-]+)\).*lhs_contracting_dims=\{([\d,]*)\}")
+_INSTRUCTION = re.compile(r"^(ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^)]*)\)")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_INDEX = re.compile(r"\bindex=(\d+)")
+_COLLECTIVE = re.compile(
+    r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+    r"|collective-broadcast)(?:-start)?$"
+)
+_SAME_VALUE = ("copy", "bitcast", "copy-start", "copy-done", "convert")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One kind of collective.
+
+    Attributes:
+      count: how often a device takes part in one.
+      num_bytes: what a device has to receive for them, reductions done on the way not counted.
+    """
+
+    count: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one device does in one run of a program.
+
+    Attributes:
+      dot_flops: FLOPs of its matrix products, loop bodies times their trip count.
+      collectives: by kind (`all-gather`), likewise.
+    """
+
+    dot_flops: float
+    collectives: Mapping[str, Traffic]
 
 
 def dot_flops(text: str) -> float:
-    """FLOPs of the matrix products of an optimised program, loop bodies times their trip count.
+    """FLOPs of the matrix products of an optimised program; see `read_work`."""
+    return read_work(text).dot_flops
+
+
+def read_work(text: str) -> Work:
+    """Products and collectives of an optimised program.
 
     Args:
       text: `jitted.lower(…).compile().as_text()`.
 
     Raises:
-      ValueError: a loop with a product has no known number of trips, or there is no entry.
+      ValueError: a loop with a product or a collective has no known number of trips, or there is no
+        entry.
     """
-    own: dict[str, float] = {}
-    calls: dict[str, list[tuple[str, int | None]]] = {}
-    entry = None
-    for is_entry, name, lines in _computations(text):
-        entry = name if is_entry else entry
-        own[name], calls[name] = _count(lines)
+    computations = {name: (is_entry, body) for is_entry, name, body in _computations(text)}
+    entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
     if entry is None:
         raise ValueError("the program has no ENTRY computation")
-    known: dict[str, float] = {}
+    bodies = {name: body for name, (_, body) in computations.items()}
+    partitions = re.search(r"\bnum_partitions=(\d+)", text)
+    devices = int(partitions[1]) if partitions else 1
+    known: dict[str, dict[str, float]] = {}
 
-    def total(name: str) -> float:
+    def total(name: str) -> dict[str, float]:
         if name not in known:
-            found = own[name]
-            for called, times in calls[name]:
+            found = _own(name, bodies[name], devices)
+            for called, times in _calls(bodies[name], bodies):
                 inner = total(called)
                 if inner and times is None:
                     raise ValueError(f"the loop over {called} has no known number of trips")
-                found += inner * (times or 0)
+                for key, number in inner.items():
+                    found[key] += number * (times or 0)
             known[name] = found
         return known[name]
 
-    return total(entry)
+    found = total(entry)
+    kinds = sorted(key.removesuffix(" count") for key in found if key.endswith(" count"))
+    return Work(
+        found.get("flops", 0.0),
+        {k: Traffic(round(found[f"{k} count"]), round(found[f"{k} bytes"])) for k in kinds},
+    )
 
 
-def _computations(text: str) -> Iterator[tuple[bool, str, list[str]]]:
-    name, is_entry, lines = None, False, []
+@dataclass(frozen=True)
+class _Instruction:
+    name: str
+    is_root: bool
+    result: str  # its type
+    op: str
+    operands: Sequence[str]
+    line: str
+
+    @property
+    def shape(self) -> list[int]:
+        """Of a result that is one array."""
+        array = _ARRAY.match(self.result)
+        return [int(n) for n in array[2].split(",") if n] if array else []
+
+    @property
+    def num_bytes(self) -> float:
+        """Of all arrays of the result."""
+        arrays = _ARRAY.findall(self.result)
+        return sum(
+            (
+                _bits(dtype) / 8 * math.prod(int(n) for n in shape.split(",") if n)
+                for dtype, shape in arrays
+            ),
+            0.0,
+        )
+
+
+_Body = Mapping[str, _Instruction]
+
+
+def _bits(dtype: str) -> int:
+    number = re.search(r"\d+", dtype)
+    return int(number[0]) if number else 8  # pred
+
+
+def _computations(text: str) -> Iterator[tuple[bool, str, _Body]]:
+    name, is_entry, body = None, False, {}
     for line in text.splitlines():
         header = _COMPUTATION.match(line)
         if header:
-            name, is_entry, lines = header[2], bool(header[1]), []
+            name, is_entry, body = header[2], bool(header[1]), {}
         elif line.startswith("}") and name is not None:
-            yield is_entry, name, lines
+            yield is_entry, name, body
             name = None
         elif name is not None:
-            lines.append(line.strip())
+            made = _INSTRUCTION.match(line.strip())
+            if made:
+                operands = tuple(_NAME.findall(made[5]))
+                root, own_name, result, op = bool(made[1]), made[2], made[3], made[4]
+                body[own_name] = _Instruction(own_name, root, result, op, operands, line)
 
 
-def _count(lines: list[str]) -> tuple[float, list[tuple[str, int | None]]]:
-    """FLOPs of a computation's own products, and (computation, times) of what it calls."""
-    shapes: dict[str, list[int]] = {}
-    flops, calls = 0.0, []
-    for line in lines:
-        made = _INSTRUCTION.match(line)
-        if made:
-            shapes[made[1]] = [int(n) for n in made[3].split(",") if n]
-        dot = _DOT.search(line)
-        if dot and made:
-            inner = math.prod(shapes[dot[1]][int(i)] for i in dot[3].split(",") if i)
-            flops += 2.0 * math.prod(shapes[made[1]]) * inner
-        trips = _TRIPS.search(line)
-        times = (int(trips[1]) if trips else None) if " while(" in line else 1
-        calls += [(name, times) for name in _CALLED.findall(line)]
-        for names in _BRANCHES.findall(line):
-            calls += [(name.strip().lstrip("%"), 1) for name in names.split(",")]
-    return flops, calls
+def _own(name: str, body: _Body, devices: int) -> defaultdict[str, float]:
+    """Work of a computation apart from what it calls."""
+    out: defaultdict[str, float] = defaultdict(float)
+    # One asynchronous collective of a TPU is written again in every fusion that it overlaps with.
+    starts = any('"AsyncCollectiveStart"' in made.line for made in body.values())
+    for made in body.values():
+        if made.op == "dot":
+            out["flops"] += _dot(made, body)
+        elif made.op == "convolution":
+            out["flops"] += _convolution(made, body)
+        collective = _COLLECTIVE.match(made.op)
+        if collective and (starts or "chain_id=" not in made.line):
+            # What a TPU calls so is an all-reduce of which each device keeps a part.
+            scatters = name.startswith("all-reduce-scatter")
+            kind = "reduce-scatter" if scatters else collective[1]
+            size = sum((body[operand].num_bytes for operand in made.operands), 0.0)
+            out[f"{kind} count"] += 1
+            out[f"{kind} bytes"] += size * _received(kind, _group_size(made.line, devices))
+    return out
+
+
+def _received(kind: str, ways: int) -> float:
+    """Bytes that a device receives per byte of its operand, in a group of `ways` devices."""
+    share = (ways - 1) / ways
+    return {
+        "all-gather": ways - 1.0,
+        "all-reduce": 2.0 * share,
+        "reduce-scatter": share,
+        "all-to-all": share,
+        "ragged-all-to-all": share,
+    }.get(kind, 1.0)
+
+
+def _group_size(line: str, devices: int) -> int:
+    """Devices of a group, in any of the ways in which XLA writes them.
+
+    >>> _group_size("replica_groups={{0,1,2},{3,4,5}}", 6)
+    3
+    >>> _group_size("replica_groups=[2,4]<=[4,2]T(1,0)", 8)
+    4
+    >>> _group_size("replica_groups=mesh['a'=2,'b'=3,'c'=4] {'b','c'}, dimensions", 24)
+    12
+    >>> _group_size("replica_groups={}", 8)
+    8
+    """
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    if listed:
+        return len(listed[1].split(","))
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if counted:
+        return int(counted[1])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
+    if named:
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # 'a':(1)2 is a part of an axis
+        return math.prod(int(part) if part else sizes[axis] for axis, part in axes)
+    return devices
+
+
+def _dot(made: _Instruction, body: _Body) -> float:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", made.line)
+    lhs = body[made.operands[0]].shape
+    inner = math.prod(lhs[int(i)] for i in contracted[1].split(",") if i) if contracted else 1
+    return 2.0 * math.prod(made.shape) * inner
+
+
+def _convolution(made: _Instruction, body: _Body) -> float:
+    """FLOPs of a convolution; taps that fall on padding or between dilated inputs are none.
+
+    On TPU the batch axes of a product are spatial axes: of all taps, one an output is real.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", made.line)
+    assert labels is not None, made.line
+    lhs, rhs, out = (
+        dict(zip(names, shape, strict=True))
+        for names, shape in zip(
+            labels.groups(),
+            (body[made.operands[0]].shape, body[made.operands[1]].shape, made.shape),
+            strict=True,
+        )
+    )
+    window = re.search(r"window=\{([^}]*)\}", made.line)
+    fields = dict(field.split("=") for field in window[1].split()) if window else {}
+
+    def field(name: str, axis: int, default: int) -> int:
+        values = fields[name].split("x") if name in fields else []
+        return int(values[axis].split("_")[0]) if values else default
+
+    taps = 1
+    for axis in range(len(rhs) - 2):
+        label = str(axis)
+        stride, low = field("stride", axis, 1), field("pad", axis, 0)
+        spread, reach = field("lhs_dilate", axis, 1), field("rhs_dilate", axis, 1)
+        last = (lhs[label] - 1) * spread
+        positions = (
+            o * stride + k * reach - low for o in range(out[label]) for k in range(rhs[label])
+        )
+        taps *= sum(0 <= at <= last and at % spread == 0 for at in positions)
+    return 2.0 * out["b"] * out["f"] * rhs["i"] * taps
+
+
+def _calls(body: _Body, bodies: Mapping[str, _Body]) -> Iterator[tuple[str, int | None]]:
+    """(computation, times) of what a computation calls."""
+    for made in body.values():
+        times = _trips(made, body, bodies) if made.op == "while" else 1
+        for name in _CALLED.findall(made.line):
+            yield name, times
+        for names in _BRANCHES.findall(made.line):
+            for name in names.split(","):
+                yield name.strip().lstrip("%"), 1
+
+
+def _trips(loop: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> int | None:
+    """How often a loop runs: as it says, or while (first + n * step) < limit; None: not known."""
+    said = _TRIPS.search(loop.line)
+    if said:
+        return int(said[1])
+    condition, inside = (
+        bodies[name] for key in ("condition", "body") for name in _named(key, loop.line)
+    )
+    test = _root(condition)
+    if test.op != "compare" or "direction=LT" not in test.line:
+        return None
+    counter, limit = condition[test.operands[0]], _constant(test.operands[1], condition)
+    index = _INDEX.search(counter.line)
+    if counter.op != "get-tuple-element" or index is None:
+        return None
+    at = int(index[1])
+    before, after = body[loop.operands[0]], _root(inside)
+    if before.op != "tuple" or after.op != "tuple":
+        return None
+    first, step = _constant(before.operands[at], body), _offset(after.operands[at], inside, at)
+    if limit is None or first is None or not step or step < 0:
+        return None
+    return max(0, -(-(limit - first) // step))
+
+
+def _named(key: str, line: str) -> list[str]:
+    return re.findall(rf"\b{key}=%([\w.\-]+)", line)
+
+
+def _root(body: _Body) -> _Instruction:
+    return next(made for made in body.values() if made.is_root)
+
+
+def _constant(name: str, body: _Body) -> int | None:
+    made = body[name]
+    if made.op in _SAME_VALUE:
+        return _constant(made.operands[0], body)
+    value = re.search(r" constant\((-?\d+)\)", made.line)
+    return int(value[1]) if value else None
+
+
+def _offset(name: str, body: _Body, index: int) -> int | None:
+    """k where the value is element `index` of the loop's state + k."""
+    made = body[name]
+    if made.op in _SAME_VALUE:
+        return _offset(made.operands[0], body, index)
+    if made.op == "add":
+        for one, other in (made.operands, made.operands[::-1]):
+            start, more = _offset(one, body, index), _constant(other, body)
+            if start is not None and more is not None:
+                return start + more
+    at = _INDEX.search(made.line)
+    if made.op != "get-tuple-element" or at is None or int(at[1]) != index:
+        return None
+    return 0 if body[made.operands[0]].op == "parameter" else None

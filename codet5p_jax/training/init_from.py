@@ -13,8 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from codet5p_jax.data.tokens import SpecialTokens
+from codet5p_jax.interop import hf_config
 from codet5p_jax.interop.changed_weights import ResizedVocabulary
 from codet5p_jax.interop.differences import differences
+from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.weights import (
     ForeignWeights,
     Weights,
@@ -30,6 +33,7 @@ from codet5p_jax.sharding import param_shardings
 from codet5p_jax.training.checkpoints import (
     InitFrom,
     checkpoint_path,
+    read_meta,
 )
 from codet5p_jax.training.freezing import LORA
 from codet5p_jax.training.model_dir import (
@@ -39,7 +43,13 @@ from codet5p_jax.training.model_dir import (
     recorded_tokenizer,
 )
 from codet5p_jax.training.state import compiler_options
-from codet5p_jax.training.stored_weights import as_int8, described, read_params, stored_arrays
+from codet5p_jax.training.stored_weights import (
+    as_int8,
+    described,
+    lasting,
+    read_params,
+    stored_arrays,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,8 @@ def network_of(
         theirs = foreign.config if foreign else load_config(folder_of(source))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}; set path (INITIAL_CHECKPOINT_PATH) to the weights whose network this is"
+            "the network is that of other weights, which have to be there, for a dry run as well: "
+            f"expected them as path (INITIAL_CHECKPOINT_PATH), found {path!r} ({error})"
         ) from error
     given = {
         "vocab_size": vocab_size,
@@ -257,31 +268,66 @@ def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> li
     return [f"{name}: {b!r} there, {a!r} here" for name, a, b in differences(mine, theirs)]
 
 
-def require_source(plan: InitPlan | None, frozen: Collection[str]) -> None:
-    """Fails unless a run can leave what is frozen out of its checkpoints.
+def left_out(plan: InitPlan | None, frozen: Collection[str]) -> frozenset[str]:
+    """Which parameters `Trainable.save_frozen = False` keeps out of checkpoints: the frozen ones
+    that are whole where they come from, and stay there.
 
     Raises:
-      ValueError: some of it is not in the weights it starts from.
+      ValueError: none do.
     """
     if plan is None:
         raise ValueError(
             "Trainable.save_frozen = False leaves the frozen parameters where they came from, but "
             "INITIAL_CHECKPOINT_PATH (init_from) names nothing"
         )
-    own = [name for name in frozen if name not in plan.sources or name in plan.rows]
-    if own:
-        raise ValueError(
-            f"Trainable.save_frozen = False, but {min(own)} is frozen and not all of it is in "
-            f"{plan.path}; let it train, or set save_frozen = True"
-        )
+    whole = {name for name in frozen if name in plan.sources and name not in plan.rows}
     if plan.foreign is None:
-        stored = stored_arrays(plan.path)
-        int8 = [name for name in frozen if stored[plan.sources[name]].dtype == jnp.int8]
-        if int8:
-            raise ValueError(
-                f"Trainable.save_frozen = False, but {min(int8)} is int8 in {plan.path}; name the "
-                "weights that it was made of, or set save_frozen = True"
-            )
+        stay = lasting(plan.path)
+        whole = {name for name in whole if plan.sources[name] in stay}
+    if not whole:
+        raise ValueError(
+            f"Trainable.save_frozen = False, but no frozen parameter can be left in {plan.path}: "
+            "a run deletes its checkpoints and snapshots as it goes on. Start from an export of it "
+            "(codet5p convert export, then hf: and the folder), or set save_frozen = True"
+        )
+    return frozenset(whole)
+
+
+def token_ids(plan: InitPlan | None, special: SpecialTokens) -> dict[str, Any]:
+    """What a checkpoint keeps of special ids, for what is exported of it: those of the data, and
+    where the weights it starts from end a text with several tokens, all of them."""
+    ends: Collection[int | None] = ()
+    if plan is not None and plan.foreign is not None:
+        arch = hf_config.recognise(hf_config.load_config(plan.path), plan.path)
+        tokens = TokenIds.read(plan.path, arch)
+        ends = (tokens.eos, *tokens.other_eos)
+    elif plan is not None and (ids := read_meta(plan.path).get("token_ids")):
+        ends = (ids["eos"], *ids.get("other_eos", ()))
+    names = ("pad", "bos", "eos", "decoder_start")
+    found = {name: getattr(special, name) for name in names}
+    return found | {"other_eos": [n for n in ends if n != special.eos] if len(ends) > 1 else []}
+
+
+def repointed(elsewhere: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
+    """What a checkpoint says of the parameters that it leaves out (`describe_elsewhere`), with
+    `source` in place of what is not there any more.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+
+    def gone(place: str) -> bool:
+        return not Path(hugging_face_folder(place) or place).exists()
+
+    missing = {place for place in {kept["source"] for kept in elsewhere.values()} if gone(place)}
+    if not missing:
+        return dict(elsewhere)
+    folder = hugging_face_folder(source.path)
+    new = f"hf:{folder.resolve()}" if folder else str(checkpoint_path(Path(source.path)))
+    return {
+        name: {**kept, "source": new} if kept["source"] in missing else kept
+        for name, kept in elsewhere.items()
+    }
 
 
 def load_init(

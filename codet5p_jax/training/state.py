@@ -100,10 +100,10 @@ def abstract_state(
     ema: bool = False,
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct` with shardings; allocates nothing."""
+    key = jax.random.key(0)  # made here: a mesh of devices that are not there computes nothing
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(
-            lambda key: new_state(model, objectives, optimizer, key, split=split, ema=ema),
-            jax.random.key(0),
+            lambda key: new_state(model, objectives, optimizer, key, split=split, ema=ema), key
         )
     shardings = state_shardings(shapes, model.specs, mesh)
     return jax.tree.map(

@@ -20,22 +20,33 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from codet5p_jax.interop.weights import hugging_face_folder, open_hugging_face, place
+from codet5p_jax.interop.weights import (
+    ForeignWeights,
+    hugging_face_folder,
+    open_hugging_face,
+    place,
+)
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.int8 import dequantize, quantize, scale_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, nested
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
 from codet5p_jax.training.checkpoints import (
+    ELSEWHERE,
     checkpoint_path,
     context,
     model_dir_of,
     read,
+    read_meta,
     seal,
 )
 from codet5p_jax.training.model_dir import load_config
 
-ELSEWHERE = "frozen_elsewhere"  # in the meta of a checkpoint
+_PUT_BACK = (
+    "put back the weights that INITIAL_CHECKPOINT_PATH named when the run started, or a link to "
+    "them. Where they have moved, a run also goes on with INITIAL_CHECKPOINT_PATH set to the new "
+    "place"
+)
 _BUFFER = 2**26  # bytes of small arrays that are written together
 
 
@@ -78,7 +89,7 @@ def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       OSError: it cannot be read.
     """
-    meta = read(path, {"meta": None})["meta"]
+    meta = read_meta(path)
     dtypes = meta.get("dtypes", {})  # training keeps those of the declaration
     found = {}
     for name, shape in meta["arrays"].items():
@@ -88,7 +99,7 @@ def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
             found[name] = jax.ShapeDtypeStruct(tuple(shape), dtype)
     for name in [name for name, x in found.items() if x.dtype == jnp.int8]:
         del found[scale_of(name)]
-    for name, x in meta.get(ELSEWHERE, {}).get("arrays", {}).items():
+    for name, x in meta.get(ELSEWHERE, {}).items():
         found[name] = jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"]))
     return found
 
@@ -105,10 +116,10 @@ def read_params(
       OSError: the checkpoint cannot be read.
       ValueError: what it leaves out is not what it was.
     """
-    meta = read(path, {"meta": None})["meta"]
-    arrays, elsewhere = meta["arrays"], meta.get(ELSEWHERE, {"arrays": {}})
-    scales = {scale_of(name) for name in elsewhere["arrays"]}
-    left_out = {n: x for n, x in wanted.items() if n in elsewhere["arrays"] or n in scales}
+    meta = read_meta(path)
+    arrays, elsewhere = meta["arrays"], meta.get(ELSEWHERE, {})
+    scales = {scale_of(name) for name in elsewhere}
+    left_out = {n: x for n, x in wanted.items() if n in elsewhere or n in scales}
     frozen = {name: x for name, x in wanted.items() if f"frozen/{name}" in arrays}
     floats = {
         name: x
@@ -171,27 +182,41 @@ def described(array: jax.Array) -> dict[str, Any]:
     }
 
 
+def lasting(path: Path) -> dict[str, dict[str, Any] | None]:
+    """Which parameters of a checkpoint stay where they are, by path: those of one that was imported
+    or composed, and those that it leaves out itself, with what it keeps of them.
+
+    A run deletes its checkpoints as it goes on, and its snapshots.
+    """
+    meta = read_meta(path)
+    stay: dict[str, dict[str, Any] | None] = dict(meta.get(ELSEWHERE, {}))
+    of_a_run = any(name.startswith("training/") for name in meta["arrays"])
+    if not of_a_run and path.parent != model_dir_of(path).snapshots:
+        names = (name.partition("/") for name in meta["arrays"])
+        stay |= {name: None for part, _, name in names if part == "params"}
+    return stay
+
+
 def describe_elsewhere(
     source: str,
     paths: Mapping[str, str],
     frozen: Mapping[str, jax.Array],
     originals: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a checkpoint keeps, as JSON, of frozen parameters that it leaves out.
+    """What a checkpoint keeps, as JSON, of frozen parameters that it leaves out: where each is,
+    which is never a checkpoint that leaves it out itself.
 
     Args:
       source: `hf:` and a Hugging Face folder, or a checkpoint; absolute.
-      paths: path here -> path there.
-      frozen: their values by path.
+      paths: path here -> path there, of those that are left out.
+      frozen: the values of all that are frozen, by path.
       originals: `described` of those that were read and then became int8, by path.
     """
+    before = {} if hugging_face_folder(source) else lasting(checkpoint_path(Path(source)))
     return {
-        "source": source,
-        "arrays": {
-            name: {"path": paths[name], **(originals.get(name) or described(x))}
-            for name, x in frozen.items()
-            if name in paths  # a scale is not read
-        },
+        name: before.get(theirs)
+        or {"source": source, "path": theirs, **(originals.get(name) or described(frozen[name]))}
+        for name, theirs in paths.items()
     }
 
 
@@ -206,26 +231,27 @@ def read_elsewhere(
       FileNotFoundError, OSError: they are not there any more.
       ValueError: they are not what they were.
     """
-    source, arrays = elsewhere["source"], elsewhere["arrays"]
-    folder = hugging_face_folder(source)
-    weights = open_hugging_face(folder) if folder else None
-    checkpoint = None if weights else checkpoint_path(Path(source))
+    opened = functools.cache(_opened)
     found: dict[str, jax.Array] = {}
-    for name, kept in arrays.items():
+    for name, kept in elsewhere.items():
         if name not in wanted:
             continue
-        theirs, dtype = kept["path"], jnp.dtype(kept["dtype"])
-        sharding = wanted[name].sharding
-        if weights is not None:
-            array = place(weights, theirs, dtype, sharding)
+        source, theirs, dtype = kept["source"], kept["path"], jnp.dtype(kept["dtype"])
+        sharding, (origin, there) = wanted[name].sharding, opened(source)
+        if there.get(theirs) != tuple(kept["shape"]):
+            raise ValueError(
+                f"{name} was {theirs} of shape {kept['shape']} in {source} when this run froze it, "
+                f"and is {there.get(theirs, 'not there')} now; {_PUT_BACK}"
+            )
+        if isinstance(origin, ForeignWeights):
+            array = place(origin, theirs, dtype, sharding)
         else:
-            assert checkpoint is not None
-            x = jax.ShapeDtypeStruct(tuple(kept["shape"]), dtype, sharding=sharding)
-            array = dict(flatten(read_params(checkpoint, {theirs: x})))[theirs]
+            x = jax.ShapeDtypeStruct(there[theirs], dtype, sharding=sharding)
+            array = dict(flatten(read_params(origin, {theirs: x})))[theirs]
         if checksum(array) != kept["checksum"]:
             raise ValueError(
                 f"{name} in {source} is not what it was when this run froze it (its checksum "
-                "differs); put back the weights that INITIAL_CHECKPOINT_PATH named then"
+                f"differs); {_PUT_BACK}"
             )
         if wanted[name].dtype == jnp.int8:
             found |= as_int8(name, array, wanted)
@@ -233,6 +259,21 @@ def read_elsewhere(
             found[name] = array.astype(wanted[name].dtype)
         del array
     return found
+
+
+def _opened(source: str) -> tuple[ForeignWeights | Path, dict[str, tuple[int, ...]]]:
+    """Where to read, and the shapes of what is there."""
+    folder = hugging_face_folder(source)
+    try:
+        if folder:
+            weights = open_hugging_face(folder)
+            return weights, weights.shapes
+        path = checkpoint_path(Path(source))
+        return path, {name: x.shape for name, x in stored_arrays(path).items()}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"frozen parameters were left in {source}, which is not there: {error}; {_PUT_BACK}"
+        ) from error
 
 
 def checksum(array: jax.Array) -> str:
@@ -297,7 +338,7 @@ class StoredWeights:
         self._arrays = stored_arrays(self._path)
         self.shapes = {path: x.shape for path, x in self._arrays.items()}
         self.rounded = [path for path, x in self._arrays.items() if x.dtype == jnp.int8]
-        self.meta = read(self._path, {"meta": None})["meta"]
+        self.meta = read_meta(self._path)
         self.trained = [path for path in self.shapes if f"params/{path}" in self.meta["arrays"]]
 
     def dtype(self, path: str) -> np.dtype:

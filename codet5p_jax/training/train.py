@@ -1,5 +1,6 @@
 """The training script, in the order in which things happen."""
 
+import functools
 import signal
 import threading
 import time
@@ -23,24 +24,34 @@ from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import metrics as metrics_lib
 from codet5p_jax.training.batches import abstract_batch, open_loaders, place, train_batches
 from codet5p_jax.training.checkpoints import (
+    ELSEWHERE,
     CheckpointPolicy,
     Checkpoints,
     InitFrom,
+    newest_meta,
     restore_latest,
     saved_steps,
     snapshot_bytes,
     state_bytes,
+    without,
 )
 from codet5p_jax.training.checks import (
     check_configuration,
     check_loss_weights,
     check_vocabulary,
 )
-from codet5p_jax.training.conversion import TOKEN_IDS, check_one_process, export_weights
+from codet5p_jax.training.conversion import check_one_process, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
-from codet5p_jax.training.init_from import folder_of, load_init, plan_init, require_source
+from codet5p_jax.training.init_from import (
+    folder_of,
+    left_out,
+    load_init,
+    plan_init,
+    repointed,
+    token_ids,
+)
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
@@ -66,7 +77,6 @@ from codet5p_jax.training.schedules import Schedule
 from codet5p_jax.training.state import TrainState, abstract_state, compiler_options, init_state
 from codet5p_jax.training.step import make_train_step
 from codet5p_jax.training.stored_weights import (
-    ELSEWHERE,
     describe_elsewhere,
     read_elsewhere,
 )
@@ -263,10 +273,13 @@ def train(
         plan = None
         if init_from and not saved:
             plan = plan_init(init_from, network.specs, mixture.tokenizer, model)
-        left_out = trainable is not None and not trainable.save_frozen
-        as_saved = lambda state: replace(state, frozen={}) if left_out else state  # noqa: E731
-        if left_out and not saved:
-            require_source(plan, split.frozen - scales_of(network.specs))
+        elsewhere: dict[str, Any] = newest_meta(directory).get(ELSEWHERE, {})
+        outside = frozenset(elsewhere)
+        if trainable is not None and not trainable.save_frozen and not saved:
+            outside = left_out(plan, split.frozen - scales_of(network.specs))
+        as_saved = functools.partial(without, names=outside)
+        if outside and (inside := state_bytes(as_saved(abstract).frozen)):
+            progress.say(f"checkpoints hold {size_text(inside)} of what is frozen: not all stays")
         size, snapshots = state_bytes(as_saved(abstract)), checkpoints.snapshots
         small, number = 0, 0
         if snapshots is not None:
@@ -323,20 +336,22 @@ def train(
             compiled(locate(phases, newest)[0])
 
         # ------------------------------------------------------------ restore, or initialise
-        restored = restore_latest(directory, as_saved(abstract), progress.say)
-        elsewhere: dict[str, Any] = {}
+        restored = restore_latest(directory, abstract, progress.say)
         if restored is not None:
             state, meta = restored
-            if left_out:
-                elsewhere = meta[ELSEWHERE]
+            elsewhere = meta.get(ELSEWHERE, {})
+            ids = meta["token_ids"]
+            if elsewhere:
+                if init_from:
+                    elsewhere = repointed(elsewhere, init_from)
                 frozen = read_elsewhere(elsewhere, dict(flatten(abstract.frozen)))
-                state = replace(state, frozen=nested(frozen))
+                state = replace(state, frozen=nested({**dict(flatten(state.frozen)), **frozen}))
             progress.say(f"resuming {directory.root} from step {meta['step']}")
         else:
             meta = {"step": 0, "totals": {}}
             if plan is not None:
                 progress.say(f"starting from other weights: {plan}")
-            loaded, originals = {}, {}
+            ids, loaded, originals = token_ids(plan, mixture.special), {}, {}
             if plan is not None:
                 loaded, originals = load_init(plan, network.specs, device_mesh, seed=seed)
             state = init_state(
@@ -350,10 +365,10 @@ def train(
                 ema=keeps_average,
             )
             del loaded  # it would hold a second copy of the weights to the end
-            if left_out and plan is not None:
-                elsewhere = describe_elsewhere(
-                    plan.source, plan.sources, dict(flatten(state.frozen)), originals
-                )
+            if plan is not None:
+                paths = {name: plan.sources[name] for name in outside}
+                frozen = dict(flatten(state.frozen))
+                elsewhere = describe_elsewhere(plan.source, paths, frozen, originals)
         start = meta["step"]
         batches = train_batches(loaders, phases, start, total)
         upcoming: Future[Any] = background.submit(next, batches, None)
@@ -390,9 +405,9 @@ def train(
                     "operative_config": operative_config,
                     "tokenizer": "../../tokenizer",
                     "dtypes": {name: x.dtype.name for name, x in flatten(abstract.frozen)},
-                    "token_ids": {name: getattr(mixture.special, name) for name in TOKEN_IDS},
+                    "token_ids": ids,
                 }
-                if left_out:
+                if elsewhere:
                     meta[ELSEWHERE] = elsewhere
                 write(as_saved(state), step, meta)
 

@@ -136,4 +136,4 @@ def test_weights_that_are_not_there(tmp_path, capsys):
     assert main(["train", *flags(tmp_path, tmp_path / "run", "nowhere")]) == 3
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no checkpoint in nowhere" in error
-    assert "set path (INITIAL_CHECKPOINT_PATH) to the weights whose network this is" in error
+    assert "expected them as path (INITIAL_CHECKPOINT_PATH), found 'nowhere'" in error

@@ -119,6 +119,7 @@ LAYOUTS = {
             **dict(cross_attention=(0, 2), cross_parallel=False, num_kv_heads=2, head_dim=8),
         ),
         vocab_size=70,
+        prompt_to_decoder=False,
     ),
 }
 
@@ -146,13 +147,15 @@ def test_it_writes_what_is_written_here(exported):
     folder, config, params = exported
     model = load(folder)
     generated = greedy(model, config)
-    # Where prompts would go to the decoder as well, neither side is given them here.
-    alone = dataclasses.replace(config, prompt_to_decoder=False)
-    run = compiled(CodeT5p(alone), SPECIAL, Sampling(max_length=32))
+    start = torch.ones(3, 1).long()
+    alone = greedy(model, config, decoder_input_ids=start)
+    assert torch.equal(generated, alone) == (not config.prompt_to_decoder)
+    config_alone = dataclasses.replace(config, prompt_to_decoder=False)
+    run = compiled(CodeT5p(config_alone), SPECIAL, Sampling(max_length=32))
     empty, none = np.zeros((3, 0), np.int32), np.zeros(3, np.int32)
     mine = np.asarray(run(params, *rows_of(config)[:2], empty, none, jax.random.key(0)).tokens)
-    width = generated.shape[1] - 1  # theirs begin with the start token
-    np.testing.assert_array_equal(mine[:, :width], generated[:, 1:].numpy())
+    width = alone.shape[1] - 1  # theirs begin with the start token
+    np.testing.assert_array_equal(mine[:, :width], alone[:, 1:].numpy())
     assert (mine[:, width:] == 2).all()
     assert len(np.unique(mine)) > 4
     assert torch.equal(generated, greedy(model, config, use_cache=False))
@@ -160,6 +163,45 @@ def test_it_writes_what_is_written_here(exported):
     assert torch.equal(
         greedy(model, config, **beams), greedy(model, config, use_cache=False, **beams)
     )
+
+
+def test_prompts_go_to_the_decoder_as_well(tmp_path):
+    """As here, where the prompt is the prefix: without its end token, behind the start token."""
+    params = params_of(PUBLISHED)
+    export(tmp_path / "m", PUBLISHED, params, tokens=TOKENS)
+    model = load(tmp_path / "m")
+    tokens, segments, _, _ = rows_of(PUBLISHED)
+    tokens[1, 10] = 2  # the row's last real token
+    lengths = segments.sum(1) - [0, 1, 0]
+    run = compiled(CodeT5p(PUBLISHED), SPECIAL, Sampling(max_length=18 + 12))
+    prefix = np.where(np.arange(18) < lengths[:, None], tokens, 0)
+    mine = run(params, tokens, segments, prefix, lengths, jax.random.key(0)).tokens
+    ids, mask = (torch.tensor(x).long() for x in (tokens, segments))
+    options = dict(max_new_tokens=12, do_sample=False)
+    for cache in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+        theirs = model.generate(ids, attention_mask=mask, **options, **cache).numpy()
+        for i, length in enumerate(lengths):
+            before = 18 - length
+            assert theirs[i, : before + 1].tolist() == [2] * before + [1]
+            found = theirs[i, before + 1 :]
+            assert len(found) > length + 3
+            np.testing.assert_array_equal(found, mine[i, : len(found)])
+    one = model.generate(input_ids=ids[1:2, :11], **options).numpy()[0]
+    np.testing.assert_array_equal(one[1:], mine[1, : len(one) - 1])
+    other = model.generate(ids[:1], decoder_start_token_id=5, **options)
+    assert other[0, :3].tolist() == [5, *tokens[0, :2].tolist()]
+
+
+def test_a_prompt_in_tokens_of_the_encoder(tmp_path):
+    """Two vocabularies: ids of one are not those of the other."""
+    config = dataclasses.replace(LAYOUTS["codet5p_composed"], prompt_to_decoder=True)
+    export(tmp_path / "m", config, params_of(config), tokens=TOKENS)
+    model = load(tmp_path / "m")
+    with pytest.raises(ValueError, match="it has 70 tokens and the encoder 90; expected decoder_i"):
+        greedy(model, config)
+    prompt = torch.full((3, 2), 69)
+    generated = greedy(model, config, decoder_input_ids=prompt, max_new_tokens=2)
+    assert torch.equal(generated[:, 1:3], prompt)
 
 
 def test_prompts_of_the_decoder(exported):
@@ -344,8 +386,10 @@ def test_a_published_network_in_the_other_layout(tmp_path):
     assert_same_outputs(load(tmp_path / "m"), PUBLISHED, params)
 
 
-def test_both_tokenizers(tmp_path):
-    """The decoder's at the top, the encoder's in a folder; and back."""
+def test_both_tokenizers(tmp_path, monkeypatch):
+    """The decoder's at the top, the encoder's in a folder; and back. Neither needs code of the
+    folder, nor asks whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
     texts = [["def f(x): return x"] * 9, ["parse a date string into parts"] * 9]
     for name, text in zip(("encoder", "decoder"), texts, strict=True):
         tokenizer = train_tokenizer(text, 300, tmp_path / "t" / name, num_sentinels=4)
@@ -362,7 +406,7 @@ def test_both_tokenizers(tmp_path):
     for folder in (tmp_path / "m", tmp_path / "n"):
         for name, place in (("encoder", folder / "encoder_tokenizer"), ("decoder", folder)):
             read = transformers.AutoTokenizer.from_pretrained
-            found, given = read(place), read(tmp_path / name)
+            found, given = read(place, trust_remote_code=False), read(tmp_path / name)
             for text in ("def f(x): return x", "parse a date"):
                 assert found(text).input_ids == given(text).input_ids
 

@@ -25,6 +25,7 @@ from codet5p_jax.training.train import Evaluation, Logging
 from tests.interop.test_causal_lms import CASES, SPECIAL, model_of
 from tests.interop.test_composed import (
     ATOL,
+    assert_a_cache_changes_nothing,
     assert_same_outputs,
     load,
     rows_of,
@@ -136,6 +137,7 @@ def test_the_whole_way(tmp_path, rows, one_device, case):
     assert main([str(word) for word in command]) == 0
     model = load(tmp_path / "m")
     assert_same_outputs(model, config, params)
+    assert_a_cache_changes_nothing(model, config)
     shifted = torch.tensor(rows_of(config)[2]).long()
     with torch.no_grad():
         without = model(decoder_input_ids=shifted).logits

@@ -194,6 +194,7 @@ def test_embeddings_in_place_of_ids(network):
         torch.testing.assert_close(found.logits, expected.logits, atol=0, rtol=0)
         torch.testing.assert_close(found.loss, expected.loss, atol=0, rtol=0)
     options = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
+    options |= dict(decoder_input_ids=ids[:, :1])
     assert torch.equal(model.generate(**embedded, **options), model.generate(**read, **options))
 
 
@@ -210,6 +211,33 @@ def test_what_does_not_go_together(folders):
         model(**read, labels=targets, decoder_attention_mask=torch.ones(3, 8))
     with pytest.raises(ValueError, match="has no output_router_logits"):
         model(**read, labels=targets, output_router_logits=True)
+    with pytest.raises(ValueError, match="expected input_ids, or decoder_input_ids beside"):
+        model.generate(inputs_embeds=both)
+    model.generation_config.decoder_start_token_id = model.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match="needs a decoder_start_token_id"):
+        model.generate(**read)
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+def test_more_tokens_than_learned_positions(tmp_path, tower):
+    config = NETWORKS["rotary, relative, parallel, a reader"]
+    learned = dataclasses.replace(getattr(config, tower), position="learned", max_positions=18)
+    config = dataclasses.replace(config, **{tower: learned})
+    export(tmp_path / "m", config, drawn_params(config), tokens=TOKENS)
+    model = load(tmp_path / "m")
+    ids = torch.full((1, 19), 5)
+    message = rf"19 tokens does not fit the 18 learned positions of the {tower} \(max_positions"
+    model(ids[:, :18], decoder_input_ids=ids[:, :18])
+    with pytest.raises(ValueError, match=message):
+        model(ids, decoder_input_ids=ids)
+    if tower == "decoder":
+        options = dict(eos_token_id=None, do_sample=False)
+        assert model.generate(ids, max_length=19, **options).shape == (1, 19)
+        for cache in ("dynamic", "static"):
+            with pytest.raises(ValueError, match=message):
+                model.generate(ids, max_length=20, cache_implementation=cache, **options)
+        mask = (torch.arange(19) > 1)[None].long()
+        model(ids, decoder_input_ids=ids, decoder_attention_mask=mask)  # padding takes no position
 
 
 # -------------------------------------------------------------------------------------- training
@@ -318,7 +346,45 @@ def test_every_cache_generates_the_same(network, beams):
             torch.testing.assert_close(other.logits, none.logits, atol=1e-4, rtol=0)
     cache = fixed.past_key_values.self_attention_cache
     assert isinstance(cache, transformers.StaticCache)
-    assert cache.layers[0].keys.shape[2] == 14
+    # Kept from the longer of the two runs: start, prompt and all new tokens but the last.
+    assert cache.layers[0].keys.shape[2] == (24 if config.prompt_to_decoder else 14)
+
+
+@pytest.mark.parametrize("position", ["relative", "rotary", "learned"])
+def test_padding_on_the_left_moves_nothing(tmp_path, position):
+    """A batch of prompts is what each row is alone, also where `generate` puts the start token
+    before the padding; the window counts tokens."""
+    config = NETWORKS["rotary, relative, parallel, a reader"]
+    tower = dataclasses.replace(config.decoder, position=position, attention_window=3)
+    config = dataclasses.replace(config, decoder=tower)
+    export(tmp_path / "m", config, drawn_params(config), tokens=TOKENS)
+    model = load(tmp_path / "m")
+    read, _ = tensors_of(config)
+    batch = {name: x[:2] for name, x in read.items()} | left_padded(config)
+    batch["decoder_input_ids"][:, 0] = 3  # no start token, so `generate` adds one
+    rows = []
+    for i, real in enumerate(batch["decoder_attention_mask"].bool()):
+        row = {name: x[i : i + 1] for name, x in batch.items()}
+        rows.append(row | {name: row[name][:, real] for name in left_padded(config)})
+    with torch.no_grad():
+        together = model(**batch).logits
+        for logits, row in zip(together, rows, strict=True):
+            alone = model(**row).logits[0]
+            torch.testing.assert_close(logits[-len(alone) :], alone, atol=1e-5, rtol=0)
+    options = dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    options |= dict(output_logits=True, return_dict_in_generate=True)
+    rows = [model.generate(**row, **options, use_cache=False) for row in rows]
+    for cache in (
+        {"use_cache": False},
+        {"cache_implementation": "dynamic"},
+        {"cache_implementation": "static"},
+    ):
+        found = model.generate(**batch, **options, **cache)
+        assert found.sequences[0, :5].tolist() == [1, *batch["decoder_input_ids"][0, :4].tolist()]
+        for i, alone in enumerate(rows):
+            assert torch.equal(found.sequences[i, -5:], alone.sequences[0, -5:])
+            for step, other in zip(found.logits, alone.logits, strict=True):
+                torch.testing.assert_close(step[i], other[0], atol=1e-4, rtol=0)
 
 
 def test_a_static_cache_is_one_graph(folders):

@@ -43,6 +43,15 @@ SMALL = dataclasses.replace(
 )
 
 
+NO_DECODER = dataclasses.replace(
+    tiny_config(), decoder=dataclasses.replace(tiny_config().decoder, num_layers=0)
+)
+SOME_READ = dataclasses.replace(
+    tiny_config(),
+    decoder=dataclasses.replace(tiny_config().decoder, num_layers=2, cross_attention=(1,)),
+)
+
+
 def make(folder, config, seed, dtype="bfloat16"):
     """A model directory with values that have moved away from the initial ones."""
     rng = np.random.default_rng(seed)
@@ -215,6 +224,8 @@ composition.compose:
 @pytest.mark.parametrize(
     ("decoder", "message"),
     [
+        ("some", "{0}/some (decoder): that of the decoder has cross-attention in some of its"),
+        ("scaled", "that of the decoder scales its embedding (scale_embedding, as Gemma), that of"),
         ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert"),
         ("unknown", "decoder: {0}/unknown is not a model directory: its config.json is Hugging"),
         ("absent", "decoder: {}/absent is not a model directory: it has no config.json"),
@@ -222,13 +233,18 @@ composition.compose:
         ("encoder", "{0}/encoder (decoder): that of the decoder is an encoder alone"),
     ],
 )
-def test_decoders_that_are_none_are_refused_before_weights_are_read(
+def test_decoders_that_cannot_be_are_refused_before_weights_are_read(
     models, tmp_path, monkeypatch, decoder, message
 ):
     (tmp_path / "unknown").mkdir()
     (tmp_path / "unknown/config.json").write_text('{"model_type": "mamba"}')
-    none = dataclasses.replace(tiny_config().decoder, num_layers=0)
-    make(tmp_path / "encoder", dataclasses.replace(tiny_config(), decoder=none), 3)
+    made = {
+        "encoder": NO_DECODER,
+        "scaled": dataclasses.replace(LLM, scale_embedding=True),
+        "some": SOME_READ,
+    }
+    if decoder in made:
+        make(tmp_path / decoder, made[decoder], 3)
     monkeypatch.setattr(StoredWeights, "read", pytest.fail)
     prefix, _, name = decoder.rpartition(":")
     decoder = f"{prefix}:{tmp_path / name}" if prefix else str(tmp_path / name)
@@ -280,11 +296,35 @@ def test_layers_that_are_none(text):
 
 
 def test_parts_that_do_not_fit():
-    none = dataclasses.replace(tiny_config().decoder, num_layers=0)
     with pytest.raises(ValueError, match="that of the decoder is an encoder alone"):
-        composed_config(LLM, dataclasses.replace(tiny_config(), decoder=none))
+        composed_config(LLM, NO_DECODER)
     looking_back = dataclasses.replace(
         LLM, decoder=dataclasses.replace(LLM.decoder, attention_window=4)
     )
-    with pytest.raises(ValueError, match="its window looks back"):
+    with pytest.raises(ValueError, match="attention_window = 4 cannot become an encoder: its"):
         composed_config(looking_back, LLM)
+    scaled = dataclasses.replace(LLM, scale_embedding=True)
+    with pytest.raises(ValueError, match=r"that of the encoder scales .* that of the decoder does"):
+        composed_config(scaled, LLM)
+    composed_config(scaled, scaled)
+    every = dataclasses.replace(SOME_READ.decoder, cross_attention="all")
+    composed_config(LLM, dataclasses.replace(SOME_READ, decoder=every))
+
+
+@pytest.mark.parametrize(
+    ("run", "decoder", "message"),
+    [
+        ("some", "some", "some (decoder): that of the decoder has cross-attention in some of its"),
+        ("some", "encoder", "encoder (decoder): that of the decoder is an encoder alone"),
+        ("encoder", "some", "encoder is an encoder alone; expected a model with a decoder"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused_before_weights_are_read(
+    tmp_path, monkeypatch, capsys, run, decoder, message
+):
+    for name in {run, decoder}:
+        make(tmp_path / name, SOME_READ if name == "some" else NO_DECODER, 3)
+    monkeypatch.setattr(StoredWeights, "read", pytest.fail)
+    done = main(["compose", f"--verify={tmp_path / run}", f"--decoder={tmp_path / decoder}"])
+    assert done == 1
+    assert message in capsys.readouterr().err

@@ -18,12 +18,15 @@ from codet5p_jax.models import CodeT5p, Lora, init_params
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.training.checkpoints import (
+    ELSEWHERE,
     CheckpointPolicy,
     InitFrom,
     SnapshotPolicy,
+    read_meta,
     saved_steps,
 )
-from codet5p_jax.training.conversion import export_weights
+from codet5p_jax.training.conversion import export_weights, import_weights
+from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.freezing import (
     Split,
     Trainable,
@@ -143,10 +146,12 @@ def test_a_split_and_its_inverse():
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A cache, and a run whose weights others start from."""
+    """A cache, and a run whose weights others start from; the same as a folder and imported."""
     folder = tmp_path_factory.mktemp("freezing")
     write_cache(folder / "cache")
     synthetic.run(folder / "cache", folder / "first", phases=[Phase("denoise", 3, 8)])
+    export_weights(folder / "first", folder / "folder", say=lambda _: None)
+    import_weights(folder / "folder", folder / "imported", say=lambda _: None)
     return folder
 
 
@@ -193,8 +198,8 @@ def check_snapshot(path, whole, save_frozen):
 
 def test_checkpoints_can_leave_out_what_is_frozen(first, tmp_path, one_device):
     """They say where it came from; it is read from there, and has to be what it was."""
-    export_weights(first / "first", tmp_path / "folder", say=lambda _: None)
-    for number, source in enumerate((str(first / "first"), f"hf:{tmp_path / 'folder'}")):
+    shutil.copytree(first / "folder", tmp_path / "folder")
+    for number, source in enumerate((str(first / "imported"), f"hf:{tmp_path / 'folder'}")):
         ends = []
         for save_frozen in (True, False):
             run = tmp_path / f"run{number}{save_frozen}"
@@ -243,10 +248,68 @@ def test_nothing_frozen_can_be_left_out_that_came_from_nowhere(first, tmp_path):
     }
     with pytest.raises(ValueError, match=r"but INITIAL_CHECKPOINT_PATH .* names nothing"):
         synthetic.run(first / "cache", tmp_path / "run", **settings)
-    init = InitFrom(str(first / "first"), new=("embedding",), unused=("embedding",))
-    init = dataclasses.replace(init, rename=(("embedding", "gone"),), unused=("gone",))
-    with pytest.raises(ValueError, match=r"but embedding is frozen and not all of it is in"):
+    init = InitFrom(str(first / "first"))
+    with pytest.raises(ValueError, match=r"can be left in .*first/checkpoints/3: a run deletes"):
         synthetic.run(first / "cache", tmp_path / "run", init_from=init, **settings)
+
+
+def test_what_does_not_stay_where_it_was_is_saved(first, tmp_path, one_device, capsys):
+    """Here an embedding that the weights lack; resumed, it is what it was."""
+    init = InitFrom(str(first / "imported"), (("embedding", "gone"),), ("embedding",), ("gone",))
+    settings = {
+        "trainable": dataclasses.replace(TRAINABLE, save_frozen=False),
+        "init_from": init,
+        "phases": [Phase("denoise", 4, 8)],
+        "save_every": 2,
+        "evaluation": Evaluation(every=None),
+    }
+    synthetic.run(first / "cache", tmp_path / "run", **settings)
+    said = capsys.readouterr().out
+    assert "checkpoints hold 0.00 MB of what is frozen: not all stays" in said
+    meta = read_meta(tmp_path / "run/checkpoints/4")
+    assert [name for name in meta["arrays"] if name.startswith("frozen/")] == ["frozen/embedding"]
+    end, _, _ = load_params(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    synthetic.run(first / "cache", tmp_path / "run", **settings)
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "run")[0], end)
+
+
+def test_frozen_weights_are_followed_to_where_they_stay(first, tmp_path, one_device, capsys):
+    """A run may be deleted that another one started from, and the weights of both may move. All
+    tokens that end a text for these go along."""
+    shutil.copytree(first / "folder", tmp_path / "folder")
+    generation = json.loads((tmp_path / "folder/generation_config.json").read_text())
+    generation["eos_token_id"] = [generation["eos_token_id"], 7]
+    (tmp_path / "folder/generation_config.json").write_text(json.dumps(generation))
+    settings = {
+        "trainable": dataclasses.replace(TRAINABLE, save_frozen=False),
+        "phases": [Phase("denoise", 4, 8)],
+        "save_every": 2,
+        "evaluation": Evaluation(every=None),
+    }
+    run = functools.partial(synthetic.run, first / "cache", **settings)
+    run(tmp_path / "one", init_from=InitFrom(f"hf:{tmp_path / 'folder'}"))
+    run(tmp_path / "two", init_from=InitFrom(str(tmp_path / "one")))
+    end, _, _ = load_params(tmp_path / "two")
+    shutil.rmtree(tmp_path / "one")
+    shutil.rmtree(tmp_path / "two/checkpoints/4")
+    run(tmp_path / "two", init_from=InitFrom(str(tmp_path / "one")))
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "two")[0], end)
+    meta = read_meta(tmp_path / "two/checkpoints/4")
+    assert meta["token_ids"]["other_eos"] == [7]
+    assert {x["source"] for x in meta[ELSEWHERE].values()} == {f"hf:{tmp_path / 'folder'}"}
+
+    (tmp_path / "folder").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"left in hf:.*folder, which is not there.*link"):
+        load_params(tmp_path / "two")
+    shutil.rmtree(tmp_path / "two/checkpoints/4")
+    other = InitFrom(f"hf:{tmp_path / 'other'}")
+    with pytest.raises(FileNotFoundError, match=r"left in hf:.*other, which is not there"):
+        run(tmp_path / "two", init_from=other)
+    moved = {"init_from": InitFrom(f"hf:{tmp_path / 'moved'}")}
+    with_all = dataclasses.replace(settings["trainable"], save_frozen=True)  # only at the start
+    run(tmp_path / "two", **moved, trainable=with_all)
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "two")[0], end)
 
 
 def test_a_checksum_sees_every_bit_and_every_place():

@@ -1,0 +1,59 @@
+"""Compiles the training step of a run for TPUs, on a machine that has none.
+
+  codet5p precompile --topology=v5e:4x4 --gin_file=runs/stage1_220m.gin \\
+    --gin_file=meshes/fsdp.gin --json=report.json
+
+Says what a chip holds, whether it fits, what is computed and moved, and how fast a step could be at
+best. It needs neither data nor devices, but libtpu: pip install 'codet5p_jax[precompile]'.
+Compiling proves neither that a step runs right nor how fast it is. Large models take minutes.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from codet5p_jax.cli import data_options, gin_flags
+from codet5p_jax.cli.errors import ConfigError, configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `codet5p precompile`."""
+    parser.add_argument(
+        "--topology", required=True, help="chip and sides: v5e:4x4, v5p:4x4x4, v6e:16x16"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report there")
+    gin_flags.add_arguments(parser)
+    data_options.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Checks the configuration, compiles every phase's step, prints the report."""
+    if not args.gin_file:
+        raise ConfigError("--gin_file is missing; for example --gin_file=runs/stage1_220m.gin")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json: there is no folder {args.json.absolute().parent}")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # with libtpu there, JAX would look for a TPU
+    from codet5p_jax.cli import dry_run, gin_config
+    from codet5p_jax.training.checks import check_configuration
+    from codet5p_jax.training.chips import parse_topology
+    from codet5p_jax.training.precompile import precompile
+    from codet5p_jax.training.precompile_report import report_text
+    from codet5p_jax.training.train import train
+
+    with configuration():
+        parse_topology(args.topology)
+    config = gin_config.load_flags(train, args, placeholders=gin_config.PATHS)
+    if config.unused:
+        print(f"not used by this run: {', '.join(config.unused)}", file=sys.stderr)
+    checked = config.arguments_of(check_configuration)
+    checked |= {"init_from": None, "model_dir": None}  # its paths need not exist
+    with configuration():
+        check_configuration(**checked)
+        rows = dry_run.rows_of_phases(config, args)
+        report = precompile(topology=args.topology, rows=rows, **config.arguments_of(precompile))
+    print(report_text(report))
+    if args.json is not None:
+        args.json.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")

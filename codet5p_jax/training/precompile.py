@@ -1,0 +1,344 @@
+"""The training step compiled for TPUs that are not there: what it takes, and at best how long.
+
+`libtpu` compiles on any CPU for any of its chips. Compiling shows neither that the step computes
+what it should nor how fast it runs.
+"""
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import count
+from codet5p_jax.objectives.base import Objective
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.batches import abstract_batch
+from codet5p_jax.training.chips import GIB, Chip, parse_topology
+from codet5p_jax.training.flops import step_flops
+from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
+from codet5p_jax.training.hlo import Traffic, read_work
+from codet5p_jax.training.optimizers import AdamW, Optimizer
+from codet5p_jax.training.phases import Phase, check_rows, select_objectives, total_steps
+from codet5p_jax.training.schedules import Constant, Schedule
+from codet5p_jax.training.state import TrainState, abstract_state, compiler_options
+from codet5p_jax.training.step import make_train_step
+
+INSTALL = "pip install 'codet5p_jax[precompile]'"
+# libtpu asks a metadata server, which only a TPU's host has, who it is.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+PARTS = ("params", "frozen", "opt_state", "objective_state", "ema")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip while a step runs.
+
+    Attributes:
+      state: by part of the train state, as shapes and shardings say.
+      batch: likewise.
+      arguments: state and batch as the compiler lays them out, padding included.
+      temporaries: gradients, activations, whatever else is there at the peak.
+      program: the code.
+      peak: all of it, and results that do not take the place of arguments.
+      available: what the compiler offers, where it said so; it does when a program does not fit.
+    """
+
+    state: Mapping[str, int]
+    batch: int
+    arguments: int | None = None
+    temporaries: int | None = None
+    program: int | None = None
+    peak: int | None = None
+    available: int | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one chip has to do in a step, and the least time that takes.
+
+    Attributes:
+      dot_flops: FLOPs of the matrix products of the compiled program.
+      model_flops: this chip's share of what the model asks for: no recomputation (`step_flops`).
+      least_hbm_bytes: arguments read once and results written once; a program moves more.
+      collectives: by kind.
+      compute_seconds, hbm_seconds, ici_seconds: each alone, at the published peaks.
+      step_seconds: the longest of the three, as if the other two were hidden behind it.
+      mfu: `model_flops` in `step_seconds`, over the chip's peak; no run can have more.
+    """
+
+    dot_flops: float
+    model_flops: float
+    least_hbm_bytes: int
+    collectives: Mapping[str, Traffic]
+    compute_seconds: float
+    hbm_seconds: float
+    ici_seconds: float
+    step_seconds: float
+    mfu: float
+
+
+@dataclass(frozen=True)
+class PhaseReport:
+    """The step of one phase.
+
+    Attributes:
+      mixture: name of the phase's.
+      rows: of each objective in a batch.
+      compile_seconds: on this machine.
+      fits: whether the compiler found room for it.
+      memory: on one chip.
+      advice: what to change where it does not fit, the most promising first.
+      speed: None where it does not fit: then there is no program.
+    """
+
+    mixture: str
+    rows: Mapping[str, int]
+    compile_seconds: float
+    fits: bool
+    memory: Memory
+    advice: tuple[str, ...]
+    speed: Speed | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All phases of a run on one topology."""
+
+    topology: str
+    chip: Chip
+    chips: int
+    mesh: Mapping[str, int]
+    libtpu: str
+    parameters: int
+    trainable_parameters: int
+    phases: tuple[PhaseReport, ...]
+
+
+def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
+    """The chip, and devices to compile for; they hold nothing and compute nothing.
+
+    Raises:
+      ValueError: there is no such topology.
+      ImportError: libtpu is not installed.
+    """
+    chip, sides = parse_topology(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(f"compiling for TPUs takes libtpu, which is not installed; {INSTALL}")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        devices = topologies.get_topology_desc(topology, "tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"libtpu has no topology {topology}, only such as {chip.example}: {error}"
+        ) from error
+    if len(devices) != math.prod(sides):
+        raise ValueError(f"{topology}: expected {math.prod(sides)} devices, found {len(devices)}")
+    return chip, devices
+
+
+def precompile(
+    *,
+    topology: str,
+    model: ModelConfig,
+    objectives: Sequence[Objective],
+    phases: Sequence[Phase],
+    rows: Sequence[Mapping[str, int]],
+    optimizer: Optimizer = AdamW(),  # noqa: B008
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
+    schedule: Schedule = Constant(1.0),  # noqa: B008
+    loss_weights: Mapping[str, float] | None = None,
+    trainable: Trainable | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """Compiles the step of every phase for a topology. Allocates nothing on it.
+
+    Args:
+      topology: `v5e:4x4`.
+      model, …, seed: as `train` takes them.
+      rows: of each phase, the rows of each objective in a batch.
+
+    Raises:
+      ValueError: there is no such topology, or parameters, rows or the mesh do not divide over it.
+      ImportError: libtpu is not installed.
+    """
+    chip, devices = topology_devices(topology)
+    device_mesh = make_mesh(mesh, devices)
+    for numbers in rows:
+        check_rows(numbers, device_mesh, accumulate)
+    network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
+    used = select_objectives(objectives, list(dict.fromkeys(n for r in rows for n in r)))
+    learning_rate = schedule.make(total_steps(phases))
+    rule = optimizer.make(learning_rate, split(network.specs)[0])
+    state = abstract_state(network, used, rule, device_mesh, split=split, ema=ema_decay is not None)
+    reports = []
+    for phase, numbers in zip(phases, rows, strict=True):
+        step = make_train_step(
+            network,
+            select_objectives(used, list(numbers)),
+            loss_weights or {},
+            rule,
+            learning_rate,
+            seed=seed,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
+            state_shardings=jax.tree.map(lambda x: x.sharding, state),
+        )
+        batch = abstract_batch(used, numbers, device_mesh)
+        memory = Memory(
+            {part: size for part in PARTS if (size := _local_bytes(getattr(state, part)))},
+            _local_bytes(batch),
+        )
+        wanted = sum(step_flops(network, used, numbers, split).values()) / len(devices)
+        compiled, seconds = _compile(step, state, batch, device_mesh)
+        speed, advice = None, ()
+        if isinstance(compiled, str):
+            memory = _refused(memory, compiled)
+            advice = _advice(memory, chip, device_mesh.shape, numbers, accumulate, model)
+        else:
+            memory, moved = _laid_out(memory, compiled.memory_analysis())
+            speed = _speed(chip, compiled.as_text(), wanted, moved)
+        reports.append(
+            PhaseReport(
+                phase.mixture, dict(numbers), seconds, speed is not None, memory, advice, speed
+            )
+        )
+    return Report(
+        topology=topology,
+        chip=chip,
+        chips=len(devices),
+        mesh=dict(device_mesh.shape),
+        libtpu=importlib.metadata.version("libtpu"),
+        parameters=count(network.specs),
+        trainable_parameters=count(split(network.specs)[0]),
+        phases=tuple(reports),
+    )
+
+
+def _compile(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> tuple[Any, float]:
+    """The compiled step, or what the compiler says where it has no room for it; and the time."""
+    began = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, batch)
+        try:
+            compiled = lowered.compile(compiler_options(mesh))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            compiled = str(error)
+    return compiled, time.perf_counter() - began
+
+
+def _local_bytes(tree: Any) -> int:
+    """Bytes that one device holds of arrays with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _laid_out(memory: Memory, found: Any) -> tuple[Memory, int]:
+    """The memory of a compiled program, and the bytes that it reads and writes at least."""
+    arguments, results = found.argument_size_in_bytes, found.output_size_in_bytes
+    temporaries, program = found.temp_size_in_bytes, found.generated_code_size_in_bytes
+    peak = arguments + results - found.alias_size_in_bytes + temporaries + program
+    filled = Memory(memory.state, memory.batch, arguments, temporaries, program, peak)
+    return filled, arguments + results
+
+
+def _refused(memory: Memory, message: str) -> Memory:
+    """What the compiler says of a program that it has no room for.
+
+    Raises:
+      ValueError: it says nothing of what it needs, so that this is something else.
+    """
+    size = r"([\d.]+)([KMGT])"
+    parts = re.search(rf"for HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
+    whole = re.search(rf"Used {size} of {size} hbm", message)
+    found = parts or whole
+    if found is None:
+        raise ValueError(f"the compiler ran out of something: {message}")
+    needed, available = _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
+    held = sum(memory.state.values()) + memory.batch
+    return Memory(
+        memory.state,
+        memory.batch,
+        temporaries=needed if parts else None,
+        peak=needed + held if parts else needed,
+        available=available,
+    )
+
+
+def _bytes(number: str, unit: str) -> int:
+    return round(float(number) * GIB * 1024.0 ** ("KMGT".index(unit) - 2))
+
+
+def _advice(
+    memory: Memory,
+    chip: Chip,
+    shape: Mapping[str, int],
+    rows: Mapping[str, int],
+    accumulate: int,
+    model: ModelConfig,
+) -> tuple[str, ...]:
+    """What to change so that a step fits."""
+    held = sum(memory.state.values())
+    per_chip = max(rows.values()) // (shape["replica"] * shape["fsdp"] * accumulate)
+    mesh_change = f"mesh: more chips, or tensor (meshes/fsdp_tensor.gin) above {shape['tensor']}"
+    copies = shape["replica"] * shape["sequence"]
+    if copies > 1:
+        mesh_change = f"mesh: split the state over all chips (meshes/fsdp.gin), not {copies} copies"
+    changes = []
+    if per_chip > 1:
+        changes.append(
+            f"batch: accumulate (ACCUMULATE) above {accumulate}, or a smaller BATCH_SIZE; a chip "
+            f"computes {per_chip:,} rows at a time"
+        )
+    if model.remat != "full":
+        changes.append(f"remat: REMAT = 'full' instead of {model.remat!r}")
+    changes.insert(0 if held > chip.hbm_bytes / 2 else len(changes), mesh_change)
+    return tuple(changes)
+
+
+def _speed(chip: Chip, text: str, model_flops: float, moved: int) -> Speed:
+    """The floors of a program's time.
+
+    Args:
+      chip: with the published peaks.
+      text: of the compiled program.
+      model_flops: of one chip.
+      moved: bytes that it reads and writes at least.
+    """
+    work = read_work(text)
+    received = sum(kind.num_bytes for kind in work.collectives.values())
+    compute = work.dot_flops / chip.flops
+    hbm = moved / chip.hbm_bandwidth
+    ici = received / (chip.ici_bandwidth / 2)  # what comes in is one of the two directions
+    longest = max(compute, hbm, ici)
+    return Speed(
+        dot_flops=work.dot_flops,
+        model_flops=model_flops,
+        least_hbm_bytes=moved,
+        collectives=work.collectives,
+        compute_seconds=compute,
+        hbm_seconds=hbm,
+        ici_seconds=ici,
+        step_seconds=longest,
+        mfu=model_flops / (longest * chip.flops),
+    )

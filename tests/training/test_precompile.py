@@ -1,0 +1,191 @@
+"""Compiling for TPUs that are not there; what needs libtpu is skipped where there is none."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.objectives import SpanDenoising
+from codet5p_jax.sharding import AXES, MeshConfig
+from codet5p_jax.training import precompile as module
+from codet5p_jax.training.chips import CHIPS, GIB
+from codet5p_jax.training.hlo import Traffic
+from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.precompile import (
+    Memory,
+    PhaseReport,
+    Report,
+    precompile,
+    topology_devices,
+)
+from codet5p_jax.training.precompile_report import report_text
+from tests.training.synthetic import tiny_config
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+
+def compiled(rows: int = 16, remat: str = "none", **changes) -> Report:
+    config: ModelConfig = tiny_config(
+        num_encoder_layers=3, num_decoder_layers=3, scan_layers=True, remat=remat
+    )
+    settings = {
+        "topology": "v5e:2x2",
+        "model": config,
+        "objectives": [SpanDenoising(inputs_length=32, targets_length=16)],
+        "phases": [Phase("m", 10, rows)],
+        "rows": [{"span_denoising": rows}],
+    }
+    return precompile(**settings | changes)
+
+
+@needs_libtpu
+def test_a_step_for_four_chips():
+    report = compiled(accumulate=2)
+    (phase,) = report.phases
+    assert (report.chips, report.mesh["fsdp"], report.chip) == (4, 4, CHIPS["v5e"])
+    assert phase.fits
+    assert not phase.advice
+    memory, speed = phase.memory, phase.speed
+    # fp32, each of four chips holds a quarter but of what has no width to split.
+    assert 4 * report.parameters / 4 <= memory.state["params"] < 1.1 * 4 * report.parameters / 4
+    assert memory.state["opt_state"] == pytest.approx(2 * memory.state["params"], rel=1e-2)
+    assert memory.batch == 16 // 4 * (32 * 2 + 16 * 4) * 4
+    assert memory.arguments >= sum(memory.state.values()) + memory.batch
+    # Nothing is computed twice: two loops, of micro-batches and of layers, are counted in full.
+    assert speed.dot_flops == pytest.approx(speed.model_flops, rel=0.02)
+    assert sum(x.num_bytes for x in speed.collectives.values()) > 3 * 3 / 4 * 4 * report.parameters
+    assert speed.step_seconds == max(speed.compute_seconds, speed.hbm_seconds, speed.ici_seconds)
+    assert 0 < speed.mfu < 1
+    assert speed.mfu == pytest.approx(speed.model_flops / speed.step_seconds / 197e12)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_replicas_reduce_every_gradient():
+    report = compiled(mesh=MeshConfig(replica=4, fsdp=1))
+    speed = report.phases[0].speed
+    assert set(speed.collectives) == {"all-reduce"}
+    received = speed.collectives["all-reduce"].num_bytes
+    least = report.parameters
+    # At most, the embedding once as input and once as output, and both position biases as heads x
+    # queries x keys, before that becomes the gradient of a table.
+    most = least + 64 * 16 + 2 * (32 * 32 + 16 * 16)
+    assert 2 * 3 / 4 * 4 * least <= received <= 1.001 * 2 * 3 / 4 * 4 * most
+
+
+@needs_libtpu
+def test_what_does_not_divide_over_the_chips_is_an_error():
+    with pytest.raises(ValueError, match=r"fsdp=3.* does not fill 4 devices; set MeshConfig"):
+        compiled(mesh=MeshConfig(fsdp=3))
+    with pytest.raises(ValueError, match="18 rows in a batch, which do not divide over 4"):
+        compiled(rows=18)
+    with pytest.raises(ValueError, match=r"no topology v5e:3x3, only such as v5e:4x4: .*divisible"):
+        topology_devices("v5e:3x3")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_that_does_not_fit():
+    (phase,) = compiled(rows=2**23, remat="dots").phases
+    assert not phase.fits
+    assert phase.speed is None
+    assert phase.memory.available == 15.75 * GIB
+    assert phase.memory.peak > phase.memory.available
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'codet5p_jax\[precompile\]'"):
+        topology_devices("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    ("message", "peak", "temporaries"),
+    [
+        (  # libtpu 0.0.52
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
+            "memory required for HLO temporaries (189.08G) exceeds available HBM (15.75G).",
+            189.08 * GIB + 7,
+            round(189.08 * GIB),
+        ),
+        (
+            "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm "
+            "capacity by 4.75G.",
+            20.5 * GIB,
+            None,
+        ),
+    ],
+)
+def test_what_the_compiler_says_of_a_step_that_does_not_fit(message, peak, temporaries):
+    found = module._refused(Memory({"params": 4}, 3), message)
+    assert found.available == 15.75 * GIB
+    assert found.peak == pytest.approx(peak, abs=1)
+    assert found.temporaries == temporaries
+    with pytest.raises(ValueError, match="ran out of something: of patience"):
+        module._refused(Memory({}, 0), "of patience")
+
+
+def advice(held: int, *, rows: int, accumulate: int, remat: str, mesh: MeshConfig) -> list[str]:
+    model = tiny_config(remat=remat)
+    shape = dict(zip(AXES, mesh.shape(8), strict=True))
+    told = module._advice(
+        Memory({"params": held}, 0), CHIPS["v5e"], shape, {"a": 8, "b": rows}, accumulate, model
+    )
+    return [line.split(":")[0] for line in told]
+
+
+def test_what_to_change_begins_with_what_takes_the_room():
+    split = MeshConfig(fsdp=8)
+    small = {"accumulate": 1, "rows": 64, "mesh": split}
+    assert advice(GIB, remat="none", **small) == ["batch", "remat", "mesh"]
+    assert advice(12 * GIB, remat="none", **small) == ["mesh", "batch", "remat"]
+    assert advice(GIB, remat="full", **small) == ["batch", "mesh"]
+    assert advice(GIB, remat="full", **small | {"accumulate": 8}) == ["mesh"]
+    copies = MeshConfig(replica=8, fsdp=1)
+    told = module._advice(
+        Memory({"params": 12 * GIB}, 0), CHIPS["v5e"],
+        dict(zip(AXES, copies.shape(8), strict=True)), {"a": 8}, 1, tiny_config(remat="full"),
+    )  # fmt: skip
+    assert told == ("mesh: split the state over all chips (meshes/fsdp.gin), not 8 copies",)
+
+
+PROGRAM = """HloModule step, num_partitions=4
+ENTRY %main (a: bf16[1000,1000]) -> bf16[1000,1000] {
+  %a = bf16[1000,1000]{1,0} parameter(0)
+  %g = bf16[4000,1000]{1,0} all-gather(%a), replica_groups={{0,1,2,3}}
+  ROOT %c = bf16[1000,1000]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_floors_are_work_over_published_peaks():
+    speed = module._speed(CHIPS["v5e"], PROGRAM, 1e9, 819_000)
+    assert speed.collectives == {"all-gather": Traffic(1, 6_000_000)}
+    assert speed.compute_seconds == pytest.approx(2e9 / 197e12)
+    assert speed.hbm_seconds == pytest.approx(1e-6)
+    assert speed.ici_seconds == pytest.approx(6e6 / 200e9)
+    assert speed.step_seconds == speed.ici_seconds
+    assert speed.mfu == pytest.approx(1e9 / 30e-6 / 197e12)
+
+
+def test_the_report_says_what_was_found_and_what_it_does_not_prove():
+    state = {"params": 10**9, "opt_state": 2 * 10**9}
+    memory = Memory(state, 10**7, 4 * 10**9, 8 * 10**8, 2 * 10**8, 5 * 10**9)
+    speed = module._speed(CHIPS["v5e"], PROGRAM, 1e9, 819_000)
+    good = PhaseReport("first", {"a": 8}, 12.3, True, memory, (), speed)
+    refused = dataclasses.replace(memory, arguments=None, peak=20 * GIB, available=15 * GIB)
+    bad = PhaseReport("second", {"a": 8}, 4.0, False, refused, ("batch: less",), None)
+    report = Report("v5e:2x2", CHIPS["v5e"], 4, {"fsdp": 4}, "0", 250, 200, (good, bad))
+    lines = report_text(report).splitlines()
+    assert "  fits: peak 5.00 GB of 17.18 GB, 12.18 GB left" in lines
+    assert "    padding                0.99 GB" in lines
+    assert "    temporaries            0.80 GB" in lines
+    refusal = next(line for line in lines if "does not fit" in line)
+    assert "21.47 GB needed, 16.11 GB of 17.18 GB there for a program, 5.37 GB too much" in refusal
+    assert "    batch: less" in lines
+    assert "    all-gather                   1       6.00 MB" in lines
+    assert any("a step in 0.030 ms, ICI the longest; MFU 16.9 %" in line for line in lines)
+    assert "proves neither that the step computes what it should nor how fast" in lines[-1]
