@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from codet5p_jax import signals
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop.hf_config import load_config, recognise
 from codet5p_jax.interop.token_ids import TokenIds
@@ -168,6 +169,7 @@ def compose(
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for name, source in sources.items():
+            signals.check()
             if source is None:
                 fresh = init_params(nested({name: specs[name]}), jax.random.key(seed))
                 yield name, np.asarray(dict(flatten(fresh))[name])

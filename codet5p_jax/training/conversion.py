@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from codet5p_jax import signals
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
@@ -103,6 +104,7 @@ def import_weights(
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for path in weights.shapes:
+            signals.check()
             array = weights.read(path, chosen)
             _report_nonfinite(path, array, say)
             yield path, array
@@ -283,7 +285,7 @@ def check_one_process() -> None:
 
 
 class _Reporting:
-    """Weights that say so when values are not finite."""
+    """Weights that say so when values are not finite, and end where a signal asked for it."""
 
     def __init__(self, weights: Weights, say: Say):
         self._weights, self._say = weights, say
@@ -292,6 +294,7 @@ class _Reporting:
     def read(
         self, path: str, dtype: np.dtype | None = None, index: tuple[slice, ...] | None = None
     ) -> np.ndarray:
+        signals.check()
         array = self._weights.read(path, dtype, index)
         if array.nbytes > 2**24:
             release_memory()  # what reading it took

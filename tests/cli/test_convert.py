@@ -275,30 +275,6 @@ def test_what_is_not_kept_is_said(tmp_path, tokenizer, capsys):
     assert "not kept of generation_config.json: temperature, top_p" in capsys.readouterr().out
 
 
-def test_termination_leaves_nothing(tmp_path):
-    code = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from codet5p_jax.cli.main import script\n"
-        "from codet5p_jax.files import new_folder\n"
-        "from codet5p_jax.training import conversion\n"
-        "def slow(source, target, **_):\n"
-        "    with new_folder(Path(target)):\n"
-        "        print('writing', flush=True)\n"
-        "        time.sleep(60)\n"
-        "conversion.import_weights = slow\n"
-        f"sys.argv = ['codet5p', 'convert', 'import', '--from=a', '--to={tmp_path}/run']\n"
-        "sys.exit(script())\n"
-    )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        process.terminate()
-        assert process.wait(30) == 143
-    assert not list(tmp_path.iterdir())
-
-
 def test_rows_and_dtype(tmp_path, tokenizer, capsys):
     arrays = make(tmp_path / "a", tokenizer)
     rows = len(arrays["embedding"])
