@@ -324,6 +324,19 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, tokenizer, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_step_beside_a_checkpoint_is_refused(tmp_path, tokenizer, capsys):
+    imported(tmp_path, tokenizer)
+    one, words = tmp_path / "run/checkpoints/0", ("--step", 0)
+    for command in (
+        ("export", "--from", one, "--to", tmp_path / "b", *words),
+        ("export", "--from", one, "--to", tmp_path / "b", "--adapter", *words),
+        ("verify", tmp_path / "a", one, *words),
+    ):
+        assert convert(*command) == 1
+        assert "is itself a checkpoint or snapshot; leave the step" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def test_neither_torch_nor_transformers_nor_tensorflow_is_loaded(tmp_path, tokenizer):
     make(tmp_path / "a", tokenizer)
     code = (
