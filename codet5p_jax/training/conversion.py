@@ -153,7 +153,8 @@ def export_weights(
       folder: made; appears when it is complete.
       arch: one of `hf_config.ARCHITECTURES`, or `sentence_transformers`; None: the one with every
         part of the network.
-      dtype: of the tensors; None: each keeps that of the checkpoint.
+      dtype: of the tensors; None: each keeps that of the checkpoint, also a kernel that low-rank
+        additions are merged into.
       step: a checkpoint; None: the newest.
       max_shard_bytes: of one file.
       vocab_size: rows of the embedding to write; None: all.
@@ -169,8 +170,15 @@ def export_weights(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes has to be 1 or more, found {max_shard_bytes}")
     stored = StoredWeights(Path(model_dir), step)
-    has_lora = any(t.lora for t in (stored.config.encoder, stored.config.decoder))
-    weights = _resized(MergedLora(stored) if has_lora else stored, vocab_size, 1)
+    # With a dtype chosen, the sum is rounded once, to that.
+    merged = MergedLora(stored, FLOATS["float32"] if dtype else None)
+    weights = _resized(merged, vocab_size, 1)
+    rounded = sorted({merged.dtype(path).name for path in merged.merged} - {"float32"})
+    if rounded:
+        say(
+            f"low-rank additions are merged into {len(merged.merged)} kernels, and the sums "
+            f"rounded to the {' and '.join(rounded)} of these; --dtype=float32 does not round"
+        )
     if stored.rounded:
         say(
             f"{len(stored.rounded)} kernels are int8 in {model_dir}, and are exported with those "

@@ -1,5 +1,6 @@
 """`codet5p convert`: folder to model directory, back, and compared."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,18 +10,20 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from codet5p_jax.cli.convert import ARCHITECTURES, EXPORTED, READ
 from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
-from codet5p_jax.interop import hf_config, sentence_transformers
+from codet5p_jax.interop import hf_config, sentence_transformers, torch_outputs
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder, SafetensorsWriter
-from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
-from codet5p_jax.models import CodeT5p, init_params, t5
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
+from codet5p_jax.models import CodeT5p, Lora, init_params, t5
 from codet5p_jax.models.params import flatten
-from codet5p_jax.training.stored_weights import load_params
+from codet5p_jax.training.model_dir import config_to_json
+from codet5p_jax.training.stored_weights import load_params, write_weights
 
 SIZES = {
     **{"d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16},
@@ -161,6 +164,60 @@ def test_another_dtype_is_a_difference_unless_ignored(tmp_path, tokenizer, capsy
     assert convert("verify", tmp_path / "b", tmp_path / "run", "--ignore_dtype") == 0
     out = capsys.readouterr().out
     assert re.search(r"note: \d+ dtypes differ, compared after rounding", out)
+
+
+def with_additions(folder):
+    """A model directory whose bfloat16 kernels have low-rank additions, and its parameters."""
+    config = t5(vocab_size=40, **SIZES)
+    lora = Lora(rank=2, alpha=4.0, targets=("q", "wo"))
+    towers = {t: dataclasses.replace(getattr(config, t), lora=lora) for t in ("encoder", "decoder")}
+    config = dataclasses.replace(config, **towers)
+    rng = np.random.default_rng(0)
+    params = {
+        path: rng.normal(size=spec.shape).astype(np.float32 if "_lora_" in path else jnp.bfloat16)
+        for path, spec in flatten(CodeT5p(config).specs)
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    values = config_to_json(config)
+    (folder / "config.json").write_text(json.dumps(values))
+    meta = {"step": 0, "model": values, "token_ids": {"pad": 0, "eos": 1}}
+    write_weights(folder / "checkpoints/0", params.items(), meta)
+    return params
+
+
+def test_low_rank_additions_are_merged_as_is_said_and_verified(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    params = with_additions(tmp_path / "run")
+    exported(tmp_path)
+    told = "merged into 4 kernels, and the sums rounded to the bfloat16 of these; --dtype=float32"
+    assert told in capsys.readouterr().out
+    assert convert("verify", tmp_path / "b", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "largest difference of logits" in out
+    assert ", 0 differences" in out
+
+    # With a dtype chosen, the sum is rounded once, to that.
+    path = "encoder/layers/attention/q"
+    low, high = (params[path + end] for end in ("_lora_a", "_lora_b"))
+    added = 2 * np.einsum("...dr,...rhk->...dhk", low, high)
+    exact = params[path].astype(np.float32) + added
+    monkeypatch.setattr(torch_outputs, "available", lambda: False)  # they were compared
+    for dtype, rtol in (("float32", 1e-6), ("float16", 2**-11)):  # of bfloat16 it is 2**-9
+        shutil.rmtree(tmp_path / "b")
+        exported(tmp_path, "--dtype", dtype)
+        assert "low-rank" not in capsys.readouterr().out
+        found = open_hugging_face(tmp_path / "b").read(path)
+        np.testing.assert_allclose(found.astype(np.float32), exact, rtol=rtol, atol=1e-6)
+        words = ("verify", tmp_path / "b", tmp_path / "run", "--ignore_dtype")
+        assert convert(*words) == 0, capsys.readouterr().out
+
+    # Something else is still a difference.
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace('"alpha": 4.0', '"alpha": 5.0'))
+    assert convert(*words) == 1
+    out = capsys.readouterr().out
+    assert "4 differences" in out
+    assert f"DIFFERS  {path}: sha256" in out
 
 
 def test_another_network_with_the_same_tensors_is_a_difference(tmp_path, tokenizer, capsys):
