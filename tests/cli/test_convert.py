@@ -164,6 +164,9 @@ def test_another_dtype_is_a_difference_unless_ignored(tmp_path, tokenizer, capsy
     assert convert("verify", tmp_path / "b", tmp_path / "run", "--ignore_dtype") == 0
     out = capsys.readouterr().out
     assert re.search(r"note: \d+ dtypes differ, compared after rounding", out)
+    if torch_outputs.available():
+        assert re.search(r"largest difference of logits: .*\nthese are not judged, since dtyp", out)
+    assert "expected 0.0001 at most" not in out
 
 
 def with_additions(folder):
