@@ -22,7 +22,7 @@ import numpy as np
 from codet5p_jax import signals
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop.hf_config import load_config, recognise
-from codet5p_jax.interop.token_ids import TokenIds
+from codet5p_jax.interop.token_ids import TokenIds, note_of_others
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import Weights, hugging_face_folder, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
@@ -163,6 +163,11 @@ def compose(
         )
     except ValueError as error:
         raise ValueError(f"{encoder} (encoder) and {decoder} (decoder): {error}") from error
+    if ids:
+        tokens, others = TokenIds.from_json(ids).within(config.vocab_size)
+        ids = dataclasses.asdict(tokens)
+        if others:
+            say(note_of_others(others, decoder, config.vocab_size))
     specs: dict[str, ParamSpec] = dict(flatten(CodeT5p(config).specs))
     sources = {name: _source(name, specs[name], reading, writing) for name in specs}
     drawn = [name for name, source in sources.items() if source is None]

@@ -20,7 +20,12 @@ from codet5p_jax.interop import (
 )
 from codet5p_jax.interop.changed_weights import LORA_ENDS, MergedLora, ResizedVocabulary
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
-from codet5p_jax.interop.token_ids import GENERATION, TokenIds, other_generation_settings
+from codet5p_jax.interop.token_ids import (
+    GENERATION,
+    TokenIds,
+    note_of_others,
+    other_generation_settings,
+)
 from codet5p_jax.interop.weights import (
     FLOATS,
     ForeignWeights,
@@ -95,6 +100,10 @@ def import_weights(
         if dtype is None:
             _report_mixed(foreign, say)
     before = weights.config.vocab_size
+    tokens, others = tokens.within(before)
+    if others:
+        say(note_of_others(others, source, before))
+    _report_missing(weights.config, tokens, source, say)
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
     rows = weights.config.vocab_size
     tokens.require_rows(rows, source)
@@ -198,6 +207,7 @@ def export_weights(
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
     tokens.require_rows(weights.config.vocab_size, Path(model_dir))
+    _report_missing(weights.config, tokens, model_dir, say)
     encoder_tokenizer = stored.encoder_tokenizer
     left_out = export_hugging_face(
         Path(folder),
@@ -314,6 +324,16 @@ def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
     number = nonfinite(array)
     if number:
         say(f"WARNING: {path} has {number:,} values that are NaN or infinite")
+
+
+def _report_missing(config: ModelConfig, tokens: TokenIds, where: str | Path, say: Say) -> None:
+    """A decoder alone may lack any of them."""
+    missing = tokens.missing() if config.encoder.num_layers and config.decoder.num_layers else ()
+    if missing:
+        say(
+            f"WARNING: {where} names no {' and no '.join(missing)} token; `generate` of what is "
+            "exported has to be given one"
+        )
 
 
 def _report_mixed(weights: ForeignWeights, say: Say) -> None:

@@ -249,6 +249,28 @@ def test_special_ids_are_those_of_the_folder(tmp_path, tokenizer):
         )
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("eos_token_id", [], "names no eos token; `generate`"),
+        ("pad_token_id", -1, "names no pad token; `generate`"),
+        ("eos_token_id", 10_000, "names no eos token; `generate`"),
+    ],
+)
+def test_special_ids_that_are_none_are_said(tmp_path, tokenizer, capsys, key, value, told):
+    make(tmp_path / "a", tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "a" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    out = capsys.readouterr().out
+    assert f"WARNING: {tmp_path / 'a'} {told}" in out
+    assert ("eos 10,000, since its embedding" in out) == (value == 10_000)
+    exported(tmp_path)
+    assert f"WARNING: {tmp_path / 'run'} {told}" in capsys.readouterr().out
+    assert key not in json.loads((tmp_path / "b/generation_config.json").read_text())
+
+
 def test_rows_for_the_prefixes_bring_their_tokens(tmp_path, tokenizer, capsys):
     full, _ = tokenizer
     make(tmp_path / "a", tokenizer)

@@ -181,6 +181,14 @@ def test_special_tokens_are_those_of_generation_then_of_the_configuration(folder
     assert found.to_generation_config()["eos_token_id"] == [3, 4]
     with pytest.raises(ValueError, match="model: the other_eos token has id 4"):
         found.require_rows(4, folder)
+    assert found.within(5) == (found, [])
+    assert found.within(4) == (dataclasses.replace(found, other_eos=()), ["eos 4"])
+    assert found.within(1) == (
+        TokenIds(pad=0, bos=None, eos=None, decoder_start=None),
+        ["eos 3", "eos 4", "decoder_start 1"],
+    )
+    ends = TokenIds(eos=9, other_eos=(3,))
+    assert ends.within(5) == (TokenIds(eos=3), ["eos 9"])
     for value in ("2", 1.5, True, [2, "3"], 2**40):
         edit_json(generation, eos_token_id=value)
         with pytest.raises(ValueError, match=r"generation_config.json: expected an id as eos_tok"):

@@ -258,7 +258,9 @@ def test_data_of_another_tokenizer_is_refused_before_weights_are_read(tmp_path):
         plan_init(source, CodeT5p(config).specs, tmp_path / "data", config)
 
 
-def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(models, tmp_path):
+def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(
+    models, tmp_path, capsys
+):
     root = models[0]
     folders = []
     for name in ("small", "llm"):
@@ -266,7 +268,11 @@ def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(mo
         export_weights(root / name, tmp_path / name, say=lambda _: None)
         values = json.loads((tmp_path / name / "config.json").read_text())
         assert values["architectures"] == ["CodeGenForCausalLM"]
-    compose(*folders, tmp_path / "of_folders", say=lambda _: None)
+    file = tmp_path / "llm/generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [50256, 2]}))
+    compose(*folders, tmp_path / "of_folders")
+    assert f"tokens of {folders[1]}: eos 50,256, since its emb" in capsys.readouterr().out
+    assert StoredWeights(tmp_path / "of_folders").meta["token_ids"]["eos"] == 2
     expected, _ = build(models, tmp_path / "of_directories")
     found, config, _ = load_params(tmp_path / "of_folders")
     assert config.decoder.cross_attention == (2,)
