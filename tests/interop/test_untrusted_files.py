@@ -392,6 +392,9 @@ def test_ties_may_be_stored_under_any_name_but_are_one_tensor(folder):
     np.testing.assert_array_equal(open_hugging_face(folder).read("embedding"), shared)
     write(folder, tensors | {"shared.weight": shared, "lm_head.weight": shared + 1})
     fails(folder, 'lm_head.weight in model.safetensors differs from shared.weight.*"tie_word')
+    shared = shared.astype(np.float16).astype(np.float32)
+    write(folder, tensors | {"shared.weight": shared, "lm_head.weight": shared.astype(np.float16)})
+    fails(folder, r"lm_head.weight in .* is float16, shared.weight is float32, .*leave lm_head.w")
 
 
 def test_a_value_too_large_for_the_dtype_is_an_error(folder, tmp_path):
