@@ -206,13 +206,19 @@ def compose(
     say(f"{number:,} of them are new: {', '.join(drawn)}")
 
 
-def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], list[str]]:
+def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], list[str], list[str]]:
     """Which parameters of the decoder of a composed model, trained or not, are bit for bit those of
     the model that it was taken from, and which are not. Cross-attention is neither.
+
+    A run keeps what is frozen in a dtype of its own; theirs are cast to that before they are
+    compared.
 
     Args:
       model_dir: of the composed model.
       decoder: as `compose` took it.
+
+    Returns:
+      (paths of the same, paths of the others, a line for each whose dtypes differ).
 
     Raises:
       FileNotFoundError, ValueError: one of the two is not what it should be.
@@ -220,6 +226,7 @@ def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], lis
     mine, (theirs, *_) = StoredWeights(Path(model_dir)), _open("decoder", decoder)
     same: list[str] = []
     others: list[str] = []
+    cast: list[str] = []
     for name, spec in flatten(CodeT5p(mine.config).specs):
         if name.startswith("encoder") or (source := _source(name, spec, theirs, theirs)) is None:
             continue
@@ -227,9 +234,11 @@ def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], lis
         equal = False
         if path in weights.shapes:
             a, b = mine.read(name), weights.read(path, index=index)
-            equal = (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+            if a.dtype != b.dtype:
+                cast.append(f"{name}: {b.dtype} there, {a.dtype} here")
+            equal = (a.shape, a.tobytes()) == (b.shape, b.astype(a.dtype).tobytes())
         (same if equal else others).append(name)
-    return same, others
+    return same, others, cast
 
 
 def _open(part: str, source: str) -> tuple[Weights, Path, dict[str, Any] | None]:

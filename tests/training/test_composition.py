@@ -169,6 +169,16 @@ def test_the_command(models, tmp_path, capsys):
     assert "are those of" in capsys.readouterr().out
     assert main([*verify, f"--decoder={root / 'small'}"]) == 1
     assert "DIFFERS  lm_head\n" in capsys.readouterr().out
+    # Of another dtype it is cast to that of the run, and only then compared.
+    make(tmp_path / "wide", LLM, seed=2, dtype="float32")
+    assert main([*verify, f"--decoder={tmp_path / 'wide'}"]) == 0
+    out = capsys.readouterr().out
+    told = r"note: (\d+) dtypes differ, .*: float32 there, bfloat16 here\n\1 of \1 parameters"
+    assert re.search(told, out)
+    assert out.endswith("bit for bit in the dtype they have here\n")
+    make(tmp_path / "another", LLM, seed=3, dtype="float32")
+    assert main([*verify, f"--decoder={tmp_path / 'another'}"]) == 1
+    assert re.search(r"\n0 of \d+ parameters", capsys.readouterr().out)
     assert main([*args, "--cross_attention_layers=3", f"--out={tmp_path / 'y'}"]) == 1
     assert "cross-attention layer 3 is past the end: the decoder has 3" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
@@ -215,7 +225,9 @@ composition.compose:
 @pytest.mark.parametrize(
     ("decoder", "message"),
     [
-        ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert"),
+        ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert; exp"),
+        ("hf:unknown", "codegen, llama, qwen2, gpt2, gpt_bigcode, gpt_neox, starcoder2 or gemma; "),
+        ("hf:unknown", "`codet5p convert import --arch` makes a model directory of what is one"),
         ("unknown", "decoder: {0}/unknown is not a model directory: its config.json is Hugging"),
         ("absent", "decoder: {}/absent is not a model directory: it has no config.json"),
         ("hf:absent", "decoder: {}/absent has no config.json"),
