@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from codet5p_jax import signals
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
@@ -32,6 +34,8 @@ def write_text(path: Path, text: str) -> None:
 def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
     """A temporary sibling of `target` to write to, renamed to it at the end; removed on an error.
 
+    Whoever writes calls `signals.check` between pieces of work, once no thread writes any more.
+
     Args:
       target: the folder; what is missing above it is made.
       size: bytes that are going to be written.
@@ -49,22 +53,25 @@ def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
             f"{target} takes {size / 1e6:,.1f} MB, and {target.parent} has {free / 1e6:,.1f} MB "
             "free; free some space, or name a folder on another disk"
         )
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
-    try:
-        os.chmod(partial, 0o755)  # mkdtemp makes folders that only their owner can read
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            sync(path)
-        _rename(partial, target)
-        sync(target.parent)
-    except (OSError, ValueError) as error:  # TensorStore raises ValueError
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(
-                f"the disk was full before {target} was complete; none is left"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with signals.postponed():
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+        try:
+            os.chmod(partial, 0o755)  # mkdtemp makes folders that only their owner can read
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                sync(path)
+            signals.check()
+            _rename(partial, target)
+            sync(target.parent)
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError
+            code, full = getattr(error, "errno", None), errno.ENOSPC
+            if code == full or os.strerror(full) in str(error):
+                raise OSError(
+                    f"the disk was full before {target} was complete; none is left"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rename(partial: Path, target: Path) -> None:

@@ -14,19 +14,22 @@ PACKAGE = Path(codet5p_jax.__file__).parent
 TASKS = PACKAGE.parent / "tasks"
 
 ALLOWED = {
-    "files": set(),
+    "signals": set(),
+    "files": {"signals"},
     "sharding": set(),
     "models": {"sharding"},
     "data": {"sharding", "files"},
     "objectives": {"models", "data", "sharding"},
     "decoding": {"models", "data", "sharding"},
-    "training": {"interop", "objectives", "decoding", "models", "data", "sharding", "files"},
+    "training": {
+        *("interop", "objectives", "decoding", "models", "data", "sharding", "files", "signals"),
+    },
     "evaluation": {"objectives", "decoding", "models", "data", "sharding", "files"},
     "interop": {"models", "files"},
     "tasks": {"data", "objectives"},
     "cli": {
         *("training", "evaluation", "objectives", "decoding", "models", "data", "sharding"),
-        *("interop", "tasks", "gin_configs", "files"),
+        *("interop", "tasks", "gin_configs", "files", "signals"),
     },
 }
 HEAVY = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch", "transformers"}

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from codet5p_jax.signals import Terminated
+
 
 def codet5p(*arguments: str) -> int:
     """Runs `codet5p ARGUMENTS` on this terminal and returns its exit code.
@@ -15,13 +17,6 @@ def codet5p(*arguments: str) -> int:
     process ends as well, with `Terminated`.
     """
     return run([sys.executable, "-m", "codet5p_jax.cli.main", *arguments])
-
-
-class Terminated(SystemExit):
-    """SIGTERM arrived; the exit code is a shell's for that."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
 
 
 def run(command: Sequence[str]) -> int:

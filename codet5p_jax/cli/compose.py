@@ -11,7 +11,7 @@ Then train it with the decoder frozen; docs/frozen_llm.md shows how. Afterwards,
 
   codet5p compose --verify=RUN --decoder=hf:codegen-2B-mono
 
-tells whether the decoder is still, bit for bit, the one it was.
+tells whether the decoder is still, bit for bit, the one it was, in the dtype that the run keeps it.
 """
 
 import argparse
@@ -100,13 +100,15 @@ def run(args: argparse.Namespace) -> int:
 def _verify(model_dir: str, decoder: str) -> int:
     from codet5p_jax.training.composition import compare_decoder
 
-    same, others = compare_decoder(model_dir, decoder)
+    same, others, cast = compare_decoder(model_dir, decoder)
     for name in others:
         print(f"DIFFERS  {name}")
+    if cast:
+        print(f"note: {len(cast)} dtypes differ, theirs are cast to that here; {cast[0]}")
     total = len(same) + len(others)
     print(
         f"{len(same)} of {total} parameters of the decoder of {model_dir} are those of {decoder}, "
-        "bit for bit"
+        f"bit for bit{' in the dtype they have here' if cast else ''}"
     )
     return 1 if others else 0
 

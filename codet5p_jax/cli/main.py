@@ -8,15 +8,14 @@ import argparse
 import difflib
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
 import codet5p_jax
+from codet5p_jax import signals
 from codet5p_jax.cli import errors
-from codet5p_jax.cli.child import Terminated
 
 COMMANDS = {
     "quickstart": "both pretraining stages on the Python standard library, on this machine",
@@ -44,7 +43,7 @@ QUIET = {
 # page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 COMPUTING = ("train", "evaluate", "search")
-WRITING = ("convert", "compose")  # folders which SIGTERM must not leave half-written
+WRITING = ("convert", "compose")  # folders which no signal may leave half-written
 
 # What the input may cause: RuntimeError is JAX's and the data workers', ArithmeticError includes
 # the end of a run whose losses are not finite.
@@ -138,12 +137,8 @@ def script() -> int:
         os.environ[name] = value
         os.execv(sys.executable, [sys.executable, "-m", "codet5p_jax.cli.main", *sys.argv[1:]])
     if command in WRITING:
-        signal.signal(signal.SIGTERM, _terminate)
+        signals.listen()
     return main()
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
 
 
 if __name__ == "__main__":

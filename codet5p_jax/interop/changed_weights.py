@@ -49,10 +49,21 @@ class ResizedVocabulary:
 
 
 class MergedLora:
-    """Other weights with what `Lora` adds to their projections added once and for all."""
+    """Other weights with what `Lora` adds to their projections added once and for all.
 
-    def __init__(self, weights: Weights):
-        self._weights = weights
+    Args:
+      weights: with additions or without.
+      dtype: of the projections that something is added to; None: as the kernels are stored, to
+        which the sum, made in float32, is rounded.
+
+    Attributes:
+      merged: paths of these projections.
+    """
+
+    def __init__(self, weights: Weights, dtype: np.dtype | None = None):
+        self._weights, self._dtype = weights, dtype
+        end = LORA_ENDS[0]
+        self.merged = {p.removesuffix(end) for p in weights.shapes if p.endswith(end)}
         config = weights.config
         self._scales = {
             name: getattr(config, name).lora.scale
@@ -67,15 +78,16 @@ class MergedLora:
 
     def dtype(self, path: str) -> np.dtype:
         """See `Weights`."""
-        return self._weights.dtype(path)
+        own = self._dtype if path in self.merged else None
+        return own or self._weights.dtype(path)
 
     def read(
         self, path: str, dtype: np.dtype | None = None, index: Index | None = None
     ) -> np.ndarray:
         """See `Weights`."""
-        a_path, b_path = (path + end for end in LORA_ENDS)
-        if a_path not in self._weights.shapes:
+        if path not in self.merged:
             return self._weights.read(path, dtype, index)
+        a_path, b_path = (path + end for end in LORA_ENDS)
         fp32 = np.dtype(np.float32)
         kernel, a, b = (np.array(self._weights.read(p, fp32)) for p in (path, a_path, b_path))
         layers, rank = len(a), a.shape[-1]

@@ -99,13 +99,14 @@ def recognise(values: Mapping[str, Any], where: Path) -> str:
     }
     if found:
         return max(found, key=lambda arch: found[arch])
-    families = (family.model_type for family in FAMILIES.values())
+    families = dict.fromkeys(family.model_type for family in FAMILIES.values())
     known = ("t5", "mt5", *MODELING, *families)
     if kind is None and {"encoder", "decoder"} <= values.keys():
         raise ValueError(f"{where} is of a model directory; expected a Hugging Face folder")
     raise ValueError(
         f"{where}: model_type {kind!r} does not convert; expected {', '.join(known[:-1])} or "
-        f"{known[-1]}; `codet5p convert --arch` overrides what config.json says"
+        f"{known[-1]}; `codet5p convert import --arch` makes a model directory of what is one of "
+        "these under another name"
     )
 
 

@@ -69,6 +69,27 @@ class TokenIds:
             self, pad=_first((self.pad, eos, start)), eos=eos, decoder_start=start
         )
 
+    def within(self, rows: int) -> tuple["TokenIds", list[str]]:
+        """Those that name one of so many rows of an embedding, and the others: `eos 50,256`.
+
+        >>> TokenIds(eos=50256, decoder_start=None).within(64)[1]
+        ['eos 50,256']
+        """
+        ends = [end for end in (self.eos, *self.other_eos) if end is not None]
+        kept = [end for end in ends if end < rows]
+        others = [f"eos {end:,}" for end in ends if end >= rows]
+        found = dataclasses.replace(self, eos=kept[0] if kept else None, other_eos=tuple(kept[1:]))
+        for name in ("pad", "bos", "decoder_start"):
+            number = getattr(self, name)
+            if number is not None and number >= rows:
+                others.append(f"{name} {number:,}")
+                found = dataclasses.replace(found, **{name: None})
+        return found, others
+
+    def missing(self) -> list[str]:
+        """Names of those that an encoder-decoder cannot do without, and that there are none of."""
+        return [name for name in ("pad", "eos", "decoder_start") if getattr(self, name) is None]
+
     def require_rows(self, rows: int, where: Path) -> None:
         """Fails if an id is none of the rows of the embedding.
 
@@ -102,6 +123,14 @@ class TokenIds:
     def _by_key(self) -> dict[str, int | None]:
         tokens = self.pad, self.bos, self.eos, self.decoder_start
         return {key: token for key, token in zip(_ID_KEYS, tokens, strict=True)}
+
+
+def note_of_others(others: list[str], where: str | Path, rows: int) -> str:
+    """What to tell of ids that `TokenIds.within` left out."""
+    return (
+        f"left out of the special tokens of {where}: {', '.join(others)}, since its embedding has "
+        f"{rows:,} rows"
+    )
 
 
 def other_generation_settings(folder: Path) -> list[str]:

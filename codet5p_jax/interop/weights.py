@@ -203,6 +203,13 @@ class ForeignWeights:
         tensors = self._source.tensors
         first, *others = [n for n in (entry.theirs, *entry.aliases) if n in tensors] or [""]
         for name in others:
+            kinds = [tensors[n].weight_dtype(n).name for n in (name, first)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"{self.where}: {name} in {tensors[name].file.name} is {kinds[0]}, {first} is "
+                    f"{kinds[1]}, and they have to be one tensor; save both in one dtype, or leave "
+                    f"{name} out"
+                )
             if not _same(self._source.read(first), self._source.read(name)):
                 raise ValueError(
                     f"{self.where}: {name} in {tensors[name].file.name} differs from {first}, and "
@@ -412,8 +419,8 @@ def _chosen(entry: Entry, source: Source) -> Entry:
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays have the same bits, read in pieces."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
+    """Whether two arrays of one dtype have the same bits, read in pieces."""
+    if one.shape != other.shape:
         return False
     step = max(1, 2**24 // max(1, math.prod(one.shape[1:])))
     bits = f"u{one.dtype.itemsize}"

@@ -327,13 +327,15 @@ def checkpoint_path(path: Path, step: int | None = None) -> Path:
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: a step, and the path is already that of a checkpoint or snapshot.
       OSError: one of its files is missing or truncated. No older checkpoint is taken instead: only
         a run that goes on makes up for what lies between.
     """
     if _is_one(path):
-        if step not in (None, int(path.name)):
-            raise FileNotFoundError(
-                f"no checkpoint of step {step} in {path}, which is itself one; leave the step out"
+        if step is not None:
+            raise ValueError(
+                f"step {step} is for a model directory, and {path} is itself a checkpoint or "
+                "snapshot; leave the step out"
             )
         return _complete(path.resolve())
     folder = ModelDir(path).checkpoints

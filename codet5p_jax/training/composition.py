@@ -19,9 +19,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from codet5p_jax import signals
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop.hf_config import load_config, recognise
-from codet5p_jax.interop.token_ids import TokenIds
+from codet5p_jax.interop.token_ids import TokenIds, note_of_others
 from codet5p_jax.interop.tokenizer_files import copy_tokenizer
 from codet5p_jax.interop.weights import Weights, hugging_face_folder, open_hugging_face
 from codet5p_jax.models.codet5p import CodeT5p
@@ -163,12 +164,18 @@ def compose(
         )
     except ValueError as error:
         raise ValueError(f"{encoder} (encoder) and {decoder} (decoder): {error}") from error
+    if ids:
+        tokens, others = TokenIds.from_json(ids).within(config.vocab_size)
+        ids = dataclasses.asdict(tokens)
+        if others:
+            say(note_of_others(others, decoder, config.vocab_size))
     specs: dict[str, ParamSpec] = dict(flatten(CodeT5p(config).specs))
     sources = {name: _source(name, specs[name], reading, writing) for name in specs}
     drawn = [name for name, source in sources.items() if source is None]
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for name, source in sources.items():
+            signals.check()
             if source is None:
                 fresh = init_params(nested({name: specs[name]}), jax.random.key(seed))
                 yield name, np.asarray(dict(flatten(fresh))[name])
@@ -200,13 +207,19 @@ def compose(
     say(f"{number:,} of them are new: {', '.join(drawn)}")
 
 
-def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], list[str]]:
+def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], list[str], list[str]]:
     """Which parameters of the decoder of a composed model, trained or not, are bit for bit those of
     the model that it was taken from, and which are not. Cross-attention is neither.
+
+    A run keeps what is frozen in a dtype of its own; theirs are cast to that before they are
+    compared.
 
     Args:
       model_dir: of the composed model.
       decoder: as `compose` took it.
+
+    Returns:
+      (paths of the same, paths of the others, a line for each whose dtypes differ).
 
     Raises:
       FileNotFoundError, ValueError: one of the two is not what it should be.
@@ -220,6 +233,7 @@ def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], lis
         raise ValueError(f"{decoder} (decoder): {error}") from error
     same: list[str] = []
     others: list[str] = []
+    cast: list[str] = []
     for name, spec in flatten(CodeT5p(mine.config).specs):
         if name.startswith("encoder") or (source := _source(name, spec, theirs, theirs)) is None:
             continue
@@ -227,9 +241,11 @@ def compare_decoder(model_dir: str | Path, decoder: str) -> tuple[list[str], lis
         equal = False
         if path in weights.shapes:
             a, b = mine.read(name), weights.read(path, index=index)
-            equal = (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+            if a.dtype != b.dtype:
+                cast.append(f"{name}: {b.dtype} there, {a.dtype} here")
+            equal = (a.shape, a.tobytes()) == (b.shape, b.astype(a.dtype).tobytes())
         (same if equal else others).append(name)
-    return same, others
+    return same, others, cast
 
 
 def _open(part: str, source: str) -> tuple[Weights, Path, dict[str, Any] | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from codet5p_jax import signals
 from codet5p_jax.data.tokenizer import Tokenizer
 from codet5p_jax.files import new_folder
 from codet5p_jax.interop import (
@@ -19,7 +20,12 @@ from codet5p_jax.interop import (
 )
 from codet5p_jax.interop.changed_weights import LORA_ENDS, MergedLora, ResizedVocabulary
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
-from codet5p_jax.interop.token_ids import GENERATION, TokenIds, other_generation_settings
+from codet5p_jax.interop.token_ids import (
+    GENERATION,
+    TokenIds,
+    note_of_others,
+    other_generation_settings,
+)
 from codet5p_jax.interop.weights import (
     FLOATS,
     ForeignWeights,
@@ -92,6 +98,10 @@ def import_weights(
         if dtype is None:
             _report_mixed(foreign, say)
     before = weights.config.vocab_size
+    tokens, others = tokens.within(before)
+    if others:
+        say(note_of_others(others, source, before))
+    _report_missing(weights.config, tokens, source, say)
     weights = _resized(weights, vocab_size, pad_vocab_to_multiple)
     rows = weights.config.vocab_size
     tokens.require_rows(rows, source)
@@ -101,6 +111,7 @@ def import_weights(
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for path in weights.shapes:
+            signals.check()
             array = weights.read(path, chosen)
             _report_nonfinite(path, array, say)
             yield path, array
@@ -149,7 +160,8 @@ def export_weights(
       folder: made; appears when it is complete.
       arch: one of `hf_config.ARCHITECTURES`, or `sentence_transformers`; None: the one with every
         part of the network.
-      dtype: of the tensors; None: each keeps that of the checkpoint.
+      dtype: of the tensors; None: each keeps that of the checkpoint, also a kernel that low-rank
+        additions are merged into.
       step: a checkpoint; None: the newest.
       max_shard_bytes: of one file.
       vocab_size: rows of the embedding to write; None: all.
@@ -165,8 +177,15 @@ def export_weights(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes has to be 1 or more, found {max_shard_bytes}")
     stored = StoredWeights(Path(model_dir), step)
-    has_lora = any(t.lora for t in (stored.config.encoder, stored.config.decoder))
-    weights = _resized(MergedLora(stored) if has_lora else stored, vocab_size, 1)
+    # With a dtype chosen, the sum is rounded once, to that.
+    merged = MergedLora(stored, FLOATS["float32"] if dtype else None)
+    weights = _resized(merged, vocab_size, 1)
+    rounded = sorted({merged.dtype(path).name for path in merged.merged} - {"float32"})
+    if rounded:
+        say(
+            f"low-rank additions are merged into {len(merged.merged)} kernels, and the sums "
+            f"rounded to the {' and '.join(rounded)} of these; --dtype=float32 does not round"
+        )
     if stored.rounded:
         say(
             f"{len(stored.rounded)} kernels are int8 in {model_dir}, and are exported with those "
@@ -186,6 +205,7 @@ def export_weights(
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
     tokens.require_rows(weights.config.vocab_size, Path(model_dir))
+    _report_missing(weights.config, tokens, model_dir, say)
     encoder_tokenizer = stored.encoder_tokenizer
     left_out = export_hugging_face(
         Path(folder),
@@ -281,7 +301,7 @@ def check_one_process() -> None:
 
 
 class _Reporting:
-    """Weights that say so when values are not finite."""
+    """Weights that say so when values are not finite, and end where a signal asked for it."""
 
     def __init__(self, weights: Weights, say: Say):
         self._weights, self._say = weights, say
@@ -290,6 +310,7 @@ class _Reporting:
     def read(
         self, path: str, dtype: np.dtype | None = None, index: tuple[slice, ...] | None = None
     ) -> np.ndarray:
+        signals.check()
         array = self._weights.read(path, dtype, index)
         if array.nbytes > 2**24:
             release_memory()  # what reading it took
@@ -301,6 +322,16 @@ def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
     number = nonfinite(array)
     if number:
         say(f"WARNING: {path} has {number:,} values that are NaN or infinite")
+
+
+def _report_missing(config: ModelConfig, tokens: TokenIds, where: str | Path, say: Say) -> None:
+    """A decoder alone may lack any of them."""
+    missing = tokens.missing() if config.encoder.num_layers and config.decoder.num_layers else ()
+    if missing:
+        say(
+            f"WARNING: {where} names no {' and no '.join(missing)} token; `generate` of what is "
+            "exported has to be given one"
+        )
 
 
 def _report_mixed(weights: ForeignWeights, say: Say) -> None:

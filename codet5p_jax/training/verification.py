@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.interop import hf_config, sentence_transformers, torch_outputs
-from codet5p_jax.interop.changed_weights import ResizedVocabulary
+from codet5p_jax.interop.changed_weights import MergedLora, ResizedVocabulary
 from codet5p_jax.interop.differences import differences
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.t5x import is_t5x, open_t5x
@@ -61,7 +61,7 @@ def verify_weights(
     Args:
       folder: of Hugging Face, or a T5X checkpoint.
       model_dir: as training or `import_weights` wrote it; may have more parts than the folder's
-        architecture, and more rows of the vocabulary.
+        architecture, and more rows of the vocabulary. Low-rank additions are merged, as on export.
       arch: one of `hf_config.ARCHITECTURES`; None: what `config.json` says.
       step: of the checkpoint; None: the newest.
       allow_pickle: whether to read `pytorch_model.bin`; needs torch.
@@ -71,7 +71,8 @@ def verify_weights(
       FileNotFoundError, ValueError: one of the two is not what it should be.
     """
     folder = Path(folder)
-    mine: Weights = StoredWeights(Path(model_dir), step)
+    lora = MergedLora(StoredWeights(Path(model_dir), step))
+    mine: Weights = lora
     theirs, network = _open(folder, arch, allow_pickle)
     notes = []
     added = mine.config.vocab_size - network.vocab_size
@@ -94,11 +95,14 @@ def verify_weights(
             problems.append(f"{path}: shape {source.shapes[path]} there, {mine.shapes[path]} here")
             continue
         kinds = source.dtypes(path) if isinstance(source, ForeignWeights) else [source.dtype(path)]
+        wide = None
         if kinds != [mine.dtype(path)]:
+            if path in lora.merged:  # an export rounds the sum once
+                wide = np.dtype(np.float32)
             names = " and ".join(kind.name for kind in kinds)
             told = f"{path}: {names} there, {mine.dtype(path)} here"
             (rounded if ignore_dtype else problems).append(told)
-        array = mine.read(path)
+        array = mine.read(path, wide)
         difference = _difference(source.read(path), array)
         if difference:
             problems.append(f"{path}: {difference}")
@@ -122,11 +126,12 @@ def compare_outputs(
     where = folder / "config.json"
     arch = arch or hf_config.recognise(values, where)
     theirs_config = hf_config.to_model_config(values, arch, where)
-    stored = StoredWeights(Path(model_dir), step)
+    stored = MergedLora(StoredWeights(Path(model_dir), step))
     network = hf_config.exported(stored.config, arch)
     network = dataclasses.replace(network, dtype=np.float32)
     specs = flatten(CodeT5p(network).specs)
-    arrays = ((path, jnp.asarray(stored.read(path, np.dtype(np.float32)))) for path, _ in specs)
+    # Read as it is exported, which rounds a sum or a product, and then widened.
+    arrays = ((path, jnp.asarray(stored.read(path).astype(np.float32))) for path, _ in specs)
     rng = np.random.default_rng(0)
     rows = theirs_config.vocab_size
     length = min(32, theirs_config.encoder.max_positions or 32)

@@ -1,5 +1,6 @@
 """`codet5p convert`: folder to model directory, back, and compared."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,18 +10,20 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from codet5p_jax.cli.convert import ARCHITECTURES, EXPORTED, READ
 from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
-from codet5p_jax.interop import hf_config, sentence_transformers
+from codet5p_jax.interop import hf_config, sentence_transformers, torch_outputs
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder, SafetensorsWriter
-from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face
-from codet5p_jax.models import CodeT5p, init_params, t5
+from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
+from codet5p_jax.models import CodeT5p, Lora, init_params, t5
 from codet5p_jax.models.params import flatten
-from codet5p_jax.training.stored_weights import load_params
+from codet5p_jax.training.model_dir import config_to_json
+from codet5p_jax.training.stored_weights import load_params, write_weights
 
 SIZES = {
     **{"d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16},
@@ -161,6 +164,63 @@ def test_another_dtype_is_a_difference_unless_ignored(tmp_path, tokenizer, capsy
     assert convert("verify", tmp_path / "b", tmp_path / "run", "--ignore_dtype") == 0
     out = capsys.readouterr().out
     assert re.search(r"note: \d+ dtypes differ, compared after rounding", out)
+    if torch_outputs.available():
+        assert re.search(r"largest difference of logits: .*\nthese are not judged, since dtyp", out)
+    assert "expected 0.0001 at most" not in out
+
+
+def with_additions(folder):
+    """A model directory whose bfloat16 kernels have low-rank additions, and its parameters."""
+    config = t5(vocab_size=40, **SIZES)
+    lora = Lora(rank=2, alpha=4.0, targets=("q", "wo"))
+    towers = {t: dataclasses.replace(getattr(config, t), lora=lora) for t in ("encoder", "decoder")}
+    config = dataclasses.replace(config, **towers)
+    rng = np.random.default_rng(0)
+    params = {
+        path: rng.normal(size=spec.shape).astype(np.float32 if "_lora_" in path else jnp.bfloat16)
+        for path, spec in flatten(CodeT5p(config).specs)
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    values = config_to_json(config)
+    (folder / "config.json").write_text(json.dumps(values))
+    meta = {"step": 0, "model": values, "token_ids": {"pad": 0, "eos": 1}}
+    write_weights(folder / "checkpoints/0", params.items(), meta)
+    return params
+
+
+def test_low_rank_additions_are_merged_as_is_said_and_verified(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    params = with_additions(tmp_path / "run")
+    exported(tmp_path)
+    told = "merged into 4 kernels, and the sums rounded to the bfloat16 of these; --dtype=float32"
+    assert told in capsys.readouterr().out
+    assert convert("verify", tmp_path / "b", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "largest difference of logits" in out
+    assert ", 0 differences" in out
+
+    # With a dtype chosen, the sum is rounded once, to that.
+    path = "encoder/layers/attention/q"
+    low, high = (params[path + end] for end in ("_lora_a", "_lora_b"))
+    added = 2 * np.einsum("...dr,...rhk->...dhk", low, high)
+    exact = params[path].astype(np.float32) + added
+    monkeypatch.setattr(torch_outputs, "available", lambda: False)  # they were compared
+    for dtype, rtol in (("float32", 1e-6), ("float16", 2**-11)):  # of bfloat16 it is 2**-9
+        shutil.rmtree(tmp_path / "b")
+        exported(tmp_path, "--dtype", dtype)
+        assert "low-rank" not in capsys.readouterr().out
+        found = open_hugging_face(tmp_path / "b").read(path)
+        np.testing.assert_allclose(found.astype(np.float32), exact, rtol=rtol, atol=1e-6)
+        words = ("verify", tmp_path / "b", tmp_path / "run", "--ignore_dtype")
+        assert convert(*words) == 0, capsys.readouterr().out
+
+    # Something else is still a difference.
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace('"alpha": 4.0', '"alpha": 5.0'))
+    assert convert(*words) == 1
+    out = capsys.readouterr().out
+    assert "4 differences" in out
+    assert f"DIFFERS  {path}: sha256" in out
 
 
 def test_another_network_with_the_same_tensors_is_a_difference(tmp_path, tokenizer, capsys):
@@ -187,6 +247,28 @@ def test_special_ids_are_those_of_the_folder(tmp_path, tokenizer):
         assert json.loads((tmp_path / "b" / name).read_text()) == json.loads(
             (tmp_path / "a" / name).read_text()
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("eos_token_id", [], "names no eos token; `generate`"),
+        ("pad_token_id", -1, "names no pad token; `generate`"),
+        ("eos_token_id", 10_000, "names no eos token; `generate`"),
+    ],
+)
+def test_special_ids_that_are_none_are_said(tmp_path, tokenizer, capsys, key, value, told):
+    make(tmp_path / "a", tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "a" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    convert("import", "--from", tmp_path / "a", "--to", tmp_path / "run")
+    out = capsys.readouterr().out
+    assert f"WARNING: {tmp_path / 'a'} {told}" in out
+    assert ("eos 10,000, since its embedding" in out) == (value == 10_000)
+    exported(tmp_path)
+    assert f"WARNING: {tmp_path / 'run'} {told}" in capsys.readouterr().out
+    assert key not in json.loads((tmp_path / "b/generation_config.json").read_text())
 
 
 def test_rows_for_the_prefixes_bring_their_tokens(tmp_path, tokenizer, capsys):
@@ -275,30 +357,6 @@ def test_what_is_not_kept_is_said(tmp_path, tokenizer, capsys):
     assert "not kept of generation_config.json: temperature, top_p" in capsys.readouterr().out
 
 
-def test_termination_leaves_nothing(tmp_path):
-    code = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from codet5p_jax.cli.main import script\n"
-        "from codet5p_jax.files import new_folder\n"
-        "from codet5p_jax.training import conversion\n"
-        "def slow(source, target, **_):\n"
-        "    with new_folder(Path(target)):\n"
-        "        print('writing', flush=True)\n"
-        "        time.sleep(60)\n"
-        "conversion.import_weights = slow\n"
-        f"sys.argv = ['codet5p', 'convert', 'import', '--from=a', '--to={tmp_path}/run']\n"
-        "sys.exit(script())\n"
-    )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        process.terminate()
-        assert process.wait(30) == 143
-    assert not list(tmp_path.iterdir())
-
-
 def test_rows_and_dtype(tmp_path, tokenizer, capsys):
     arrays = make(tmp_path / "a", tokenizer)
     rows = len(arrays["embedding"])
@@ -346,6 +404,19 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, tokenizer, capsys):
     assert convert("export", "--from", tmp_path / "run", "--to", tmp_path / "b") == 1
     assert "is not a model directory" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_step_beside_a_checkpoint_is_refused(tmp_path, tokenizer, capsys):
+    imported(tmp_path, tokenizer)
+    one, words = tmp_path / "run/checkpoints/0", ("--step", 0)
+    for command in (
+        ("export", "--from", one, "--to", tmp_path / "b", *words),
+        ("export", "--from", one, "--to", tmp_path / "b", "--adapter", *words),
+        ("verify", tmp_path / "a", one, *words),
+    ):
+        assert convert(*command) == 1
+        assert "is itself a checkpoint or snapshot; leave the step" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_neither_torch_nor_transformers_nor_tensorflow_is_loaded(tmp_path, tokenizer):

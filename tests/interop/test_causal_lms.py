@@ -356,6 +356,20 @@ def test_santacoder_as_first_published(santacoder, tmp_path, capsys):
         np.testing.assert_array_equal(again(tokens).logits.numpy(), theirs)
 
 
+def test_ids_that_name_no_row_are_left_out_and_that_is_said(tmp_path, capsys):
+    """GPT-2's own ids are there whatever `vocab_size` is; transformers warns, and loads it."""
+    settings = {"bos_token_id": 50256, "eos_token_id": 50256, "pad_token_id": None}
+    model_of("gpt2", {**GPT, **settings}).save_pretrained(tmp_path / "a")
+    import_weights(tmp_path / "a", tmp_path / "run", pad_vocab_to_multiple=2**16)
+    told = f"of {tmp_path / 'a'}: eos 50,256, bos 50,256, since its embedding has 90 rows"
+    assert told in capsys.readouterr().out
+    export_weights(tmp_path / "run", tmp_path / "b", vocab_size=90)
+    values = json.loads((tmp_path / "b/config.json").read_text())
+    assert [values[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [None] * 3
+    assert not verify_weights(tmp_path / "a", tmp_path / "run").problems
+    assert "WARNING" not in capsys.readouterr().out, "a decoder alone may lack them"
+
+
 def test_rows_are_added_to_a_bias_as_well(tmp_path):
     model_of(*CASES["codegen"]).save_pretrained(tmp_path / "a")
     import_weights(tmp_path / "a", tmp_path / "run", pad_vocab_to_multiple=64)

@@ -181,6 +181,14 @@ def test_special_tokens_are_those_of_generation_then_of_the_configuration(folder
     assert found.to_generation_config()["eos_token_id"] == [3, 4]
     with pytest.raises(ValueError, match="model: the other_eos token has id 4"):
         found.require_rows(4, folder)
+    assert found.within(5) == (found, [])
+    assert found.within(4) == (dataclasses.replace(found, other_eos=()), ["eos 4"])
+    assert found.within(1) == (
+        TokenIds(pad=0, bos=None, eos=None, decoder_start=None),
+        ["eos 3", "eos 4", "decoder_start 1"],
+    )
+    ends = TokenIds(eos=9, other_eos=(3,))
+    assert ends.within(5) == (TokenIds(eos=3), ["eos 9"])
     for value in ("2", 1.5, True, [2, "3"], 2**40):
         edit_json(generation, eos_token_id=value)
         with pytest.raises(ValueError, match=r"generation_config.json: expected an id as eos_tok"):
@@ -384,6 +392,9 @@ def test_ties_may_be_stored_under_any_name_but_are_one_tensor(folder):
     np.testing.assert_array_equal(open_hugging_face(folder).read("embedding"), shared)
     write(folder, tensors | {"shared.weight": shared, "lm_head.weight": shared + 1})
     fails(folder, 'lm_head.weight in model.safetensors differs from shared.weight.*"tie_word')
+    shared = shared.astype(np.float16).astype(np.float32)
+    write(folder, tensors | {"shared.weight": shared, "lm_head.weight": shared.astype(np.float16)})
+    fails(folder, r"lm_head.weight in .* is float16, shared.weight is float32, .*leave lm_head.w")
 
 
 def test_a_value_too_large_for_the_dtype_is_an_error(folder, tmp_path):

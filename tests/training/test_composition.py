@@ -178,6 +178,16 @@ def test_the_command(models, tmp_path, capsys):
     assert "are those of" in capsys.readouterr().out
     assert main([*verify, f"--decoder={root / 'small'}"]) == 1
     assert "DIFFERS  lm_head\n" in capsys.readouterr().out
+    # Of another dtype it is cast to that of the run, and only then compared.
+    make(tmp_path / "wide", LLM, seed=2, dtype="float32")
+    assert main([*verify, f"--decoder={tmp_path / 'wide'}"]) == 0
+    out = capsys.readouterr().out
+    told = r"note: (\d+) dtypes differ, .*: float32 there, bfloat16 here\n\1 of \1 parameters"
+    assert re.search(told, out)
+    assert out.endswith("bit for bit in the dtype they have here\n")
+    make(tmp_path / "another", LLM, seed=3, dtype="float32")
+    assert main([*verify, f"--decoder={tmp_path / 'another'}"]) == 1
+    assert re.search(r"\n0 of \d+ parameters", capsys.readouterr().out)
     assert main([*args, "--cross_attention_layers=3", f"--out={tmp_path / 'y'}"]) == 1
     assert "cross-attention layer 3 is past the end: the decoder has 3" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
@@ -226,7 +236,9 @@ composition.compose:
     [
         ("some", "{0}/some (decoder): that of the decoder has cross-attention in some of its"),
         ("scaled", "that of the decoder scales its embedding (scale_embedding, as Gemma), that of"),
-        ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert"),
+        ("hf:unknown", "decoder: {}/unknown/config.json: model_type 'mamba' does not convert; exp"),
+        ("hf:unknown", "codegen, llama, qwen2, gpt2, gpt_bigcode, gpt_neox, starcoder2 or gemma; "),
+        ("hf:unknown", "`codet5p convert import --arch` makes a model directory of what is one"),
         ("unknown", "decoder: {0}/unknown is not a model directory: its config.json is Hugging"),
         ("absent", "decoder: {}/absent is not a model directory: it has no config.json"),
         ("hf:absent", "decoder: {}/absent has no config.json"),
@@ -274,7 +286,9 @@ def test_data_of_another_tokenizer_is_refused_before_weights_are_read(tmp_path):
         plan_init(source, CodeT5p(config).specs, tmp_path / "data", config)
 
 
-def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(models, tmp_path):
+def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(
+    models, tmp_path, capsys
+):
     root = models[0]
     folders = []
     for name in ("small", "llm"):
@@ -282,7 +296,11 @@ def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(mo
         export_weights(root / name, tmp_path / name, say=lambda _: None)
         values = json.loads((tmp_path / name / "config.json").read_text())
         assert values["architectures"] == ["CodeGenForCausalLM"]
-    compose(*folders, tmp_path / "of_folders", say=lambda _: None)
+    file = tmp_path / "llm/generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [50256, 2]}))
+    compose(*folders, tmp_path / "of_folders")
+    assert f"tokens of {folders[1]}: eos 50,256, since its emb" in capsys.readouterr().out
+    assert StoredWeights(tmp_path / "of_folders").meta["token_ids"]["eos"] == 2
     expected, _ = build(models, tmp_path / "of_directories")
     found, config, _ = load_params(tmp_path / "of_folders")
     assert config.decoder.cross_attention == (2,)
