@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPUs of a GKE cluster through xpk, which layers this folder onto a Python image.
+# Trains on TPUs of a GKE cluster through xpk, which layers the committed sources onto an image.
 #
 #   launch/xpk.sh [run|logs|status|stop] --name=NAME --cluster=CLUSTER --zone=ZONE \
 #     --type=v5litepod-16 -- --gin_file=runs/stage1_220m.gin …
@@ -15,7 +15,7 @@
 # --storage=NAME of `xpk storage`, where MODEL_DIR and CACHE_DIR are
 # --slices=N     (default: 1)
 # --restarts=N   how often the job is started anew after a failure (default: 50)
-# --image=IMAGE  to layer this folder onto (default: python:3.12)
+# --image=IMAGE  to layer the sources onto (default: python:3.12)
 #
 # Nodes that fail or are taken away start the run anew, which goes on; so does the same command.
 set -euo pipefail
@@ -37,10 +37,13 @@ plan() {
   # xpk wants one line, and forwards SIGTERM to what that line becomes.
   command="set -e; ${setup:+$setup; }pip install --quiet '.[tpu]'; exec $(train_command codet5p --coordinator=auto)"
   cat <<PLAN
+work="\$(mktemp -d)"
+trap 'rm -rf "\$work"' EXIT
+git -C $(quote "$PROJECT") archive HEAD | tar -x -C "\$work"
 xpk workload create --workload=$name $(quote --cluster="$cluster" --zone="$zone" ${project:+--project="$project"}) \\
   --tpu-type=$type --num-slices=$slices --storage=$storage \\
   --max-restarts=$restarts --restart-on-exit-codes=1 --termination-grace-period-seconds=300 \\
-  --base-docker-image=$image --script-dir=$(quote "$PROJECT") \\
+  --base-docker-image=$image --script-dir="\$work" \\
   --command=$(quote "$command")
 PLAN
 }

@@ -119,14 +119,23 @@ def test_a_jobset_on_spot_nodes(machine: Machine):
 
 
 def test_xpk(machine: Machine):
-    for name in ("gcloud", "xpk", "pip", "codet5p"):
+    for name in ("gcloud", "pip", "codet5p"):
         machine.fake(name)
     machine.fake("kubectl", "[[ $1 != get ]] || exit 1")
+    machine.fake(
+        "xpk",
+        """
+    for word in "$@"; do
+      [[ $word != --script-dir=* ]] || cp "${word#*=}/setup.py" "$ROOT/layered"
+    done
+    """,
+    )
     machine.launch("xpk.sh", *XPK, "--setup=export LIBTPU_INIT_ARGS=--old", "--", *TRAIN)
     *_, call = machine.calls()
     assert call[:4] == ["xpk", "workload", "create", "--workload=s"]
     assert {"--cluster=c", "--zone=us-east5-b", "--tpu-type=v6e-16", "--storage=fs"} <= set(call)
-    assert {"--num-slices=1", "--max-restarts=50", f"--script-dir={LAUNCH.parent}"} <= set(call)
+    assert {"--num-slices=1", "--max-restarts=50", "--restart-on-exit-codes=1"} <= set(call)
+    assert (machine.root / "layered").read_text() == (LAUNCH.parent / "setup.py").read_text()
     command = call[-1].removeprefix("--command=")
     assert "\n" not in command
     machine.run(["bash", "-c", command])
