@@ -31,6 +31,7 @@ TEST = [
     "pytest-xdist>=3.8,<4",
     "hypothesis>=6.140,<7",
     "beartype>=0.22,<0.24",
+    "PyYAML>=6,<7",  # reads what launchers write
     "setuptools>=77,<90",  # a test builds the wheel
 ]
 # codebleu 0.7 wants tree-sitter 0.22, which has no wheel for Python 3.13 and takes no grammar of

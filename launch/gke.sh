@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# Sourced by xpk.sh and jobset.sh, whose runs are both JobSets on a GKE cluster.
+
+# enter_cluster CLUSTER LOCATION PROJECT: makes kubectl speak to it.
+enter_cluster() {
+  echo "gcloud container clusters get-credentials $(quote "$1" --location="$2" ${3:+--project="$3"})"
+}
+
+# unless_running NAME COMMANDS: leaves a JobSet alone that runs, and removes one that has ended,
+# since its name is taken for as long as it is there.
+unless_running() {
+  cat <<EOF
+if kubectl get jobset $1 >/dev/null 2>&1; then
+  if [[ -z "\$(kubectl get jobset $1 --output=jsonpath='{.status.terminalState}')" ]]; then
+    echo "$1 is running, or waits for its nodes"
+    exit
+  fi
+  kubectl delete jobset $1
+fi
+EOF
+}
+
+# accelerator CHIP: GKE's name of it. https://docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+accelerator() {
+  case "$1" in
+    v4) echo tpu-v4-podslice ;;
+    v5e) echo tpu-v5-lite-podslice ;;
+    v5p) echo tpu-v5p-slice ;;
+    v6e) echo tpu-v6e-slice ;;
+    tpu7x) echo tpu7x ;;
+  esac
+}
+
+job_verbs() { # VERB NAME: everything but run
+  case "$1" in
+    logs) echo "kubectl logs --follow --tail=100 --selector=jobset.sigs.k8s.io/jobset-name=$2,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0" ;;
+    status) echo "kubectl get pods --selector=jobset.sigs.k8s.io/jobset-name=$2 --output=wide" ;;
+    stop) echo "kubectl delete jobset $2" ;;
+  esac
+}

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Trains on TPUs of a GKE cluster without xpk: writes a JobSet and hands it to kubectl.
+#
+#   launch/jobset.sh [run|logs|status|stop] --name=NAME --cluster=CLUSTER --location=PLACE \
+#     --image=IMAGE --topology=v5e:4x4 -- --gin_file=runs/stage1_220m.gin …
+#
+# run              submit the JobSet
+# logs             follow the output of the first host
+# status           its pods
+# stop             SIGTERM, five minutes, the end
+#
+# --name=NAME      of the JobSet
+# --cluster=…      with the JobSet controller; --location=REGION or zone  --project=ID
+# --image=IMAGE    with this project installed (docs/launch.md)
+# --topology=C:AxB as of `codet5p precompile`: v4:2x2x4, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4
+# --slices=N       (default: 1)
+# --restarts=N     how often the job is started anew after a failure (default: 50)
+# --claim=NAME     persistent volume claim that all hosts mount as /shared
+# --spot           nodes of a spot pool
+#
+# Nodes that fail or are taken away start the run anew, which goes on; so does the same command.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"
+name='' cluster='' location='' project='' image='' topology='' slices=1 restarts=50 claim='' spot=''
+parse "run logs status stop" "name cluster location project image topology slices restarts claim spot?" "$@"
+require name cluster location
+[[ "$verb" != run ]] || require image topology claim
+known='^(v4|v5e|v5p|v6e|tpu7x):[0-9]+x[0-9]+(x[0-9]+)?$'
+[[ "$verb" != run || "$topology" =~ $known ]] ||
+  fail "--topology=$topology is unknown; expected CHIP:SIDES of v4, v5e, v5p, v6e or tpu7x, such as v5e:4x4"
+
+jobset() {
+  local accelerator hosts
+  accelerator="$(accelerator "${topology%%:*}")"
+  topology="${topology#*:}"
+  hosts=$((${topology//x/*} / 4))
+  cat <<EOF
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+  annotations: # a slice to itself for each job
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: $restarts
+    rules: # what is wrongly configured stays so
+    - action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+  - name: slice
+    replicas: $slices
+    template:
+      spec:
+        parallelism: $hosts
+        completions: $hosts
+        completionMode: Indexed
+        backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes: {containerName: train, operator: In, values: [2, 3]}
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 300
+            hostNetwork: true
+            dnsPolicy: ClusterFirstWithHostNet
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $accelerator
+              cloud.google.com/gke-tpu-topology: $topology${spot:+
+              cloud.google.com/gke-spot: \"true\"}
+            tolerations:
+            - {key: google.com/tpu, operator: Exists, effect: NoSchedule}${spot:+
+            - {key: cloud.google.com/gke-spot, operator: Exists, effect: NoSchedule\}}
+            containers:
+            - name: train
+              image: $image
+              command: [bash, -c]
+              args:
+              - |
+                set -e${setup:+; $setup}
+                exec $(train_command codet5p --coordinator=auto)
+              resources: {limits: {google.com/tpu: 4}}
+              volumeMounts: [{name: shared, mountPath: /shared}]
+            volumes: [{name: shared, persistentVolumeClaim: {claimName: $claim}}]
+EOF
+}
+
+plan() {
+  enter_cluster "$cluster" "$location" "$project"
+  if [[ "$verb" != run ]]; then
+    job_verbs "$verb" "$name"
+    return
+  fi
+  unless_running "$name"
+  printf '%s\n' "kubectl apply --filename=- <<'EOF'" "$(jobset)" EOF
+}
+launch

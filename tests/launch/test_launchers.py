@@ -1,0 +1,138 @@
+"""What all launchers have in common; what is peculiar to each is in the files beside this one."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.launch.conftest import LAUNCH, TRAIN, Machine
+
+OPTIONS = {
+    "local.sh": ["--processes=2", "--devices=4", "--logs=my logs"],
+    "ssh.sh": ["--hosts=me@a,b", "--name=stage1"],
+    "tpu.sh": ["--name=stage1", "--zone=us-east5-b", "--type=v5litepod-16", "--slices=2", "--spot"],
+    "xpk.sh": [
+        *("--name=stage1", "--cluster=c", "--zone=us-east5-b", "--type=tpu7x-16"),
+        *("--storage=fs", "--project=p"),
+    ],
+    "jobset.sh": [
+        *("--name=stage1", "--cluster=c", "--location=us-east5", "--image=i", "--claim=fs"),
+        *("--topology=v6e:16x16", "--spot"),
+    ],
+    "slurm.sh": [
+        *("--name=stage1", "--nodes=2", "--gpus=8", "--time=24:00:00", "--venv=/shared/env"),
+        *("--jobs=3", "--partition=gpu"),
+    ],
+    "sky.sh": ["--name=stage1", "--accelerators=H100:8", "--nodes=2", "--bucket=gs://b"],
+}
+VERBS = [
+    (script, verb)
+    for script in ("ssh.sh", "tpu.sh", "xpk.sh", "jobset.sh", "sky.sh")
+    for verb in ("logs", "status", "stop", "delete")
+    if (verb != "status" or script != "ssh.sh") and (verb != "delete" or script == "tpu.sh")
+]
+
+
+def check_shell(text: str) -> None:
+    """An error where ShellCheck finds one; without ShellCheck, where bash cannot read it."""
+    checker = ["bash", "-n"]
+    if shellcheck := shutil.which("shellcheck"):
+        checker = [shellcheck, "--shell=bash", "--severity=warning", "-"]
+    done = subprocess.run(checker, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+@pytest.mark.parametrize("more", [[], ["--xla_flags=v5e", "--setup=mount -a && cd /shared"]])
+def test_a_dry_run_calls_nothing_and_prints_a_sound_script(
+    script: str, more: list[str], machine: Machine
+):
+    if script == "local.sh":
+        more = [option for option in more if "xla" not in option]
+    plan = machine.launch(script, *OPTIONS[script], *more, "--dry_run", "--", *TRAIN)
+    assert not machine.calls()
+    check_shell(plan)
+    assert ("mount -a && cd /shared" in plan) == bool(more)
+    assert ("LIBTPU_INIT_ARGS" in plan) == ("--xla_flags=v5e" in more)
+    assert "XLA_FLAGS" not in plan or script == "local.sh"  # none unless named
+
+
+@pytest.mark.parametrize(("script", "verb"), VERBS)
+def test_the_other_verbs_too(script: str, verb: str, machine: Machine):
+    plan = machine.launch(script, verb, *OPTIONS[script], "--dry_run")
+    check_shell(plan)
+    assert "stage1" in plan or (script, verb) == ("sky.sh", "status")
+
+
+@pytest.mark.parametrize(
+    ("script", "programs"),
+    [
+        ("tpu.sh", ["gcloud"]),
+        ("xpk.sh", ["gcloud", "kubectl", "xpk"]),
+        ("jobset.sh", ["gcloud", "kubectl"]),
+        ("slurm.sh", ["uv", "sbatch"]),
+        ("ssh.sh", ["ssh", "scp"]),
+    ],
+)
+def test_a_dry_run_prints_what_a_run_does(script: str, programs: list[str], machine: Machine):
+    for program in programs:
+        machine.fake(program)
+    machine.fake("gcloud", "[[ ! $* == *describe* ]] || echo ACTIVE")
+    machine.fake("kubectl", "[[ ! $* == get* ]] || exit 1")
+    options = [*OPTIONS[script], "--setup=true"]
+
+    def calls() -> list[list[str]]:
+        made = [[_without_folder(word) for word in call] for call in machine.calls()]
+        return sorted(made) if script == "ssh.sh" else made  # hosts are called at once
+
+    machine.launch(script, *options, "--", *TRAIN)
+    ran = calls()
+    assert {call[0] for call in ran} >= set(programs)
+    plan = machine.launch(script, *options, "--dry_run", "--", *TRAIN)
+    machine.run(["bash", "-c", plan])
+    assert calls() == ran
+
+
+def _without_folder(word: str) -> str:
+    return re.sub(r"/tmp/tmp\.\w+", "", word)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("tpu.sh", ["--nam=x"], "there is no option --nam=…; options:"),
+        ("tpu.sh", ["--zone"], "--zone is no option without a value"),
+        ("tpu.sh", ["--zone=z", "--type=v6e-4"], "--name=… is missing"),
+        ("tpu.sh", ["--name=x", "--zone=z", "--type=v5e-16"], "expected v4-N, v5litepod-N, v5p-N"),
+        ("tpu.sh", ["go"], "unknown argument go; expected one of: run logs status stop delete"),
+        ("ssh.sh", ["--xla_flags=h300"], "--xla_flags=h300 is unknown; expected v4, v5e,"),
+        ("local.sh", ["--setup=a\nb"], "--setup and options of codet5p train are one line each"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e-16"], "such as v5e:4x4"),
+        ("sky.sh", ["--name=x"], "--accelerators=… is missing"),
+    ],
+)
+def test_mistakes_are_found_first(script: str, options: list[str], message: str, machine: Machine):
+    assert message in machine.launch(script, *options, "--", *TRAIN, code=2)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--"], ["--", "--dry_run"]])
+def test_nothing_to_train_is_a_mistake(arguments: list[str], machine: Machine):
+    message = machine.launch("local.sh", *OPTIONS["local.sh"], *arguments, code=2)
+    assert "at least --gin_file=FILE, come after --" in message
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_help_names_every_option(script: str, machine: Machine):
+    text = (LAUNCH / script).read_text()
+    assert len(text.splitlines()) <= 100
+    shown = machine.launch(script, "--help")
+    (declared,) = (line for line in text.splitlines() if line.startswith("parse "))
+    names = declared.split('"')[-4].split()
+    for option in [*names, "dry_run", "xla_flags", "setup"]:
+        assert f"--{option.removesuffix('?')}" in shown, option
+
+
+def test_no_launcher_is_left_out():
+    launchers = {p.name for p in LAUNCH.glob("*.sh") if "launcher.sh" in p.read_text()}
+    assert launchers - {"launcher.sh", "xla_flags.sh"} == set(OPTIONS)
