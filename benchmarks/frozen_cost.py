@@ -41,7 +41,7 @@ SIZES = {
     "6b": {"num_decoder_layers": 33, "d_model": 4_096, "num_heads": 16},
     "16b": {"num_decoder_layers": 34, "d_model": 6_144, "num_heads": 24},
 }  # fmt: skip
-TRAINABLE = Trainable(("encoder.*", ".*/cross_attention/.*"), "bfloat16")
+TRAINABLE = Trainable(("encoder.*", ".*/cross_attention.*"), "bfloat16")
 
 
 def compile_step(

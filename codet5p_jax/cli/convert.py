@@ -178,5 +178,8 @@ def _outputs_differ(args: argparse.Namespace, *, judged: bool) -> bool:
     differ = [name for name, value in largest.items() if not value <= TOLERANCE]  # NaN differs
     if differ:
         told = "is NaN" if all(math.isnan(largest[name]) for name in differ) else "is larger"
-        print(f"expected {TOLERANCE:g} at most; that of {', '.join(differ)} {told}")
+        print(
+            f"expected {TOLERANCE:g} at most, of the largest value where that is above 1; that of "
+            f"{', '.join(differ)} {told}"
+        )
     return bool(differ)

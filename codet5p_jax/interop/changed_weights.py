@@ -16,17 +16,28 @@ class ResizedVocabulary:
     """Other weights with more or fewer rows of the embedding (and of an output projection of its
     own). The last rows go; each new row is the mean of all there are.
 
+    Args:
+      weights: the other ones.
+      rows: of the embedding.
+      encoder_rows: of the encoder's where it has one of its own; None: as many as there are.
+
     Raises:
       ValueError: `rows` is not positive.
     """
 
-    def __init__(self, weights: Weights, rows: int):
+    def __init__(self, weights: Weights, rows: int, encoder_rows: int | None = None):
         if rows < 1:
             raise ValueError(f"vocab_size has to be 1 or more, found {rows}")
-        self._weights, self._rows = weights, rows
-        self.config = dataclasses.replace(weights.config, vocab_size=rows)
+        self._weights = weights
+        sizes = {"vocab_size": rows} | (
+            {"encoder_vocab_size": encoder_rows} if encoder_rows else {}
+        )
+        self.config = dataclasses.replace(weights.config, **sizes)
+        self._rows: dict[str, int] = dict.fromkeys(_BY_VOCABULARY, rows)
+        if encoder_rows:
+            self._rows["encoder_embedding"] = encoder_rows
         self.shapes = {
-            path: (rows, *shape[1:]) if path in _BY_VOCABULARY else shape
+            path: (self._rows[path], *shape[1:]) if path in self._rows else shape
             for path, shape in weights.shapes.items()
         }
 
@@ -38,14 +49,14 @@ class ResizedVocabulary:
         self, path: str, dtype: np.dtype | None = None, index: Index | None = None
     ) -> np.ndarray:
         """See `Weights`."""
-        if path not in _BY_VOCABULARY:
+        if path not in self._rows:
             return self._weights.read(path, dtype, index)
         array = self._weights.read(path, dtype)
-        new = self._rows - len(array)
+        new = self._rows[path] - len(array)
         if new > 0:
             mean = array.mean(axis=0, dtype=np.float32).astype(array.dtype)
             array = np.concatenate([array, np.broadcast_to(mean, (new, *mean.shape))])
-        return np.asarray(array[: self._rows][index or ()])
+        return np.asarray(array[: self._rows[path]][index or ()])
 
 
 class MergedLora:

@@ -332,7 +332,7 @@ class SafetensorsWriter:
 
 def natural_key(name: str) -> list[Any]:
     """Sorts `block.2` before `block.10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def parse_size(text: str) -> int:

@@ -76,6 +76,11 @@ class T5XFolder:
             first, second, third = shape
             out = name.endswith("/out/kernel")
             shape = (first * second, third) if out else (first, second * third)
+        if name in self._places:
+            raise ValueError(
+                f"{self.where}: {self._places[name][0]} and {stored} are both {name}; expected "
+                "layers that are scanned, or one by one"
+            )
         self._places[name] = (stored, layer)
         dtype = np.dtype(self._dtype(stored))
         known = dtype if dtype in DTYPES.values() else None

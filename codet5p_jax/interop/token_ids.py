@@ -11,6 +11,7 @@ from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.hf_config import COMPOSED, ENCODERS, load_config, read_object
 
 GENERATION = "generation_config.json"
+_UNSET = {"output_attentions": False, "output_hidden_states": False, "use_cache": True}
 _ID_KEYS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -134,10 +135,12 @@ def note_of_others(others: list[str], where: str | Path, rows: int) -> str:
 
 
 def other_generation_settings(folder: Path) -> list[str]:
-    """Names of what a `generation_config.json` says besides special tokens."""
+    """Names of what a `generation_config.json` says besides special tokens, and other than what
+    transformers writes where nobody has set anything."""
     path = folder / GENERATION
     values = read_object(path) if check_file(path) else {}
-    return sorted(values.keys() - {*_ID_KEYS, "_from_model_config", "transformers_version"})
+    told = {key for key, value in values.items() if value != _UNSET.get(key)}
+    return sorted(told - {*_ID_KEYS, "_from_model_config", "transformers_version"})
 
 
 def _ids(values: Mapping[str, Any], where: Path) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ imports torch, and it only when called."""
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ from codet5p_jax.interop.safetensors_files import (
 
 SINGLE = "pytorch_model.bin"
 INDEX = f"{SINGLE}.index.json"
+_MAPPED = 2**27
+
+
+class _Content(NamedTuple):
+    """Of a file: tensors by name, and whether they are read only when they are looked at."""
+
+    tensors: Mapping[str, Any]
+    mapped: bool
 
 
 class TorchFolder:
@@ -36,16 +44,15 @@ class TorchFolder:
     def __init__(self, folder: Path):
         self.where = folder
         self.tensors: dict[str, TensorInfo] = {}
-        self._loaded: dict[str, Any] = {}
+        self._files: dict[Path, _Content] = {}
+        self._read = 0  # bytes, since files were mapped
         index = folder / INDEX
         if not index.is_file():
-            self._add(folder / SINGLE, _load(folder / SINGLE))
+            self._add(folder / SINGLE)
             return
         weight_map = read_index(index)
         for shard in dict.fromkeys(weight_map.values()):
-            found = _load(folder / shard)
-            check_shard(index, shard, found, weight_map)
-            self._add(folder / shard, found)
+            check_shard(index, shard, self._add(folder / shard), weight_map)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, a view of the file where the file allows it.
@@ -55,14 +62,25 @@ class TorchFolder:
         """
         import torch
 
-        tensor, dtype = self._loaded[name], self.tensors[name].weight_dtype(name)
+        info = self.tensors[name]
+        dtype = info.weight_dtype(name)
+        if self._read > _MAPPED:  # what was read of a map stays in memory until it is closed
+            self._files = {file: x for file, x in self._files.items() if not x.mapped}
+            self._read = 0
+        tensor = self._content(info.file)[name]
+        self._read += tensor.nbytes
         tensor = tensor.detach().resolve_neg().contiguous()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(dtype)
         return tensor.numpy()
 
-    def _add(self, file: Path, tensors: Mapping[str, Any]) -> None:
-        for name, tensor in tensors.items():
+    def _content(self, file: Path) -> Mapping[str, Any]:
+        if file not in self._files:
+            self._files[file] = _load(file)
+        return self._files[file].tensors
+
+    def _add(self, file: Path) -> Mapping[str, Any]:
+        for name, tensor in self._content(file).items():
             check_name(file, name)
             dense = str(tensor.layout) == "torch.strided" and not tensor.is_nested
             if not dense or tensor.is_meta or tensor.is_quantized:
@@ -71,7 +89,7 @@ class TorchFolder:
                 )
             kind = str(tensor.dtype).removeprefix("torch.")
             self.tensors[name] = TensorInfo(FLOATS.get(kind), tuple(tensor.shape), file, kind)
-        self._loaded |= tensors
+        return self._content(file)
 
 
 def _kind(tensor: Any) -> str:
@@ -82,8 +100,9 @@ def _kind(tensor: Any) -> str:
     return "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> _Content:
     check_inside(path)
+    mapped = True
     try:
         import torch
     except ImportError:
@@ -99,6 +118,7 @@ def _load(path: Path) -> dict[str, Any]:
                 raise
             # The format of torch before 1.6 cannot be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = False
     except pickle.UnpicklingError:  # torch's message advises to load it all the same
         raise ValueError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors, whose "
@@ -113,4 +133,4 @@ def _load(path: Path) -> dict[str, Any]:
         isinstance(tensor, torch.Tensor) for tensor in content.values()
     ):
         raise ValueError(f"{path}: expected a dict of tensors by name")
-    return dict(content)
+    return _Content(content, mapped)

@@ -359,7 +359,7 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str, where: Path) -> np.ndarr
         if overflown:
             raise ValueError(
                 f"{where}: {overflown} values of {name} are too large for {dtype.name}; choose "
-                "bfloat16 or float32"
+                f"{'float32' if dtype.name == 'bfloat16' else 'bfloat16 or float32'}"
             )
     return out
 

@@ -33,6 +33,9 @@ from codet5p_jax.training.state import TrainState
 ELSEWHERE = "frozen_elsewhere"
 """Key of a checkpoint's `meta`: by path, where the frozen parameters are that it leaves out."""
 
+DRAWN = "drawn"
+"""Likewise, names of the parameters that were drawn when a model was composed."""
+
 _SIZES = "sizes.json"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 

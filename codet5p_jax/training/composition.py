@@ -29,6 +29,8 @@ from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import ParamSpec, flatten, init_params, nested
 from codet5p_jax.models.stack import layer_groups
+from codet5p_jax.training.checkpoints import DRAWN
+from codet5p_jax.training.conversion import report_nonfinite
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, write_weights
 
@@ -181,7 +183,9 @@ def compose(
                 yield name, np.asarray(dict(flatten(fresh))[name])
             else:
                 weights, path, index = source
-                yield name, weights.read(path, index=index)
+                array = weights.read(path, index=index)
+                report_nonfinite(name, array, say)
+                yield name, array
 
     def item_size(name: str) -> int:
         source = sources[name]
@@ -200,6 +204,7 @@ def compose(
             "model": values,
             "tokenizer": "../../tokenizer",
             "token_ids": ids,
+            DRAWN: drawn,
         }
         write_weights(directory.checkpoints / "0", arrays(), meta)
     number = sum(math.prod(specs[name].shape) for name in drawn)

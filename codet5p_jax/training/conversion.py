@@ -113,7 +113,7 @@ def import_weights(
         for path in weights.shapes:
             signals.check()
             array = weights.read(path, chosen)
-            _report_nonfinite(path, array, say)
+            report_nonfinite(path, array, say)
             yield path, array
 
     with new_folder(model_dir, _bytes(weights, chosen)) as partial:
@@ -205,6 +205,9 @@ def export_weights(
             'eos; put a roles.json beside tokenizer.json: {"pad": "<pad>", "eos": "</s>", …}'
         )
     tokens.require_rows(weights.config.vocab_size, Path(model_dir))
+    before, rows = stored.config.vocab_size, weights.config.vocab_size
+    if rows < before:
+        say(f"left out: rows {rows:,} to {before - 1:,} of the vocabulary")
     _report_missing(weights.config, tokens, model_dir, say)
     encoder_tokenizer = stored.encoder_tokenizer
     left_out = export_hugging_face(
@@ -314,11 +317,12 @@ class _Reporting:
         array = self._weights.read(path, dtype, index)
         if array.nbytes > 2**24:
             release_memory()  # what reading it took
-        _report_nonfinite(path, array, self._say)
+        report_nonfinite(path, array, self._say)
         return array
 
 
-def _report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
+def report_nonfinite(path: str, array: np.ndarray, say: Say) -> None:
+    """Says so where some of the values of a parameter are NaN or infinite."""
     number = nonfinite(array)
     if number:
         say(f"WARNING: {path} has {number:,} values that are NaN or infinite")

@@ -1,7 +1,7 @@
 """Which parameters train. The others keep their values, in a dtype of their own, and cost neither a
 gradient nor memory of the optimizer (paper §3.3: a frozen LLM as a deep decoder).
 
-    train.trainable = freezing.Trainable(("encoder/.*", ".*/cross_attention/.*"), "bfloat16")
+    train.trainable = freezing.Trainable(("encoder/.*", ".*/cross_attention.*"), "bfloat16")
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import Lora, ModelConfig
 from codet5p_jax.models.int8 import scales_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, nearest_pattern, nested
+from codet5p_jax.training.model_dir import size_text
 
 LORA = ".*_lora_[ab]"
 _KERNEL = r"(?:encoder|decoder)/layers(?:_\d+)?/(?:attention/[qkvo]|feed_forward/(?:wi|gate|wo))"
@@ -227,7 +228,7 @@ def parts_table(specs: Params, split: Split) -> list[str]:
     lines = [f"{'part':<{width}}  {'parameters':>15}  {'bytes':>10}  trainable"]
     for (part, trains), (number, size) in rows.items():
         told = "yes" if trains else "no"
-        lines.append(f"{part:<{width}}  {number:>15,}  {size / 1e9:>7.2f} GB  {told:>9}")
+        lines.append(f"{part:<{width}}  {number:>15,}  {size_text(size):>10}  {told:>9}")
     share = f"{100 * training / total:.2f} % of {total:,} parameters train"
     return [*lines, share]
 
@@ -236,4 +237,5 @@ def _part(name: str) -> str:
     """`decoder/layers_33/cross_attention/q` is of the part `decoder/cross_attention`."""
     first, *rest = name.split("/")
     cross = any(piece.startswith("cross_attention") for piece in rest)
-    return f"{first}/cross_attention" if cross else first
+    part = f"{first}/cross_attention" if cross else first
+    return f"{part}, low-rank" if re.fullmatch(LORA, name) else part

@@ -31,6 +31,7 @@ from codet5p_jax.models.int8 import scale_of, scales_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, init_params, logical_axes
 from codet5p_jax.sharding import param_shardings
 from codet5p_jax.training.checkpoints import (
+    DRAWN,
     InitFrom,
     checkpoint_path,
     read_meta,
@@ -268,6 +269,14 @@ def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> li
     return [f"{name}: {b!r} there, {a!r} here" for name, a, b in differences(mine, theirs)]
 
 
+def frozen_as_drawn(plan: InitPlan, frozen: Collection[str]) -> list[str]:
+    """Frozen parameters that are, at least in part, initial values, here or in the composed model
+    that they come from: nobody has trained them, and this run does not either."""
+    drawn = set() if plan.foreign else set(read_meta(plan.path).get(DRAWN, ()))
+    taken = {name for name, theirs in plan.sources.items() if theirs not in drawn}
+    return sorted(name for name in frozen if name not in taken or name in plan.rows)
+
+
 def left_out(plan: InitPlan | None, frozen: Collection[str]) -> frozenset[str]:
     """Which parameters `Trainable.save_frozen = False` keeps out of checkpoints: the frozen ones
     that are whole where they come from, and stay there.
@@ -365,7 +374,10 @@ def _load_plain(
     if plan.foreign is not None:
         weights: Weights = plan.foreign
         if plan.rows:  # filled up first, as an array has to have its shape; drawn later
-            weights = ResizedVocabulary(plan.foreign, next(iter(plan.rows.values()))[1])
+            sizes = {plan.sources[name]: here for name, (_, here) in plan.rows.items()}
+            encoder_rows = sizes.pop("encoder_embedding", None)
+            rows = next(iter(sizes.values()), plan.foreign.config.vocab_size)
+            weights = ResizedVocabulary(plan.foreign, rows, encoder_rows)
         loaded = {
             name: place(weights, theirs, mine[name].dtype, mine[name].sharding)
             for name, theirs in sources.items()

@@ -46,6 +46,7 @@ from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
 from codet5p_jax.training.init_from import (
     folder_of,
+    frozen_as_drawn,
     left_out,
     load_init,
     plan_init,
@@ -273,6 +274,11 @@ def train(
         plan = None
         if init_from and not saved:
             plan = plan_init(init_from, network.specs, mixture.tokenizer, model)
+        if plan and (drawn := frozen_as_drawn(plan, split.frozen - scales_of(network.specs))):
+            progress.say(
+                f"WARNING: frozen at initial values: {', '.join(drawn)}; add them to "
+                "Trainable.patterns to train them"
+            )
         elsewhere: dict[str, Any] = newest_meta(directory).get(ELSEWHERE, {})
         outside = frozenset(elsewhere)
         if trainable is not None and not trainable.save_frozen and not saved:

@@ -392,7 +392,7 @@ def test_values_that_are_not_finite_are_reported(tmp_path, tokenizer, capsys):
     out = capsys.readouterr().out
     assert "note: embedding has 1 values that are NaN or infinite, in both" in out
     assert ", 0 differences" in out
-    assert re.search("expected 0.0001 at most; that of .*logits.* is NaN", out)
+    assert re.search("expected 0.0001 at most, of .*; that of .*logits.* is NaN", out)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, tokenizer, capsys):

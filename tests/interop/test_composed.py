@@ -21,8 +21,11 @@ from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.weights import ArrayWeights, export_hugging_face, open_hugging_face
 from codet5p_jax.models import CodeT5p, ModelConfig, StackConfig, codet5p_codegen, t5
 from codet5p_jax.models.params import flatten
+from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose
 from codet5p_jax.training.conversion import export_weights, import_weights
+from codet5p_jax.training.init_from import load_init, plan_init
 from codet5p_jax.training.verification import compare_outputs, verify_weights
 from tests.interop.test_parity import export, load_theirs, params_of
 from tests.interop.test_tables import assert_same_bits, drawn_params
@@ -38,6 +41,20 @@ PUBLISHED = codet5p_codegen(
     **dict(num_decoder_layers=3, d_model=24, num_heads=4, rotary_dim=4, vocab_size=90),
     **dict(num_encoder_layers=2, encoder_d_model=16, encoder_num_heads=4, encoder_rotary_dim=4),
 )
+
+
+def test_rows_may_be_added_for_the_encoder_alone(tmp_path):
+    config = dataclasses.replace(PUBLISHED, encoder_vocab_size=PUBLISHED.vocab_size)
+    params = dict(flatten(params_of(config)))
+    export(tmp_path / "a", config, params, tokens=TOKENS)
+    wider = dataclasses.replace(config, encoder_vocab_size=93)
+    specs = CodeT5p(wider).specs
+    plan = plan_init(InitFrom(f"hf:{tmp_path / 'a'}"), specs, model=wider)
+    assert plan.rows == {"encoder_embedding": (90, 93)}
+    found, _ = load_init(plan, specs, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0)
+    assert found["encoder_embedding"].shape == (93, 16)
+    np.testing.assert_array_equal(found["encoder_embedding"][:90], params["encoder_embedding"])
+    np.testing.assert_array_equal(found["embedding"], params["embedding"])
 
 
 def rows_of(config):

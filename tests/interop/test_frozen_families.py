@@ -115,7 +115,7 @@ def test_the_whole_way(tmp_path, rows, one_device, case):
         tmp_path / "run",
         model=config,
         objectives=[Seq2SeqCLM(inputs_length=5, targets_length=5, min_pivot=0.5, max_pivot=0.5)],
-        trainable=Trainable(("encoder.*", ".*/cross_attention/.*"), "float32"),
+        trainable=Trainable(("encoder.*", ".*/cross_attention.*"), "float32"),
         init_from=InitFrom(str(tmp_path / "composed")),
         phases=[Phase("clm", 20, 2)],
         schedule=Linear(5e-2, warmup_steps=2),
@@ -131,7 +131,7 @@ def test_the_whole_way(tmp_path, rows, one_device, case):
     found = {path: np.asarray(x) for path, x in flatten(params)}
     assert_the_decoder_is_the_file(found, open_hugging_face(tmp_path / "decoder"))
     moved = {path for path, x in flatten(start) if not np.array_equal(found[path], x)}
-    assert moved == {p for p in found if p.startswith("encoder") or "/cross_attention/" in p}
+    assert moved == {p for p in found if p.startswith("encoder") or "/cross_attention" in p}
 
     command = ["convert", "export", "--from", tmp_path / "run", "--to", tmp_path / "m"]
     assert main([str(word) for word in command]) == 0

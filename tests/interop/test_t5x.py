@@ -167,6 +167,10 @@ def test_what_is_unexpected_is_named(tmp_path):
     write(tmp_path / "d", theirs | {name: np.zeros((0, 2, 0), np.float32)})
     with pytest.raises(ValueError, match=rf"{name} has shape \(0, 0\)"):
         open_t5x(tmp_path / "d")
+    both = scanned(theirs_of(config, params, split_heads=True), shared_bias=True)
+    write(tmp_path / "both", both | {name: np.zeros((24, 16), np.float32)})
+    with pytest.raises(ValueError, match=rf"are both {name}; expected layers that are scanned"):
+        open_t5x(tmp_path / "both")
     write(tmp_path / "e", theirs)
     folder = tmp_path / "e/target.token_embedder.embedding"
     folder.rename(tmp_path / "away")

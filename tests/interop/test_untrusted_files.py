@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from codet5p_jax.files import new_folder
-from codet5p_jax.interop import causal_lms
+from codet5p_jax.interop import causal_lms, torch_files
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.safetensors_files import FLOATS, SafetensorsFolder, parse_size
 from codet5p_jax.interop.token_ids import TokenIds
@@ -109,6 +109,9 @@ def test_a_missing_tensor(folder):
 def test_an_unexpected_tensor(folder):
     write(folder, tensors_of(folder) | {"surprise": np.zeros(3, np.float32)})
     fails(folder, r"surprise in model.safetensors is unexpected")
+    tensors = {name: x for name, x in tensors_of(folder).items() if name != "surprise"}
+    write(folder, tensors | {"1²": np.zeros(3, np.float32)})
+    fails(folder, r"1² in model.safetensors is unexpected")
 
 
 def test_a_tensor_that_no_t5_reads_is_no_surprise(folder):
@@ -443,7 +446,7 @@ class Evil:
         return (print, ("executed",))
 
 
-def test_a_pickle_needs_permission_and_brings_weights_only(folder, capsys):
+def test_a_pickle_needs_permission_and_brings_weights_only(folder, capsys, monkeypatch):
     torch = pytest.importorskip("torch")
     tensors = tensors_of(folder)
     (folder / SINGLE).unlink()
@@ -452,8 +455,10 @@ def test_a_pickle_needs_permission_and_brings_weights_only(folder, capsys):
     torch.save(state, folder / "pytorch_model.bin")
     fails(folder, "--allow_pickle")
     weights = open_hugging_face(folder, allow_pickle=True)
-    for path, array in params().items():
-        np.testing.assert_array_equal(weights.read(path), array)
+    for limit in (torch_files._MAPPED, 0):  # 0: mapped anew for every tensor
+        monkeypatch.setattr(torch_files, "_MAPPED", limit)
+        for path, array in params().items():
+            np.testing.assert_array_equal(weights.read(path), array)
 
     torch.save({k: v.bfloat16() for k, v in state.items()}, folder / "pytorch_model.bin")
     weights = open_hugging_face(folder, allow_pickle=True)

@@ -20,7 +20,7 @@ from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.composition import compose, composed_config, cross_attention_layers
 from codet5p_jax.training.conversion import export_weights
 from codet5p_jax.training.freezing import Trainable
-from codet5p_jax.training.init_from import plan_init
+from codet5p_jax.training.init_from import frozen_as_drawn, plan_init
 from codet5p_jax.training.model_dir import config_to_json, load_config, same_tokenizer
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.stored_weights import StoredWeights, load_params, write_weights
@@ -146,7 +146,7 @@ def test_each_side_reads_with_its_own_tokenizer(models, tmp_path, one_device, ca
             "model": config,
             "objectives": [Seq2SeqCLM(inputs_length=32, targets_length=24)],
             "init_from": InitFrom(str(tmp_path / "composed")),
-            "trainable": Trainable(("encoder.*", ".*/cross_attention/.*")),
+            "trainable": Trainable(("encoder.*", ".*/cross_attention.*")),
             "phases": [Phase("clm", 20, 8)],
             "evaluation": synthetic.Evaluation(every=20, batches=2),
             "save_every": 10,
@@ -169,10 +169,17 @@ def test_each_side_reads_with_its_own_tokenizer(models, tmp_path, one_device, ca
 def test_the_command(models, tmp_path, capsys):
     root = models[0]
     args = ["compose", f"--encoder={root / 'small'}", f"--decoder={root / 'llm'}"]
+    args += ["--cross_attention=sequential"]
     done = main([*args, "--cross_attention_layers=every:2", f"--out={tmp_path / 'x'}"])
     assert done == 0
     assert load_params(tmp_path / "x")[1].decoder.cross_attention == (1,)
     assert "of them are new: decoder/layers_1/cross_attention/k" in capsys.readouterr().out
+    specs = CodeT5p(load_params(tmp_path / "x")[1]).specs
+    plan = plan_init(InitFrom(str(tmp_path / "x")), specs)
+    norm = [f"decoder/layers_1/cross_attention_norm/{name}" for name in ("bias", "scale")]
+    for pattern, found in ((".*/cross_attention/.*", norm), (".*/cross_attention.*", [])):
+        frozen = Trainable(("encoder.*", pattern)).split(specs).frozen
+        assert frozen_as_drawn(plan, frozen) == found
     verify = ["compose", f"--verify={tmp_path / 'x'}"]
     assert main([*verify, f"--decoder={root / 'llm'}"]) == 0
     assert "are those of" in capsys.readouterr().out

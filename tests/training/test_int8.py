@@ -86,7 +86,7 @@ def test_the_table_has_one_byte_for_each_value():
     size = sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in specs.values())
     assert size == kernels + 4 * scales + 2 * rest
     row = next(line for line in parts_table(network.specs, split) if line.startswith("decoder  "))
-    assert f"{size / 1e9:.2f} GB" in row
+    assert f"{size / 1e6:.2f} MB" in row
 
 
 def test_a_tower_is_in_8_bits_as_a_whole():
