@@ -20,9 +20,13 @@ import jax
 import numpy as np
 
 from codet5p_jax.files import write_text
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.training.model_dir import ModelDir, config_to_json
 
 Record = dict[str, Any]  # step, split, values by name, timing
 Totals = dict[str, list[float]]  # name -> [sum, weight]
+
+GOODPUT = "goodput"  # split of the last record: what the time of the whole run went into
 
 
 class Accumulator:
@@ -91,12 +95,12 @@ class JsonlWriter:
 
     Args:
       path: made if missing.
-      last_step: records after it are cut off first, as is a half-written last line: a run that is
-        resumed from step n writes everything after n again.
+      last_step: records after it are cut off first, as are a half-written last line and the sums
+        of the time: a run that is resumed from step n writes everything after n again.
     """
 
     def __init__(self, path: Path, last_step: int):
-        kept = [r for r in read_records(path) if r["step"] <= last_step]
+        kept = [r for r in read_records(path) if r["step"] <= last_step and r["split"] != GOODPUT]
         write_text(path, "".join(_line(r) for r in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -159,6 +163,22 @@ class WandbWriter:
     def close(self) -> None:
         """Uploads what is left."""
         self._run.finish()
+
+
+def open_writers(
+    directory: ModelDir,
+    model: ModelConfig,
+    last_step: int,
+    tensorboard: bool,
+    wandb_project: str | None,
+) -> list[Writer]:
+    """The writers of a run; records after `last_step` go from what they wrote before."""
+    writers: list[Writer] = [JsonlWriter(directory.metrics, last_step)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(directory.tensorboard, last_step))
+    if wandb_project:
+        writers.append(WandbWriter(wandb_project, directory.root, config_to_json(model)))
+    return writers
 
 
 def read_records(path: Path) -> list[Record]:
