@@ -17,6 +17,7 @@ from types import ModuleType
 import codet5p_jax
 from codet5p_jax.cli import errors
 from codet5p_jax.cli.child import Terminated
+from codet5p_jax.cli.compilation_cache import keep_compiled
 
 COMMANDS = {
     "quickstart": "both pretraining stages on the Python standard library, on this machine",
@@ -44,6 +45,7 @@ QUIET = {
 # page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 COMPUTING = ("train", "evaluate", "search")
+COMPILING = {*COMPUTING, "quickstart"}  # and keep it; `precompile` is there to compile
 WRITING = ("convert", "compose")  # folders which SIGTERM must not leave half-written
 
 # What the input may cause: RuntimeError is JAX's and the data workers', ArithmeticError includes
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _explain(argv)
     command, *rest = argv
+    if command in COMPILING:
+        keep_compiled(os.environ)
     # T5X's spelling of a binding, which argparse cannot express.
     rest = [f"--gin_bindings={arg[6:]}" if arg.startswith("--gin.") else arg for arg in rest]
     module = importlib.import_module(f"codet5p_jax.cli.{command.replace('-', '_')}")
