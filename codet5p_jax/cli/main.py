@@ -29,6 +29,7 @@ COMMANDS = {
     "compose": "an encoder and a decoder that exist, joined by new cross-attention",
     "evaluate": "losses of a trained model on a held-out split",
     "search": "find functions by meaning with a trained model",
+    "report": "curves and goodput of several runs, and how they differ, on one page",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted, "
