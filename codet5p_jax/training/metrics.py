@@ -12,7 +12,7 @@ import math
 import os
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -193,6 +193,18 @@ def read_records(path: Path) -> list[Record]:
             except json.JSONDecodeError:
                 break
     return records
+
+
+def first_and_last(
+    records: Sequence[Record], split: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of the first and the last record of a split; empty without one."""
+    found = [r for r in records if r["split"] == split] or [{}]
+    first, last = (
+        {k: v for k, v in r.items() if k not in ("step", "split", "timing")}
+        for r in (found[0], found[-1])
+    )
+    return first, last
 
 
 def _line(record: Record) -> str:

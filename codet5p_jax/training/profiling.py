@@ -60,21 +60,21 @@ class Profiler:
             self._stop(step, state)
 
     def _start(self, step: int, state: Any) -> None:
-        jax.block_until_ready(state)
-        with self._paused("profile"):
-            try:
+        try:
+            jax.block_until_ready(state)
+            with self._paused("profile"):
                 jax.profiler.start_trace(self._folder)
-                self._from = step
-            except FAILURES as error:
-                self._end = step  # not tried again at every step
-                self._say(f"no trace of steps: {error}")
+            self._from = step
+        except FAILURES as error:
+            self._end = step  # not tried again at every step
+            self._say(f"no trace of steps: {error}")
 
     def _stop(self, step: int, state: Any) -> None:
-        jax.block_until_ready(state)
-        with self._paused("profile"):
-            try:
+        steps, self._from = f"{self._from} to {step}", None
+        try:
+            jax.block_until_ready(state)
+            with self._paused("profile"):
                 jax.profiler.stop_trace()
-                self._say(f"trace of steps {self._from} to {step} in {self._folder}")
-            except FAILURES as error:
-                self._say(f"the trace of steps {self._from} to {step} is lost: {error}")
-            self._from = None
+            self._say(f"trace of steps {steps} in {self._folder}")
+        except FAILURES as error:
+            self._say(f"the trace of steps {steps} is lost: {error}")

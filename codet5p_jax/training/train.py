@@ -50,7 +50,7 @@ from codet5p_jax.training.init_from import (
     token_ids,
 )
 from codet5p_jax.training.memory import memory_line
-from codet5p_jax.training.metrics import open_writers, read_records
+from codet5p_jax.training.metrics import first_and_last, open_writers, read_records
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
@@ -492,14 +492,5 @@ def train(
                 progress.say(f"{export_to} exists and is left as it is")
             else:
                 export_weights(model_dir, export_to, arch=export_arch, say=progress.say)
-        return _result(step, step < total, directory, evaluation.split)
-
-
-def _result(step: int, interrupted: bool, directory: ModelDir, split: str) -> TrainResult:
-    records = read_records(directory.metrics)
-    held_out = [r for r in records if r["split"] == split]
-    values = [
-        {k: v for k, v in r.items() if k not in ("step", "split", "timing")}
-        for r in (held_out[:1] + held_out[-1:])
-    ] or [{}, {}]
-    return TrainResult(step, interrupted, values[0], values[-1], directory.metrics)
+        before_after = first_and_last(read_records(directory.metrics), evaluation.split)
+        return TrainResult(step, step < total, *before_after, directory.metrics)
