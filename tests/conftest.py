@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 # process has a folder of its own: JAX writes such files piece by piece.
 _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name  # of the commands that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -25,6 +25,17 @@ def natural(text: str) -> int:
     return value
 
 
+def span(text: str) -> tuple[int, int]:
+    """Two integers of 0 or more, the second one greater: `10:15`."""
+    try:
+        first, end = map(int, text.split(":"))
+    except ValueError:
+        first, end = 0, 0
+    if not 0 <= first < end:
+        raise argparse.ArgumentTypeError(f"expected FIRST:END such as 10:15, got {text!r}")
+    return first, end
+
+
 def seed(text: str) -> int:
     """An integer that JAX makes a key of without cutting it: 0 to 2**32 - 1."""
     try:

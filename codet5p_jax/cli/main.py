@@ -16,6 +16,7 @@ from types import ModuleType
 import codet5p_jax
 from codet5p_jax import signals
 from codet5p_jax.cli import errors
+from codet5p_jax.cli.compilation_cache import keep_compiled
 
 COMMANDS = {
     "quickstart": "both pretraining stages on the Python standard library, on this machine",
@@ -27,6 +28,7 @@ COMMANDS = {
     "compose": "an encoder and a decoder that exist, joined by new cross-attention",
     "evaluate": "losses of a trained model on a held-out split",
     "search": "find functions by meaning with a trained model",
+    "report": "curves and goodput of several runs, and how they differ, on one page",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 wrong usage, 3 wrong configuration, 130 interrupted, "
@@ -43,6 +45,7 @@ QUIET = {
 # page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 COMPUTING = ("train", "evaluate", "search")
+COMPILING = {*COMPUTING, "quickstart"}  # and keep it; `precompile` is there to compile
 WRITING = ("convert", "compose")  # folders which no signal may leave half-written
 
 # What the input may cause: RuntimeError is JAX's and the data workers', ArithmeticError includes
@@ -61,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _explain(argv)
     command, *rest = argv
+    if command in COMPILING:
+        keep_compiled(os.environ)
     # T5X's spelling of a binding, which argparse cannot express.
     rest = [f"--gin_bindings={arg[6:]}" if arg.startswith("--gin.") else arg for arg in rest]
     module = importlib.import_module(f"codet5p_jax.cli.{command.replace('-', '_')}")

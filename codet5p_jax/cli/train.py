@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from codet5p_jax.cli import data_options, gin_flags
-from codet5p_jax.cli.arguments import positive
+from codet5p_jax.cli.arguments import positive, span
 from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.cli.prepare import ensure_prepared
 
@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="devices that --dry_run reckons with (default: those of this machine)",
     )
+    parser.add_argument(
+        "--profile_steps",
+        type=span,
+        metavar="FIRST:END",
+        help="trace the steps after the first up to the end into MODEL_DIR/profile; 10:15 are five",
+    )
     data_options.add_arguments(parser)
 
 
@@ -44,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
     config = gin_config.load_flags(train, args, placeholders=placeholders)
     if config.unused:
         print(f"not used by this run: {', '.join(config.unused)}", file=sys.stderr)
+    if args.profile_steps is not None:
+        config.arguments["profile_steps"] = args.profile_steps
     checked = config.arguments_of(check_configuration)
     if args.dry_run:
         checked |= {"init_from": None, "model_dir": None}  # its paths need not exist

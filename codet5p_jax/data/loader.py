@@ -23,7 +23,8 @@ Batch = dict[str, dict[str, np.ndarray]]  # objective -> array name -> [rows, ..
 
 _PREFETCHED = 2  # batches ready ahead of the step, for each worker
 _WEIGHTS = "decoder_weights"  # 0 where a position is no target
-_ENDINGS = (signal.SIGTERM, signal.SIGINT)  # may come to a whole process group
+# May come to a whole process group, and are for the process that trains alone.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class DataError(ValueError):
@@ -115,7 +116,7 @@ class Loader:
 
         With `num_workers`, worker w makes every num_workers-th batch, and a script needs the usual
         `if __name__ == "__main__":`. Closing the iterator ends the workers, and so does the end of
-        this process; SIGTERM and SIGINT do not, so that it can make its last save.
+        this process; SIGTERM, SIGINT and SIGUSR1 do not, so that it can make its last save.
         """
         if self._num_workers:
             _start_tracker()
@@ -134,7 +135,7 @@ class Loader:
         iterator = iter(batches)
         try:
             if self._num_workers:
-                with _endings_blocked():  # workers start here, and inherit it
+                with _signals_blocked():  # workers start here, and inherit it
                     first = next(iterator)
                 yield first
             yield from iterator
@@ -266,9 +267,9 @@ def _start_tracker() -> None:
 
 
 @contextmanager
-def _endings_blocked() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """In this thread, and in the processes and threads that it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
@@ -278,8 +279,8 @@ def _endings_blocked() -> Iterator[None]:
 def _start_worker(index: int, number: int) -> None:
     """What a worker process does first, once it has imported everything."""
     del index, number
-    for ending in _ENDINGS:
-        signal.signal(ending, signal.SIG_IGN)
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -13,6 +13,8 @@ from codet5p_jax.files import new_file
 
 Cell = str | int | float | None
 
+COLOURS = 8  # of lines, in the style sheet
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -139,6 +141,7 @@ def _chart(chart: Chart) -> str:
     keys = "".join(
         f'<span class="key s{number}">{_text(line.label)}</span>'
         for number, line in enumerate(chart.series, start=1)
+        if line.points
     )
     legend = f'<div class="keys">{keys}</div>' if len(chart.series) > 1 else ""
     return f"<figure><figcaption>{_text(chart.title)}{legend}</figcaption>{svg(chart)}</figure>"
@@ -176,10 +179,15 @@ _PAGE = """<!doctype html>
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --ink: #1c1e21; --soft: #6a7077;
-  --rule: #e3e4e1; --s1: #2f6fd6; --s2: #d9722b; --s3: #2c9a6b; --s4: #8a5fc7; }
+  --rule: #e3e4e1; --s1: #2f6fd6; --s2: #d9722b; --s3: #2c9a6b; --s4: #8a5fc7;
+  --s5: #c23b5e; --s6: #2698ad; --s7: #97821a; --s8: #7a7f87; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14161a; --card: #1d2026; --ink: #e6e7e9; --soft: #9aa1aa; --rule: #32363e;
-    --s1: #6ea2f5; --s2: #f09a5c; --s3: #58c596; --s4: #b594ea; } }
+    --s1: #6ea2f5; --s2: #f09a5c; --s3: #58c596; --s4: #b594ea;
+    --s5: #ef7f9b; --s6: #6fc7d8; --s7: #cdb75a; --s8: #a7adb5; } }
+.s1 { --own: var(--s1); } .s2 { --own: var(--s2); } .s3 { --own: var(--s3); }
+.s4 { --own: var(--s4); } .s5 { --own: var(--s5); } .s6 { --own: var(--s6); }
+.s7 { --own: var(--s7); } .s8 { --own: var(--s8); }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -212,21 +220,16 @@ tbody tr { border-top: 1px solid var(--rule); }
 figure { margin: 0; padding: 12px 14px 6px; }
 figcaption { font-weight: 600; font-size: 14px; display: flex; justify-content: space-between;
   flex-wrap: wrap; gap: 4px 12px; margin-bottom: 6px; }
-.keys { display: flex; gap: 12px; }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 12px; }
 .key { font-weight: 400; font-size: 12px; color: var(--soft); }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; margin-right: 5px;
-  vertical-align: middle; border-radius: 2px; background: currentColor; }
-.key.s1::before { background: var(--s1); } .key.s2::before { background: var(--s2); }
-.key.s3::before { background: var(--s3); } .key.s4::before { background: var(--s4); }
+  vertical-align: middle; border-radius: 2px; background: var(--own); }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--soft); }
 svg .grid { stroke: var(--rule); }
 svg .mark { stroke: var(--soft); stroke-dasharray: 3 3; }
-svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-svg .line.s1 { stroke: var(--s1); } svg .line.s2 { stroke: var(--s2); }
-svg .line.s3 { stroke: var(--s3); } svg .line.s4 { stroke: var(--s4); }
-svg circle.s1 { fill: var(--s1); } svg circle.s2 { fill: var(--s2); }
-svg circle.s3 { fill: var(--s3); } svg circle.s4 { fill: var(--s4); }
+svg .line { fill: none; stroke: var(--own); stroke-width: 1.8; stroke-linejoin: round; }
+svg circle { fill: var(--own); }
 article { padding: 14px 16px; margin-bottom: 14px; }
 .sample { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .sample > div { min-width: 0; }

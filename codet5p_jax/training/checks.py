@@ -43,11 +43,12 @@ def check_configuration(
     num_workers: int = 0,
     export_to: str | Path | None = None,
     export_arch: str | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> None:
     """Checks all that needs neither data nor devices. Of weights it reads names and shapes.
 
     Args:
-      model, …, export_arch: as `train` takes them.
+      model, …, profile_steps: as `train` takes them.
       init_from: looked at unless `model_dir` has a checkpoint to resume.
 
     Raises:
@@ -57,6 +58,7 @@ def check_configuration(
       OSError: they are damaged.
     """
     _check_numbers(accumulate, ema_decay, max_nonfinite, num_workers)
+    _check_profile(profile_steps, total_steps(phases))
     check_loss_weights(loss_weights or {}, objectives)
     for objective in objectives:
         if isinstance(objective, Seq2Seq):
@@ -137,6 +139,15 @@ def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[O
             raise ValueError(f"loss_weights: there is no loss {name!r} among {losses}{hint}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"loss_weights: {name!r} has to have 0 or more, found {weight}")
+
+
+def _check_profile(steps: tuple[int, int] | None, total: int) -> None:
+    if steps is not None and not 0 <= steps[0] < min(steps[1], total):
+        raise ValueError(
+            f"profile_steps (--profile_steps=FIRST:END) has to be steps done before and at the end "
+            f"of the trace, such as 10:15, and of a run of {total} steps begin before the last; "
+            f"found {steps[0]}:{steps[1]}"
+        )
 
 
 def _check_numbers(

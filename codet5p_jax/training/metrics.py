@@ -12,7 +12,7 @@ import math
 import os
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,9 +20,13 @@ import jax
 import numpy as np
 
 from codet5p_jax.files import write_text
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.training.model_dir import ModelDir, config_to_json
 
 Record = dict[str, Any]  # step, split, values by name, timing
 Totals = dict[str, list[float]]  # name -> [sum, weight]
+
+GOODPUT = "goodput"  # split of the last record: what the time of the whole run went into
 
 
 class Accumulator:
@@ -91,12 +95,12 @@ class JsonlWriter:
 
     Args:
       path: made if missing.
-      last_step: records after it are cut off first, as is a half-written last line: a run that is
-        resumed from step n writes everything after n again.
+      last_step: records after it are cut off first, as are a half-written last line and the sums
+        of the time: a run that is resumed from step n writes everything after n again.
     """
 
     def __init__(self, path: Path, last_step: int):
-        kept = [r for r in read_records(path) if r["step"] <= last_step]
+        kept = [r for r in read_records(path) if r["step"] <= last_step and r["split"] != GOODPUT]
         write_text(path, "".join(_line(r) for r in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -161,6 +165,22 @@ class WandbWriter:
         self._run.finish()
 
 
+def open_writers(
+    directory: ModelDir,
+    model: ModelConfig,
+    last_step: int,
+    tensorboard: bool,
+    wandb_project: str | None,
+) -> list[Writer]:
+    """The writers of a run; records after `last_step` go from what they wrote before."""
+    writers: list[Writer] = [JsonlWriter(directory.metrics, last_step)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(directory.tensorboard, last_step))
+    if wandb_project:
+        writers.append(WandbWriter(wandb_project, directory.root, config_to_json(model)))
+    return writers
+
+
 def read_records(path: Path) -> list[Record]:
     """The records of a `metrics.jsonl`; a line that is not whole ends it."""
     records: list[Record] = []
@@ -173,6 +193,18 @@ def read_records(path: Path) -> list[Record]:
             except json.JSONDecodeError:
                 break
     return records
+
+
+def first_and_last(
+    records: Sequence[Record], split: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of the first and the last record of a split; empty without one."""
+    found = [r for r in records if r["split"] == split] or [{}]
+    first, last = (
+        {k: v for k, v in r.items() if k not in ("step", "split", "timing")}
+        for r in (found[0], found[-1])
+    )
+    return first, last
 
 
 def _line(record: Record) -> str:

@@ -10,6 +10,7 @@ MODEL_DIR/
   operative_config.gin    the configuration of the latest start
   metrics.jsonl           one record per line
   tensorboard/            if asked for
+  profile/                traces, if asked for
   damaged/<step>/         checkpoints that could not be read, moved out of the way
   lock                    empty; locked by the process that trains
 """
@@ -82,6 +83,11 @@ class ModelDir:
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.root / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of steps."""
+        return self.root / "profile"
 
     @property
     def damaged(self) -> Path:

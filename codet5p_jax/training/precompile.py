@@ -28,6 +28,7 @@ from codet5p_jax.training.chips import GIB, Chip, parse_topology
 from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
 from codet5p_jax.training.hlo import Traffic, read_work
+from codet5p_jax.training.memory import peak_bytes
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, check_rows, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
@@ -257,8 +258,7 @@ def _laid_out(memory: Memory, found: Any) -> tuple[Memory, int]:
     """The memory of a compiled program, and the bytes that it reads and writes at least."""
     arguments, results = found.argument_size_in_bytes, found.output_size_in_bytes
     temporaries, program = found.temp_size_in_bytes, found.generated_code_size_in_bytes
-    peak = arguments + results - found.alias_size_in_bytes + temporaries + program
-    filled = Memory(memory.state, memory.batch, arguments, temporaries, program, peak)
+    filled = Memory(memory.state, memory.batch, arguments, temporaries, program, peak_bytes(found))
     return filled, arguments + results
 
 

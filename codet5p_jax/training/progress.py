@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from codet5p_jax.training.metrics import Record
+from codet5p_jax.training.goodput import latest_seconds, summary
+from codet5p_jax.training.metrics import GOODPUT, Record
 
 
 @runtime_checkable
@@ -127,7 +127,9 @@ def default_progress(main: bool) -> Progress:
 
 def format_record(record: Record, total_steps: int) -> str:
     """`step 20/100 train | loss 9.1702 | … | 2 skipped | 1,234 tokens/s`: losses, learning rate,
-    steps skipped if there were any, speed."""
+    steps skipped if there were any, speed; or, of the whole run, what its time went into."""
+    if record["split"] == GOODPUT:
+        return summary(latest_seconds([record]))
     parts = [f"step {record['step']}/{total_steps} {record['split']}"]
     for name, value in record.items():
         if isinstance(value, float) and (name == "loss" or name.endswith("/loss")):
@@ -142,15 +144,3 @@ def format_record(record: Record, total_steps: int) -> str:
     if "mfu" in timing:
         parts.append(f"MFU {timing['mfu']:.1%}")
     return " | ".join(parts)
-
-
-def process_age() -> float:
-    """Seconds since this process was started, to tell what imports cost; 0.0 where unknown."""
-    try:
-        import os
-
-        started = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return max(uptime - started / os.sysconf("SC_CLK_TCK"), 0.0)
-    except (OSError, ValueError, IndexError):
-        return 0.0

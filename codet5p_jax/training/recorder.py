@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from codet5p_jax.training.metrics import Accumulator, Record, Totals, Writer
+from codet5p_jax.training.goodput import Goodput
+from codet5p_jax.training.metrics import GOODPUT, Accumulator, Record, Totals, Writer
 from codet5p_jax.training.progress import Progress
 from codet5p_jax.training.step import Metrics
 
@@ -15,6 +16,7 @@ class Recorder:
     Args:
       writers: get every record.
       progress: is told of every step and record.
+      goodput: books where the time goes.
       step: steps done before.
       totals: sums of the unfinished interval, as `totals` returned them before an interruption.
       peak: FLOP/s of all devices together; None: no MFU.
@@ -25,30 +27,29 @@ class Recorder:
         self,
         writers: Sequence[Writer],
         progress: Progress,
+        goodput: Goodput,
         *,
         step: int,
         totals: Totals,
         peak: float | None,
         max_nonfinite: int,
     ):
-        self._writers, self._progress = writers, progress
+        self._writers, self._progress, self._goodput = writers, progress, goodput
         self._accumulator = Accumulator(totals)
         self._fetched, self._peak, self._max_nonfinite = step, peak, max_nonfinite
         self._restart_clock()
 
-    def add(self, metrics: Metrics, *, waited: float, flops: float) -> None:
+    def add(self, metrics: Metrics, *, flops: float) -> None:
         """Takes the metrics of a step that may still be running.
 
         Args:
           metrics: of the step function.
-          waited: seconds spent waiting for its batch.
           flops: of the step.
 
         Raises:
           FloatingPointError: `max_nonfinite` steps in a row were not finite.
         """
         self._steps += 1
-        self._waited += waited
         self._flops += flops
         self._show(self._accumulator.add(metrics))
 
@@ -72,6 +73,7 @@ class Recorder:
         }
         if self._peak:
             timing["mfu"] = self._flops / (seconds * self._peak)
+        timing |= self._goodput.timing()
         self._write({"step": step, "split": "train", **means, "timing": timing})
         self._accumulator.clear()
         self._restart_clock()
@@ -80,11 +82,24 @@ class Recorder:
         """Writes held-out metrics."""
         self._write({"step": step, "split": split, **values})
 
+    def finish(self, step: int) -> None:
+        """Writes what all the time of the run went into."""
+        self._write({"step": step, "split": GOODPUT, "timing": self._goodput.timing()})
+
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside does not count as training time."""
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for a batch."""
         began = time.perf_counter()
-        yield
+        with self._goodput.spend("data"):
+            yield
+        self._waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self, part: str) -> Iterator[None]:
+        """What happens inside does not count as training time, but as `part` of the goodput."""
+        began = time.perf_counter()
+        with self._goodput.spend(part):
+            yield
         self._started += time.perf_counter() - began
 
     def close(self) -> None:

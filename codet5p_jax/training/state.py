@@ -158,6 +158,16 @@ def init_state(
         return make(jax.random.key(seed), dict(loaded or {}))
 
 
+def require_progress(state: TrainState) -> None:
+    """Fails where every step of a run that ends was skipped: its weights are the initial ones."""
+    if int(state.skipped) == int(state.step):
+        raise FloatingPointError(
+            f"loss or gradients were finite in none of the {int(state.step)} steps, so nothing was "
+            "learned and the run is not saved as finished; lower the learning rate, lengthen the "
+            "warm-up, or look at the data and the weights of init_from"
+        )
+
+
 def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
     """Options for the programs of a run: on CPU, what starts sooner and runs faster there.
 

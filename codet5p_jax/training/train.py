@@ -2,17 +2,14 @@
 
 import functools
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.models.codet5p import CodeT5p
@@ -21,7 +18,6 @@ from codet5p_jax.models.int8 import scales_of
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training import metrics as metrics_lib
 from codet5p_jax.training.batches import abstract_batch, open_loaders, place, train_batches
 from codet5p_jax.training.checkpoints import (
     ELSEWHERE,
@@ -44,6 +40,7 @@ from codet5p_jax.training.conversion import check_one_process, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
+from codet5p_jax.training.goodput import Goodput, latest_seconds
 from codet5p_jax.training.init_from import (
     folder_of,
     frozen_as_drawn,
@@ -53,6 +50,8 @@ from codet5p_jax.training.init_from import (
     repointed,
     token_ids,
 )
+from codet5p_jax.training.memory import memory_line
+from codet5p_jax.training.metrics import first_and_last, open_writers, read_records
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
@@ -72,10 +71,19 @@ from codet5p_jax.training.phases import (
     select_objectives,
     total_steps,
 )
-from codet5p_jax.training.progress import Progress, default_progress, process_age
+from codet5p_jax.training.profiling import Profiler
+from codet5p_jax.training.progress import Progress, default_progress
 from codet5p_jax.training.recorder import Recorder
 from codet5p_jax.training.schedules import Schedule
-from codet5p_jax.training.state import TrainState, abstract_state, compiler_options, init_state
+from codet5p_jax.training.signals import heard, termination
+from codet5p_jax.training.startup import Laps, seconds_before
+from codet5p_jax.training.state import (
+    TrainState,
+    abstract_state,
+    compiler_options,
+    init_state,
+    require_progress,
+)
 from codet5p_jax.training.step import make_train_step
 from codet5p_jax.training.stored_weights import (
     describe_elsewhere,
@@ -144,6 +152,7 @@ def train(
     num_workers: int = 0,
     export_to: str | Path | None = None,
     export_arch: str | None = None,
+    profile_steps: tuple[int, int] | None = None,
     operative_config: str = "",
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -175,6 +184,8 @@ def train(
       num_workers: processes that make batches; 0: a thread.
       export_to: a Hugging Face folder that the finished run is written to, unless it exists.
       export_arch: its architecture, as `codet5p convert export --arch`; None: with every part.
+      profile_steps: (first, end): a trace of the steps after the first, up to the end, goes to
+        MODEL_DIR/profile. On SIGUSR1, so does one of the next few steps.
       operative_config: text kept beside the checkpoints.
       progress: what to show; None: a live line in a terminal, plain lines otherwise.
 
@@ -200,6 +211,7 @@ def train(
         num_workers=num_workers,
         export_to=export_to,
         export_arch=export_arch,
+        profile_steps=profile_steps,
     )
     if export_to is not None:
         check_one_process()
@@ -207,8 +219,10 @@ def train(
     with ExitStack() as stack:
         main = jax.process_index() == 0
         progress = progress or default_progress(main)
-        laps = _Laps()
-        terminated = stack.enter_context(_termination())
+        before = seconds_before()
+        laps, goodput = Laps(before), Goodput(before)
+        terminated = stack.enter_context(termination())
+        profile_asked = stack.enter_context(heard(signal.SIGUSR1))
 
         # ------------------------------------------------------------ devices and mesh
         device_mesh = make_mesh(mesh)
@@ -387,9 +401,12 @@ def train(
         flops = [
             sum(step_flops(network, used, x.rows, split).values()) if peak else 0.0 for x in loaders
         ]
+        goodput.go_on(meta.get("goodput", {}), latest_seconds(read_records(directory.metrics)))
+        kept, services = start if restored else -1, (logging.tensorboard, logging.wandb_project)
         recorder = Recorder(
-            _writers(directory, logging, start if restored else -1, model) if main else [],
+            open_writers(directory, model, kept, *services) if main else [],
             progress,
+            goodput,
             step=start,
             totals=meta["totals"],
             peak=peak and peak * len(devices),
@@ -400,13 +417,15 @@ def train(
         stack.callback(saver.close)
 
         def save(step: int, write: Callable[[TrainState, int, Any], None] = saver.save) -> None:
-            with recorder.paused():
+            totals = recorder.totals()
+            with recorder.paused("checkpoint"):
                 phase, within = locate(phases, step)
                 position = {"phase": phase, "step": within, "seed": seed}
                 meta = {
                     "step": step,
                     "position": position,
-                    "totals": recorder.totals(),
+                    "totals": totals,
+                    "goodput": goodput.seconds(),
                     "model": config_to_json(model),
                     "operative_config": operative_config,
                     "tokenizer": "../../tokenizer",
@@ -419,7 +438,8 @@ def train(
 
         def evaluate(step: int) -> None:
             if evaluator is not None:
-                with recorder.paused():
+                jax.block_until_ready(state)
+                with recorder.paused("evaluation"):
                     recorder.evaluation(step, evaluation.split, evaluator(state))
 
         progress.begin(start, total)
@@ -430,17 +450,24 @@ def train(
 
         # ------------------------------------------------------------ loop
         step, last_saved = start, start if restored else -1
+        profiler = Profiler(
+            directory.profile, profile_steps, profile_asked, recorder.paused, progress.say
+        )
+        stack.callback(lambda: profiler.close(step, state))
+        goodput.begin("steps")
         while step < total and not terminated(step):
-            began = time.perf_counter()
-            phase, batch = upcoming.result() if step == start else next(batches)
-            waited = time.perf_counter() - began
-            with recorder.paused():
+            profiler.at(step, state)
+            with recorder.waiting():
+                phase, batch = upcoming.result() if step == start else next(batches)
+            with recorder.paused("compile"):
                 train_step = compiled(phase).result()
             if step == start:
                 laps.end("compile")
-            state, metrics = train_step(state, place(batch, device_mesh))
+                progress.say(memory_line(train_step, jax.local_devices()))
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, place(batch, device_mesh))
             step += 1
-            recorder.add(metrics, waited=waited, flops=flops[phase])
+            recorder.add(metrics, flops=flops[phase])
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 laps.end("first step")
@@ -448,7 +475,7 @@ def train(
             if step % logging.every == 0 or step == total:
                 recorder.finish_interval(step)
             if step == total:
-                _require_progress(state)
+                require_progress(state)
             if evaluation.every and (step % evaluation.every == 0 or step == total):
                 evaluate(step)
             if snapshots and (step % snapshots.every == 0 or step == total):
@@ -458,9 +485,12 @@ def train(
                 last_saved = step
 
         # ------------------------------------------------------------ final save
+        profiler.close(step, state)
         if step != last_saved:
             save(step)
-        saver.wait()
+        with recorder.paused("checkpoint"):
+            saver.wait()
+        recorder.finish(step)
         if step < total:
             progress.say(f"stopped by SIGTERM; step {step} is saved, start again to resume")
         elif export_to is not None:
@@ -468,77 +498,5 @@ def train(
                 progress.say(f"{export_to} exists and is left as it is")
             else:
                 export_weights(model_dir, export_to, arch=export_arch, say=progress.say)
-        return _result(step, step < total, directory, evaluation.split)
-
-
-def _writers(
-    directory: ModelDir, logging: Logging, last_step: int, model: ModelConfig
-) -> list[metrics_lib.Writer]:
-    writers: list[metrics_lib.Writer] = [metrics_lib.JsonlWriter(directory.metrics, last_step)]
-    if logging.tensorboard:
-        writers.append(metrics_lib.TensorBoardWriter(directory.tensorboard, last_step))
-    if logging.wandb_project:
-        writers.append(
-            metrics_lib.WandbWriter(logging.wandb_project, directory.root, config_to_json(model))
-        )
-    return writers
-
-
-@contextmanager
-def _termination() -> Iterator[Callable[[int], bool]]:
-    """A function of the step that says whether this process was asked to stop.
-
-    Several processes have to stop after the same step, which JAX's coordination service sees to; it
-    listens to SIGTERM itself.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # only the main thread may handle signals
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield lambda step: event.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _require_progress(state: TrainState) -> None:
-    """Fails where every step of a run that ends was skipped: its weights are the initial ones."""
-    if int(state.skipped) == int(state.step):
-        raise FloatingPointError(
-            f"loss or gradients were finite in none of the {int(state.step)} steps, so nothing was "
-            "learned and the run is not saved as finished; lower the learning rate, lengthen the "
-            "warm-up, or look at the data and the weights of init_from"
-        )
-
-
-class _Laps:
-    """What the start-up spends its time on."""
-
-    def __init__(self) -> None:
-        self._seconds = {"import": process_age()}
-        self._mark = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        """Books the time since the last lap under `name`."""
-        now = time.perf_counter()
-        self._seconds[name] = now - self._mark
-        self._mark = now
-
-    def line(self) -> str:
-        """`start-up 7.1 s: import 1.9 s, devices 0.1 s, …`."""
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())
-        return f"start-up {sum(self._seconds.values()):.1f} s: {parts}"
-
-
-def _result(step: int, interrupted: bool, directory: ModelDir, split: str) -> TrainResult:
-    records = metrics_lib.read_records(directory.metrics)
-    held_out = [r for r in records if r["split"] == split]
-    values = [
-        {k: v for k, v in r.items() if k not in ("step", "split", "timing")}
-        for r in (held_out[:1] + held_out[-1:])
-    ] or [{}, {}]
-    return TrainResult(step, interrupted, values[0], values[-1], directory.metrics)
+        before_after = first_and_last(read_records(directory.metrics), evaluation.split)
+        return TrainResult(step, step < total, *before_after, directory.metrics)

@@ -77,6 +77,10 @@ def test_wrong_usage(capsys):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
+        (
+            "train --profile_steps=5:5",
+            "--profile_steps: expected FIRST:END such as 10:15, got '5:5'",
+        ),
         ("inspect-data m --cache_dir=c --batch_size=0", "--batch_size: expected an integer of 1"),
         ("inspect-data m --cache_dir=c --examples=-1", "--examples: expected an integer of 0"),
         ("inspect-data m --cache_dir=c --characters=-1", "--characters: expected an integer of 0"),

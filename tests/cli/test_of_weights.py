@@ -94,7 +94,7 @@ def test_a_step_from_the_weights_of(cache, tmp_path, family, published):
             input_ids=torch.tensor([INPUTS]), labels=torch.tensor([TARGETS])
         ).loss.item()
     assert main(["train", *flags(cache, tmp_path / "run", f"hf:{tmp_path / 'theirs'}")]) == 0
-    [record] = read_records(tmp_path / "run/metrics.jsonl")
+    record, _ = read_records(tmp_path / "run/metrics.jsonl")
     assert record["seq2seq/loss"] == pytest.approx(expected, abs=1e-4)
     params, config, _ = load_params(tmp_path / "run")
     theirs = open_hugging_face(tmp_path / "theirs")

@@ -83,13 +83,15 @@ def flags(cache: str, *more: str) -> list[str]:
 
 def test_prepares_elsewhere_and_trains(folder: Path):
     loaded = "print('LOADED', {'tensorflow', 'seqio', 'torch'} & sys.modules.keys())"
-    done = codet5p(folder, "train", *flags("cache"), after=loaded)
+    done = codet5p(folder, "train", *flags("cache", "--profile_steps=1:9"), after=loaded)
     assert done.returncode == 0, done.stderr
     assert "LOADED set()" in done.stdout
     assert "not used by this run: denoise/phases.Phase.mixture" in done.stderr
     assert "mixture 'mine_span_denoising' is not prepared in cache" in done.stderr
     records = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(records[-1])["step"] == 2
+    assert "trace of steps 1 to 2 in run/profile" in done.stdout
+    assert list((folder / "run/profile").rglob("*.xplane.pb"))
     kept = gin_config.load(train, [str(folder / "run" / "operative_config.gin")])
     assert kept.arguments["model"].encoder.d_model == 16
     assert kept.arguments["model_dir"] == "run"
@@ -148,6 +150,7 @@ def test_dry_run_checks_the_tokenizer_of_the_cache(
         ("PEAK_LEARNING_RATE=-1.0", "peak learning rate must be positive"),
         ("optimizers.WithRates.rates=(('encodr/.*', 0.1),)", "'encodr/.*' matches no parameter"),
         ("train.Logging.every=0", "every has to be 1 or more"),
+        ("train.train.profile_steps=(9000, 9001)", "begin before the last; found 9000:9001"),
         ("train.train.export_arch='t5_decoder'", "export_arch has to be one of t5, "),
     ],
 )

@@ -228,7 +228,7 @@ for worker in active_children():
     status = dict(
         line.split(":\\t") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines()
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         bit = 1 << (number - 1)
         print(bool(int(status["SigBlk"], 16) & bit), bool(int(status["SigIgn"], 16) & bit))
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -237,7 +237,7 @@ batches.close()
     done = with_workers(tmp_path, "TinyObjective", then)
     assert (done.returncode, done.stderr) == (0, "")
     # Blocked: inherited from the reader, for as long as they import; ignored: ever after.
-    assert done.stdout == 4 * "True True\n"
+    assert done.stdout == 6 * "True True\n"
 
 
 def test_workers_end_with_a_reader_that_is_killed(tmp_path):

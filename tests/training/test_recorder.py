@@ -6,14 +6,15 @@ import pytest
 import rich.console
 import rich.progress
 
+from codet5p_jax.training.goodput import Goodput
 from codet5p_jax.training.progress import (
     LiveProgress,
     PlainProgress,
     SilentProgress,
     format_record,
-    process_age,
 )
 from codet5p_jax.training.recorder import Recorder
+from codet5p_jax.training.startup import process_age, seconds_before
 
 RECORD = {
     "step": 20, "split": "train", "loss": 1.25, "matching/loss": 0.5, "matching/accuracy": 0.9,
@@ -42,18 +43,20 @@ def metrics(loss, in_a_row=0):
 
 def recorder(log, **settings):
     defaults = {"step": 0, "totals": {}, "peak": None, "max_nonfinite": 3}
-    return Recorder([log], SilentProgress(), **{**defaults, **settings})
+    return Recorder([log], SilentProgress(), Goodput(0.0), **{**defaults, **settings})
 
 
 def test_an_interval_becomes_a_record_with_its_rates():
     log = Log()
     r = recorder(log, peak=1e6)
     for loss in (3.0, 2.0, 1.0):
-        r.add(metrics(loss), waited=0.25, flops=1000.0)
-    with r.paused():
+        with r.waiting():
+            time.sleep(0.01)
+        r.add(metrics(loss), flops=1000.0)
+    with r.paused("checkpoint"):
         time.sleep(0.3)
     r.finish_interval(3)
-    r.add(metrics(7.0), waited=0.0, flops=0.0)
+    r.add(metrics(7.0), flops=0.0)
     r.finish_interval(4)
     r.evaluation(4, "validation", {"loss": 5.0})
     r.close()
@@ -61,7 +64,9 @@ def test_an_interval_becomes_a_record_with_its_rates():
     assert (first["step"], first["split"], first["loss"]) == (3, "train", 2.0)
     timing = first["timing"]
     assert timing["seconds"] < 0.3
-    assert timing["data_wait_seconds"] == 0.75
+    assert 0.03 <= timing["data_wait_seconds"] < 0.3
+    assert timing["spent/checkpoint"] >= 0.3
+    assert timing["spent/data"] == pytest.approx(timing["data_wait_seconds"], abs=0.01)
     assert timing["tokens_per_second"] == pytest.approx(300 / timing["seconds"])
     assert timing["mfu"] == pytest.approx(3000 / timing["seconds"] / 1e6)
     assert second["loss"] == 7.0
@@ -73,7 +78,7 @@ def test_a_record_counts_the_steps_that_were_skipped():
     log = Log()
     r = recorder(log)
     for skipped in (0, 1, 1):
-        r.add(metrics(1.0, skipped) | {"skipped": pair(skipped)}, waited=0.0, flops=0.0)
+        r.add(metrics(1.0, skipped) | {"skipped": pair(skipped)}, flops=0.0)
     r.finish_interval(3)
     assert log[0]["skipped"] == 2
 
@@ -81,9 +86,9 @@ def test_a_record_counts_the_steps_that_were_skipped():
 def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run():
     r = recorder(Log(), step=10)
     for number in (1, 2, 0, 1, 2):
-        r.add(metrics(1.0, number), waited=0.0, flops=0.0)
+        r.add(metrics(1.0, number), flops=0.0)
     r.totals()
-    r.add(metrics(1.0, 3), waited=0.0, flops=0.0)
+    r.add(metrics(1.0, 3), flops=0.0)
     with pytest.raises(FloatingPointError, match=r"in the 3 steps up to 16; lower the learning"):
         r.totals()
 
@@ -125,3 +130,9 @@ def test_a_live_line(monkeypatch):
 
 def test_the_age_of_a_process_is_known_on_linux():
     assert 0 < process_age() < 24 * 3600
+
+
+def test_what_came_before_the_first_run_is_not_told_to_the_second(monkeypatch):
+    monkeypatch.setattr("codet5p_jax.training.startup._told", False)
+    assert 0 < seconds_before() <= process_age()
+    assert seconds_before() == 0

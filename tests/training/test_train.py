@@ -19,6 +19,7 @@ from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.checkpoints import InitFrom, restore_latest, saved_steps
 from codet5p_jax.training.evaluate import Evaluation
+from codet5p_jax.training.goodput import latest_seconds
 from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.optimizers import AdamW
@@ -28,7 +29,7 @@ from codet5p_jax.training.state import abstract_state
 from codet5p_jax.training.stored_weights import load_params
 from codet5p_jax.training.train import Logging
 from tests.training import synthetic
-from tests.training.synthetic import objectives, run, tiny_config
+from tests.training.synthetic import Interrupting, objectives, run, tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,19 +97,25 @@ def test_a_run_prints_and_leaves_what_it_should(whole):
     assert start_up < 60
     for lap in ("import", "data", "initialise", "compile", "first step"):
         assert f" {lap} " in lines[start_up]
+    [memory] = [i for i, line in enumerate(lines) if line.startswith("memory per device: the step")]
+    assert memory < start_up, "before the first step"
+    assert lines[-2].startswith("goodput ")
     assert lines[-1].startswith("finished at step 12")
 
     found = read_records(ModelDir(directory).metrics)
     assert [(r["step"], r["split"]) for r in found] == [
         (0, "validation"), (5, "train"), (6, "validation"), (10, "train"), (12, "train"),
-        (12, "validation"),
+        (12, "validation"), (12, "goodput"),
     ]  # fmt: skip
-    assert found[-1]["span_denoising/loss"] < found[0]["span_denoising/loss"]
+    assert found[-2]["span_denoising/loss"] < found[0]["span_denoising/loss"]
     assert {"decoder_clm/loss", "decoder_clm/accuracy"} < found[0].keys()
     expected = {"loss", "learning_rate", "grad_norm", "param_norm", "tokens", "padding", "skipped"}
     assert expected < found[1].keys()
     timing = found[1]["timing"]
     assert {"tokens_per_second", "steps_per_second", "data_wait_seconds"} < timing.keys()
+    spent = latest_seconds(found)
+    assert all(spent[part] > 0 for part in ("start_up", "steps", "checkpoint", "evaluation"))
+    assert spent["lost"] == 0
     assert saved_steps(ModelDir(directory).checkpoints) == [9, 12]
     config = json.loads(ModelDir(directory).config.read_text())
     assert config["vocab_size"] == synthetic.VOCAB
@@ -127,12 +134,16 @@ def test_killed_at_several_moments_it_ends_in_the_same_bits(workplace, whole):
     # After the record of step 10, of which the newest checkpoint knows only a part.
     assert start(workplace, "killed", kill_at=11).returncode == -signal.SIGKILL
     assert saved_steps(checkpoints)[-1] in (6, 9)
-    assert read_records(ModelDir(directory).metrics)[-1]["step"] == 10
+    before = read_records(ModelDir(directory).metrics)
+    assert before[-1]["step"] == 10
 
     done = start(workplace, "killed")
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stdout
     assert_same_run(directory, whole[0])
+    then, now = latest_seconds(before), latest_seconds(read_records(ModelDir(directory).metrics))
+    assert all(now[part] > then[part] for part in ("start_up", "checkpoint", "evaluation"))
+    assert now["lost"] > then["lost"], "steps after the checkpoint were done again"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -192,9 +203,17 @@ def test_stage_2_starts_from_the_weights_of_stage_1_on_any_mesh(
 
     new = ("projection/.*", "log_temperature", "matching_head/.*")
     init = dataclasses.replace(init, new=new)
-    result = run(workplace / "cache", workplace / "stage2", init_from=init, **settings)
+    result = run(
+        workplace / "cache", workplace / "stage2", init_from=init, profile_steps=(1, 2),
+        progress=Interrupting(1, signal.SIGUSR1), **settings,
+    )  # fmt: skip
     assert (result.step, result.interrupted) == (3, False)
-    [line] = [x for x in capsys.readouterr().out.splitlines() if "fresh: " in x]
+    lines = capsys.readouterr().out.splitlines()
+    folder = ModelDir(workplace / "stage2").profile
+    traces = [f"trace of steps {steps} in {folder}" for steps in ("1 to 2", "2 to 3")]
+    assert [x for x in lines if x.startswith("trace")] == traces, "as asked, and by the signal"
+    assert len(list(folder.rglob("*.xplane.pb"))) == len(traces)
+    [line] = [x for x in lines if "fresh: " in x]
     assert "fresh: rows 64 to 65 of embedding, log_temperature, matching_head/bias, " in line
     assert {"contrastive/loss", "matching/loss"} < result.before.keys() == result.after.keys()
     params, config, _ = load_params(workplace / "stage2")
