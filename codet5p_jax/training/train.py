@@ -22,7 +22,13 @@ from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import metrics as metrics_lib
-from codet5p_jax.training.batches import abstract_batch, open_loaders, place, train_batches
+from codet5p_jax.training.batches import (
+    abstract_batch,
+    data_identity,
+    open_loaders,
+    place,
+    train_batches,
+)
 from codet5p_jax.training.checkpoints import (
     ELSEWHERE,
     CheckpointPolicy,
@@ -44,6 +50,7 @@ from codet5p_jax.training.conversion import check_one_process, export_weights
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
+from codet5p_jax.training.hosts import Deadline, check_joined, check_shared, same
 from codet5p_jax.training.init_from import (
     folder_of,
     left_out,
@@ -141,6 +148,7 @@ def train(
     evaluation: Evaluation = Evaluation(),  # noqa: B008
     logging: Logging = Logging(),
     num_workers: int = 0,
+    data_timeout: float | None = 600.0,
     export_to: str | Path | None = None,
     export_arch: str | None = None,
     operative_config: str = "",
@@ -172,6 +180,8 @@ def train(
       evaluation: how often, on how much.
       logging: how often, where to.
       num_workers: processes that make batches; 0: a thread.
+      data_timeout: seconds that a step may wait for its batch before all processes exit with a
+        line; None: for ever.
       export_to: a Hugging Face folder that the finished run is written to, unless it exists.
       export_arch: its architecture, as `codet5p convert export --arch`; None: with every part.
       operative_config: text kept beside the checkpoints.
@@ -210,6 +220,7 @@ def train(
         terminated = stack.enter_context(_termination())
 
         # ------------------------------------------------------------ devices and mesh
+        check_joined()
         device_mesh = make_mesh(mesh)
         stack.enter_context(jax.set_mesh(device_mesh))
         devices = jax.devices()
@@ -231,6 +242,7 @@ def train(
             cache_dir,
             "train",
             seed,
+            device_mesh,
             num_workers=num_workers,
             encoder_tokenizer=own_tokenizer,
         )
@@ -288,6 +300,13 @@ def train(
             number = max(snapshots.most(total) - len(written), 1)
             if written and not saved:
                 progress.say(f"snapshots {written} are weights alone; beginning from step 0")
+        same(
+            {
+                f"checkpoints of MODEL_DIR {directory.root}": str(saved),
+                f"data in CACHE_DIR {cache_dir}": data_identity(phases, cache_dir),
+                "configuration": operative_config,
+            }
+        )
         if main:
             stack.enter_context(locked(directory))
             claim(
@@ -301,6 +320,7 @@ def train(
             )
             most = max(checkpoints.most(total) - len(saved), 1)
             require_space(directory, size, most, small, number)
+        check_shared(directory.run)
         more = f", snapshots of {size_text(small)}" if snapshots else ""
         progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}{more}")
         laps.end("setup")
@@ -423,10 +443,16 @@ def train(
             laps.end("evaluate")
 
         # ------------------------------------------------------------ loop
+        deadline = Deadline(data_timeout)
+        stack.callback(deadline.close)
         step, last_saved = start, start if restored else -1
         while step < total and not terminated(step):
             began = time.perf_counter()
-            phase, batch = upcoming.result() if step == start else next(batches)
+            with deadline.of(
+                f"no batch for step {step} within {data_timeout} s (data_timeout): the files of "
+                f"CACHE_DIR {cache_dir} do not come"
+            ):
+                phase, batch = upcoming.result() if step == start else next(batches)
             waited = time.perf_counter() - began
             with recorder.paused():
                 train_step = compiled(phase).result()
