@@ -115,6 +115,15 @@ def test_hosts_together_make_the_batch_of_one(mixture, hosts, step):
     assert_equal(whole, joined)
 
 
+def test_a_host_makes_any_parts_that_its_devices_hold(mixture):
+    whole = Loader(mixture, OBJECTIVES, 24, 3).batch_at(5)
+    some = Loader(mixture, OBJECTIVES, 24, 3, parts=[0, 2], num_parts=3).batch_at(5)
+    for name, arrays in whole.items():
+        for key, value in arrays.items():
+            first, _, third = np.split(value, 3)
+            np.testing.assert_array_equal(some[name][key], np.concatenate([first, third]))
+
+
 def test_hosts_read_only_their_own_rows(mixture, monkeypatch):
     read = []
     kind = type(mixture.tasks[0].examples)

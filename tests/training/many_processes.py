@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from codet5p_jax.cli.main import REPORTED, one_line
@@ -88,7 +89,7 @@ def stuck(at: int) -> None:
 
 
 def record_rows(folder: Path, process: int) -> None:
-    """Keeps what this process reads, and its rows of every step of training."""
+    """Keeps what this process restores and reads, and its rows of every step of training."""
     folder.mkdir(parents=True, exist_ok=True)
     get, place, steps = CachedTask.__getitem__, train.place, iter(range(10_000))
 
@@ -102,7 +103,18 @@ def record_rows(folder: Path, process: int) -> None:
         np.savez(folder / f"{process}-{next(steps)}.npz", **flat)
         return place(batch, mesh)
 
-    CachedTask.__getitem__, train.place = read, keep
+    restore = train.restore_latest
+
+    def restored(*args):
+        found = restore(*args)
+        if found is not None:
+            for i, x in enumerate(jax.tree.leaves(found[0])):
+                for j, shard in enumerate(x.addressable_shards):
+                    at = [part.indices(n)[:2] for part, n in zip(shard.index, x.shape, strict=True)]
+                    np.savez(folder / f"state-{i}-{process}-{j}.npz", at=at, data=shard.data)
+        return found
+
+    CachedTask.__getitem__, train.place, train.restore_latest = read, keep, restored
 
 
 EVENTS = {"full_disk": full_disk, "bad_shard": bad_shard, "stuck": stuck}
