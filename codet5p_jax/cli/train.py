@@ -94,4 +94,5 @@ def run(args: argparse.Namespace) -> None:
         absent = ", ".join(missing(mixtures, cache_dir))
         waiting = f"waiting for process 0 to prepare {absent} in {cache_dir}" if absent else None
         party.first(prepare, waiting)
+        party.connect()
         train(**{**arguments, "operative_config": config.text})

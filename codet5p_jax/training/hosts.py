@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 import jax
 
 from codet5p_jax.training.cluster import Cluster
-from codet5p_jax.training.roll_call import NOTICE, Line, roll_call
+from codet5p_jax.training.roll_call import Line, roll_call
 
+_SLOWEST = 300  # seconds from the first process that JAX is to connect to the last
 _PATIENCE = 2.0  # seconds for news of another process's end, which an error here may come of
 _FAREWELL = 10.0  # seconds that others have to end, before process 0 takes JAX's service with it
 
@@ -36,8 +37,8 @@ def joined(
 ) -> Iterator["Party"]:
     """What happens inside is one run of all processes, which ends for all if it ends for one.
 
-    Nothing may have touched a device before. An error inside is told to the others, which print it
-    and exit with 1; so does this process when another one ended.
+    Nothing may touch a device before `Party.connect`. An error inside is told to the others, which
+    print it and exit with 1; so does this process when another one ended.
 
     Args:
       cluster: the processes; None, or one of one: this process is alone.
@@ -53,15 +54,8 @@ def joined(
         yield Party(0, ["this process"], {}, on_end)
         return
     lines, names = roll_call(cluster, timeout)
-    party = _party = Party(cluster.process_id, names, lines, on_end)
+    party = _party = Party(cluster.process_id, names, lines, on_end, cluster)
     try:
-        jax.distributed.initialize(
-            cluster.coordinator,
-            cluster.num_processes,
-            cluster.process_id,
-            cluster.local_device_ids,
-            initialization_timeout=max(timeout, NOTICE),
-        )
         yield party
         party.leave()
     except BaseException as error:
@@ -86,7 +80,7 @@ class Party:
       process: this one's number.
       names: of all, `process 1 (its host)`.
       lines: to process 0, or of process 0 to all others, by number; empty: there are no others.
-      on_end: see `joined`.
+      on_end, cluster: see `joined`.
     """
 
     def __init__(
@@ -95,9 +89,11 @@ class Party:
         names: list[str],
         lines: Mapping[int, Line],
         on_end: Callable[[], None],
+        cluster: Cluster | None = None,
     ):
         self.name, self._names = names[process], names
         self._process, self._lines, self._on_end = process, lines, on_end
+        self._cluster = cluster
         self._first_is_done, self._others_left = threading.Event(), threading.Event()
         self._ending = threading.Lock()  # held by the thread that ends this process
         if lines:
@@ -118,6 +114,18 @@ class Party:
             if waiting:
                 print(f"{self.name}: {waiting}", file=sys.stderr, flush=True)
             self._first_is_done.wait()
+
+    def connect(self) -> None:
+        """Makes the devices of all processes JAX's. From here on SIGTERM is JAX's as well, so that
+        what handles it itself has to come before."""
+        if self._cluster is not None:
+            jax.distributed.initialize(
+                self._cluster.coordinator,
+                self._cluster.num_processes,
+                self._cluster.process_id,
+                self._cluster.local_device_ids,
+                initialization_timeout=_SLOWEST,
+            )
 
     def leave(self) -> None:
         """Returns when every process has come here."""

@@ -136,7 +136,8 @@ def main(settings: dict[str, Any]) -> None:
     if settings.get("denoise"):
         changes["evaluation"] = Evaluation(every=None)
         changes["phases"] = [Phase("denoise", settings["steps"], 8)]
-    with joined(cluster, 60):
+    with joined(cluster, 60) as party:
+        party.connect()
         result = synthetic.run(
             settings["cache"],
             settings["model_dir"],
