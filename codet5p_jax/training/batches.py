@@ -96,9 +96,11 @@ def train_batches(
 def own_parts(mesh: Mesh) -> tuple[list[int], int]:
     """Which parts of a batch the devices of this process hold, and how many parts there are.
 
-    A part is what one data-parallel device has. Processes that share one, as those along a tensor
-    axis do, both make it.
+    A part is what one data-parallel device has, or all of it where a process is alone. Processes
+    that share one, as those along a tensor axis do, both make it.
     """
+    if jax.process_count() == 1:
+        return [0], 1
     number = mesh.shape["replica"] * mesh.shape["fsdp"]
     indices = batch_sharding(mesh).addressable_devices_indices_map((number,))
     return sorted({index[0].indices(number)[0] for index in indices.values() if index}), number
