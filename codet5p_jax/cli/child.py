@@ -19,10 +19,20 @@ def codet5p(*arguments: str) -> int:
     return run([sys.executable, "-m", "codet5p_jax.cli.main", *arguments])
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def end_all() -> None:
+    """Ends the commands that run now, for a process that is about to exit without waiting."""
+    for process in list(_running):
+        process.terminate()
+
+
 def run(command: Sequence[str]) -> int:
     """Runs a command as `codet5p` does."""
     with _terminations() as pending, subprocess.Popen(command) as process:
         pending.child = process
+        _running.add(process)
         if pending.asked:  # before there was a process to tell
             process.terminate()
         try:
@@ -30,6 +40,8 @@ def run(command: Sequence[str]) -> int:
         except BaseException:  # Ctrl-C
             process.kill()
             raise
+        finally:
+            _running.discard(process)
     if pending.asked:
         raise Terminated
     return code

@@ -70,6 +70,19 @@ def run(args: argparse.Namespace) -> None:
         print(f"{mixture} is ready in {summary.cache_dir}")
 
 
+def missing(mixtures: Iterable[str], cache_dir: str) -> list[str]:
+    """Those of the mixtures that the cache has not, or not usable."""
+    from codet5p_jax.data.cache import CacheError, open_mixture
+
+    absent = []
+    for mixture in dict.fromkeys(mixtures):
+        try:
+            open_mixture(cache_dir, mixture, "train")
+        except CacheError:
+            absent.append(mixture)
+    return absent
+
+
 def ensure_prepared(
     mixtures: Iterable[str],
     cache_dir: str,

@@ -3,17 +3,18 @@
   codet5p train --gin_file=runs/quickstart_stage1.gin \\
     --gin.MODEL_DIR="'/tmp/run'" --gin.CACHE_DIR="'/tmp/cache'" --tokenizer=TOKENIZER
 
-A mixture that is not in CACHE_DIR is prepared first, unless USE_CACHED_TASKS is True.
+A mixture that is not in CACHE_DIR is prepared first, unless USE_CACHED_TASKS is True. On several
+hosts, start the same command on each with --coordinator (docs/multihost.md).
 docs/configuration.md explains gin files; `--dry_run` says what one amounts to.
 """
 
 import argparse
 import sys
 
-from codet5p_jax.cli import data_options, gin_flags
-from codet5p_jax.cli.arguments import positive, span
+from codet5p_jax.cli import child, data_options, gin_flags
+from codet5p_jax.cli.arguments import natural, positive, span
 from codet5p_jax.cli.errors import ConfigError, configuration
-from codet5p_jax.cli.prepare import ensure_prepared
+from codet5p_jax.cli.prepare import ensure_prepared, missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=span,
         metavar="FIRST:END",
         help="trace the steps after the first up to the end into MODEL_DIR/profile; 10:15 are five",
+    )
+    several = parser.add_argument_group("several hosts")
+    several.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0, or `auto` on Cloud TPU, GKE, SLURM and Open MPI",
+    )
+    several.add_argument("--num_processes", type=positive, help="processes of the run")
+    several.add_argument("--process_id", type=natural, help="this one's number, from 0")
+    several.add_argument(
+        "--join_timeout",
+        type=positive,
+        default=300,
+        metavar="SECONDS",
+        help="to wait for all processes; who is missing is named every minute "
+        "(default: %(default)s)",
     )
     data_options.add_arguments(parser)
 
@@ -63,12 +80,27 @@ def run(args: argparse.Namespace) -> None:
         with configuration():
             print(dry_run(config, args))
         return
+    from codet5p_jax.training import cluster, hosts
+
+    with configuration():
+        processes = cluster.find(
+            args.coordinator, args.num_processes, args.process_id, args.join_timeout
+        )
     arguments = config.arguments
-    ensure_prepared(
-        (phase.mixture for phase in arguments["phases"]),
-        arguments["cache_dir"],
-        args,
-        prepare=not config.macros.get("USE_CACHED_TASKS", False),
-        lengths=config.macros.get("TASK_FEATURE_LENGTHS"),
-    )
-    train(**{**arguments, "operative_config": config.text})
+    mixtures, cache_dir = [phase.mixture for phase in arguments["phases"]], arguments["cache_dir"]
+
+    def prepare() -> None:
+        ensure_prepared(
+            mixtures,
+            cache_dir,
+            args,
+            prepare=not config.macros.get("USE_CACHED_TASKS", False),
+            lengths=config.macros.get("TASK_FEATURE_LENGTHS"),
+        )
+
+    with hosts.joined(processes, args.join_timeout, child.end_all) as party:
+        absent = ", ".join(missing(mixtures, cache_dir))
+        waiting = f"waiting for process 0 to prepare {absent} in {cache_dir}" if absent else None
+        party.first(prepare, waiting)
+        party.connect()
+        train(**{**arguments, "operative_config": config.text})

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
@@ -51,8 +51,8 @@ class Loader:
     """Makes the batches of one mixture, or of one phase of training.
 
     Each objective gets its rows of the batch by the summed rates of its tasks (largest remainder),
-    in an order of its own: its tasks are interleaved by rate, each shuffled anew every epoch. Host
-    p of n makes the p-th of n equal blocks of each objective's rows.
+    in an order of its own: its tasks are interleaved by rate, each shuffled anew every epoch. A
+    host makes some of a number of equal blocks of each objective's rows, and reads no others.
 
     Attributes:
       rows: rows of each objective in the batch of all hosts.
@@ -65,8 +65,8 @@ class Loader:
         batch_size: int,
         seed: int,
         *,
-        process_index: int = 0,
-        process_count: int = 1,
+        parts: Sequence[int] = (0,),
+        num_parts: int = 1,
         num_workers: int = 0,
     ):
         """Checks everything that can be checked without making a batch.
@@ -76,14 +76,14 @@ class Loader:
           objectives: at least the mixture's objectives, by name.
           batch_size: rows of all objectives on all hosts together.
           seed: of order and noise.
-          process_index: this host, of `process_count`.
-          process_count: hosts that share the batch.
+          parts: those of `num_parts` equal blocks of each objective's rows that this host makes.
+          num_parts: into how many the batch is divided.
           num_workers: processes that make batches for `iterate`; 0 is a thread of this process.
 
         Raises:
-          DataError: an objective is missing, gets no row, rows that hosts cannot share equally, or
-            makes arrays other than its `spec`; a task has fewer examples than one batch takes, or
-            none with a target.
+          DataError: an objective is missing, gets no row, rows that do not divide by `num_parts`,
+            or makes arrays other than its `spec`; a task has fewer examples than one batch takes,
+            or none with a target.
         """
         _check_objectives(mixture, objectives)
         self._mixture = mixture
@@ -91,11 +91,9 @@ class Loader:
         self._specs = {name: dict(o.spec) for name, o in self._objectives.items()}
         self._seed, self._num_workers = seed, num_workers
         self.rows = _rows(mixture, batch_size)
-        _check_hosts(self.rows, process_index, process_count)
-        self._blocks = {
-            name: range(
-                process_index * n // process_count, (process_index + 1) * n // process_count
-            )
+        _check_parts(self.rows, parts, num_parts)
+        self._own = {  # rows that this host makes
+            name: np.arange(n, dtype=np.int64).reshape(num_parts, -1)[list(parts)].ravel()
             for name, n in self.rows.items()
         }
         for task in mixture.tasks:
@@ -107,7 +105,7 @@ class Loader:
         """This host's rows of the batch of a step, counted from 0.
 
         Returns:
-          objective -> array name -> array of [rows / process_count, *spec shape].
+          objective -> array name -> array of [rows of the parts, *spec shape].
         """
         return {name: self._sub_batch(name, step) for name in self._objectives}
 
@@ -151,11 +149,11 @@ class Loader:
         return map(self.batch_at, range(batches if limit is None else min(limit, batches)))
 
     def _sub_batch(self, name: str, step: int) -> dict[str, np.ndarray]:
-        tasks, block = self._mixture.tasks_of(name), self._blocks[name]
-        positions = np.arange(block.start, block.stop, dtype=np.int64) + step * self.rows[name]
+        tasks, own = self._mixture.tasks_of(name), self._own[name]
+        positions = own + step * self.rows[name]
         chosen, index = choose(positions, [task.rate for task in tasks])
         batch = {
-            key: np.empty((len(block), *value.shape), value.dtype)
+            key: np.empty((len(own), *value.shape), value.dtype)
             for key, value in self._specs[name].items()
         }
         for number, task in enumerate(tasks):
@@ -316,13 +314,13 @@ def _check_objectives(mixture: CachedMixture, objectives: Mapping[str, HostHalf]
         )
 
 
-def _check_hosts(rows: Mapping[str, int], process_index: int, process_count: int) -> None:
-    if not 0 <= process_index < process_count:
-        raise DataError(f"process_index {process_index} is not in range({process_count})")
-    uneven = [f"{name} has {n}" for name, n in rows.items() if n % process_count]
+def _check_parts(rows: Mapping[str, int], parts: Sequence[int], num_parts: int) -> None:
+    if not parts or not all(0 <= part < num_parts for part in parts):
+        raise DataError(f"parts {[*parts]} are not in range({num_parts})")
+    uneven = [f"{name} has {n}" for name, n in rows.items() if n % num_parts]
     if uneven:
         raise DataError(
-            f"the rows of each objective have to divide by process_count {process_count}: "
+            f"the rows of each objective have to divide into num_parts {num_parts}: "
             f"{', '.join(uneven)}; change batch_size"
         )
 

@@ -27,6 +27,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from codet5p_jax.files import write_text
 from codet5p_jax.models.int8 import scale_of
 from codet5p_jax.models.params import flatten, nested, path_name
+from codet5p_jax.training.hosts import agreed
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
@@ -211,7 +212,7 @@ def restore_latest(
     for step in reversed(steps):
         path = (directory.checkpoints / str(step)).resolve()
         try:
-            _check_sizes(path)
+            _check_everywhere(path)
             meta = _load(path, {"meta": None})["meta"]
             wanted = _trees(without(abstract, meta.get(ELSEWHERE, ())))
             _check_structure(path, meta["arrays"], _shapes(wanted))
@@ -221,6 +222,9 @@ def restore_latest(
         except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
             if _is_no_damage(e):
                 raise
+            if jax.process_count() > 1 and not isinstance(e, _Damaged):
+                # The others may have read it, and wait for this process.
+                raise _unreadable(path, e) from e
             say(f"checkpoint {step} cannot be read ({_first_line(e)}); trying the one before it")
             unreadable.append(path)
             continue
@@ -363,6 +367,10 @@ class _Mismatch(ValueError):
     pass
 
 
+class _Damaged(OSError):
+    """What all processes found, or were told, of a checkpoint."""
+
+
 def _trees(state: TrainState) -> dict[str, Any]:
     parts = {f.name: getattr(state, f.name) for f in fields(state)}
     trees = {"params": parts.pop("params"), "frozen": parts.pop("frozen"), "training": parts}
@@ -486,6 +494,19 @@ def _check_sizes(path: Path) -> None:
     for name, size in json.loads((path / _SIZES).read_text(encoding="utf-8")).items():
         if found.get(name) != size:
             raise OSError(f"{name} has {found.get(name, 0):,} of {size:,} bytes")
+
+
+def _check_everywhere(path: Path) -> None:
+    """`_check_sizes` with one outcome for all processes."""
+    found = ""
+    try:
+        _check_sizes(path)
+    except (OSError, ValueError) as e:
+        if _is_no_damage(e):
+            raise
+        found = _first_line(e)
+    if not agreed(not found):
+        raise _Damaged(found or "another process finds it damaged")
 
 
 def _is_checkpoint(path: Path) -> bool:

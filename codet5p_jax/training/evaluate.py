@@ -81,6 +81,7 @@ class Evaluator:
                 cache_dir,
                 settings.split,
                 seed,
+                mesh,
                 encoder_tokenizer=encoder_tokenizer,
             )
             names = set(loader.rows) - covered

@@ -18,7 +18,13 @@ from codet5p_jax.models.int8 import scales_of
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.batches import abstract_batch, open_loaders, place, train_batches
+from codet5p_jax.training.batches import (
+    abstract_batch,
+    data_identity,
+    open_loaders,
+    place,
+    train_batches,
+)
 from codet5p_jax.training.checkpoints import (
     ELSEWHERE,
     CheckpointPolicy,
@@ -41,6 +47,7 @@ from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
 from codet5p_jax.training.goodput import Goodput, latest_seconds
+from codet5p_jax.training.hosts import Deadline, check_joined, check_shared, same
 from codet5p_jax.training.init_from import (
     folder_of,
     frozen_as_drawn,
@@ -150,6 +157,7 @@ def train(
     evaluation: Evaluation = Evaluation(),  # noqa: B008
     logging: Logging = Logging(),
     num_workers: int = 0,
+    data_timeout: float | None = 600.0,
     export_to: str | Path | None = None,
     export_arch: str | None = None,
     profile_steps: tuple[int, int] | None = None,
@@ -182,6 +190,8 @@ def train(
       evaluation: how often, on how much.
       logging: how often, where to.
       num_workers: processes that make batches; 0: a thread.
+      data_timeout: seconds that a step may wait for its batch before all processes exit with a
+        line; None: for ever.
       export_to: a Hugging Face folder that the finished run is written to, unless it exists.
       export_arch: its architecture, as `codet5p convert export --arch`; None: with every part.
       profile_steps: (first, end): a trace of the steps after the first, up to the end, goes to
@@ -225,6 +235,7 @@ def train(
         profile_asked = stack.enter_context(heard(signal.SIGUSR1))
 
         # ------------------------------------------------------------ devices and mesh
+        check_joined()
         device_mesh = make_mesh(mesh)
         stack.enter_context(jax.set_mesh(device_mesh))
         devices = jax.devices()
@@ -246,6 +257,7 @@ def train(
             cache_dir,
             "train",
             seed,
+            device_mesh,
             num_workers=num_workers,
             encoder_tokenizer=own_tokenizer,
         )
@@ -308,6 +320,13 @@ def train(
             number = max(snapshots.most(total) - len(written), 1)
             if written and not saved:
                 progress.say(f"snapshots {written} are weights alone; beginning from step 0")
+        same(
+            {
+                f"checkpoints of MODEL_DIR {directory.root}": str(saved),
+                f"data in CACHE_DIR {cache_dir}": data_identity(phases, cache_dir),
+                "configuration": operative_config,
+            }
+        )
         if main:
             stack.enter_context(locked(directory))
             claim(
@@ -321,6 +340,7 @@ def train(
             )
             most = max(checkpoints.most(total) - len(saved), 1)
             require_space(directory, size, most, small, number)
+        check_shared(directory.run)
         more = f", snapshots of {size_text(small)}" if snapshots else ""
         progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}{more}")
         laps.end("setup")
@@ -449,6 +469,8 @@ def train(
             laps.end("evaluate")
 
         # ------------------------------------------------------------ loop
+        deadline = Deadline(data_timeout)
+        stack.callback(deadline.close)
         step, last_saved = start, start if restored else -1
         profiler = Profiler(
             directory.profile, profile_steps, profile_asked, recorder.paused, progress.say
@@ -457,7 +479,11 @@ def train(
         goodput.begin("steps")
         while step < total and not terminated(step):
             profiler.at(step, state)
-            with recorder.waiting():
+            late = (
+                f"no batch for step {step} within {data_timeout} s (data_timeout): the files of "
+                f"CACHE_DIR {cache_dir} do not come"
+            )
+            with recorder.waiting(), deadline.of(late):
                 phase, batch = upcoming.result() if step == start else next(batches)
             with recorder.paused("compile"):
                 train_step = compiled(phase).result()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,24 @@ def test_prepares_elsewhere_and_trains(folder: Path):
     assert again.returncode == 0, again.stderr
     assert "== span_denoising: 6 rows of each batch" in again.stdout
     assert "<extra_id_0>" in again.stdout
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_prepares_and_both_train(folder: Path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    common = [*flags("shared", f"--coordinator={coordinator}", "--num_processes=2")]
+    common = [flag.replace("'run'", "'shared_run'") for flag in common]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(codet5p, folder, "train", *common, f"--process_id={i}") for i in (1, 0)]
+        second, first = (done.result() for done in both)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "in 2 process(es)" in first.stdout
+    assert "is not prepared in shared: preparing it" in first.stderr
+    assert "waiting for process 0 to prepare mine_span_denoising in shared" in second.stderr
+    assert "preparing it" not in second.stderr
+    assert (folder / "shared_run" / "checkpoints" / "2").is_dir()
 
 
 def test_dry_run_needs_no_data(folder: Path):

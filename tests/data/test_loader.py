@@ -105,7 +105,7 @@ def test_batches_depend_on_seed_and_step_alone(mixture, seed, step):
 def test_hosts_together_make_the_batch_of_one(mixture, hosts, step):
     whole = Loader(mixture, OBJECTIVES, 24, 3).batch_at(step)
     parts = [
-        Loader(mixture, OBJECTIVES, 24, 3, process_index=i, process_count=hosts).batch_at(step)
+        Loader(mixture, OBJECTIVES, 24, 3, parts=[i], num_parts=hosts).batch_at(step)
         for i in range(hosts)
     ]
     joined = {
@@ -113,6 +113,15 @@ def test_hosts_together_make_the_batch_of_one(mixture, hosts, step):
         for name in whole
     }
     assert_equal(whole, joined)
+
+
+def test_a_host_makes_any_parts_that_its_devices_hold(mixture):
+    whole = Loader(mixture, OBJECTIVES, 24, 3).batch_at(5)
+    some = Loader(mixture, OBJECTIVES, 24, 3, parts=[0, 2], num_parts=3).batch_at(5)
+    for name, arrays in whole.items():
+        for key, value in arrays.items():
+            first, _, third = np.split(value, 3)
+            np.testing.assert_array_equal(some[name][key], np.concatenate([first, third]))
 
 
 def test_hosts_read_only_their_own_rows(mixture, monkeypatch):
@@ -124,9 +133,7 @@ def test_hosts_read_only_their_own_rows(mixture, monkeypatch):
         read.append((self.name, index))
         return original(self, index)
 
-    loaders = [
-        Loader(mixture, OBJECTIVES, 24, 3, process_index=i, process_count=3) for i in range(3)
-    ]
+    loaders = [Loader(mixture, OBJECTIVES, 24, 3, parts=[i], num_parts=3) for i in range(3)]
     monkeypatch.setattr(kind, "__getitem__", spy)
     for loader in loaders:
         loader.batch_at(0)
@@ -285,10 +292,10 @@ def test_a_missing_objective_is_an_error(mixture):
 
 
 def test_rows_that_hosts_cannot_share_are_an_error(mixture):
-    with pytest.raises(DataError, match=r"process_count 2: one has 9, two has 3; change batch_s"):
-        Loader(mixture, OBJECTIVES, 12, 0, process_count=2)
-    with pytest.raises(DataError, match="process_index 2"):
-        Loader(mixture, OBJECTIVES, 12, 0, process_index=2, process_count=2)
+    with pytest.raises(DataError, match=r"num_parts 2: one has 9, two has 3; change batch_s"):
+        Loader(mixture, OBJECTIVES, 12, 0, num_parts=2)
+    with pytest.raises(DataError, match=r"parts \[2\]"):
+        Loader(mixture, OBJECTIVES, 12, 0, parts=[2], num_parts=2)
 
 
 def test_a_task_smaller_than_its_rows_is_an_error(mixture):
