@@ -7,7 +7,7 @@ features and vocabulary). The batch is split over `replica` and `fsdp` together.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ RULES: Mapping[str, MeshAxes] = {
     "joint": None,
     "batch": ("replica", "fsdp"),
     "length": "sequence",
+    "keys": None,
     "features": None,
     "queue": None,
 }
@@ -115,9 +116,8 @@ def make_mesh(
     else:
         sizes = Counter(getattr(device, group) for device in devices)
         if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"a mesh needs as many devices in every {group}, found {dict(sorted(sizes.items()))}"
-            )
+            found = dict(sorted(sizes.items()))
+            raise ValueError(f"a mesh needs as many devices in every {group}, found {found}")
         slow = _over_slow_links(shape, len(sizes))
         array = mesh_utils.create_hybrid_device_mesh(
             [size // ways for size, ways in zip(shape, slow, strict=True)],
@@ -242,8 +242,46 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Fixes the sharding of an activation by logical axes; nothing happens outside a mesh."""
+    """Fixes the sharding of an activation by logical axes; nothing happens outside a mesh.
+
+    On a mesh of Explicit axes it asserts that this is the sharding already.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def moved(x: jax.Array, *axes: str) -> jax.Array:
+    """x with the sharding of these logical axes where the mesh has Explicit axes, which need to be
+    told that data moves here; elsewhere the compiler decides, and this is x."""
+    return jax.sharding.reshard(x, partition_spec(axes)) if _explicit() else x
+
+
+def looked_up(look_up: Callable[..., jax.Array], axes: Sequence[str], *arrays: Any) -> jax.Array:
+    """`look_up(*arrays)`, whose result has these logical axes: indexing in what may be split along
+    the indexed axis. How is left to the compiler, also where axes are Explicit."""
+    if not _explicit():
+        return look_up(*arrays)
+    automatic: Any = jax.sharding.auto_axes(look_up, out_sharding=partition_spec(axes))
+    return automatic(*arrays)
+
+
+def result_of_product(
+    x: jax.Array, kernel: jax.Array, contracted: tuple[Sequence[int], Sequence[int]]
+) -> PartitionSpec | None:
+    """The `out_sharding` of a product: its axes are split as those of x and of the kernel, the
+    latter over no mesh axis that x is split over. None where no axes are Explicit: the compiler
+    decides."""
+    if not _explicit():
+        return None
+    ours, theirs = (
+        [e for i, e in enumerate(jax.typeof(a).sharding.spec) if i not in gone]
+        for a, gone in zip((x, kernel), contracted, strict=True)
+    )
+    taken = {a for e in ours for a in ((e,) if isinstance(e, str) else e or ())}
+    return PartitionSpec(*ours, *(None if e in taken else e for e in theirs))
+
+
+def _explicit() -> bool:
+    return bool(jax.sharding.get_abstract_mesh().explicit_axes)
