@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.gin_file:
         raise ConfigError("--gin_file is missing; for example --gin_file=runs/stage1_220m.gin")
     from codet5p_jax.cli import gin_config
-    from codet5p_jax.training.checks import check_configuration
+    from codet5p_jax.training.checks import check_configuration, check_mesh
     from codet5p_jax.training.train import train
 
     placeholders = gin_config.PATHS if args.dry_run else None
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
         with configuration():
             print(dry_run(config, args))
         return
+    with configuration():
+        check_mesh(**config.arguments_of(check_mesh))
     arguments = config.arguments
     ensure_prepared(
         (phase.mixture for phase in arguments["phases"]),
