@@ -4,15 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from codet5p_jax import sharding
 from codet5p_jax.models import CodeT5p, init_params, logical_axes, t5
 from codet5p_jax.sharding import MeshConfig, make_mesh, partition_spec
 
-TINY = t5(
-    vocab_size=64, d_model=16, num_heads=2, head_dim=8, d_ff=32,
-    num_encoder_layers=2, num_decoder_layers=2, dropout=0.0, loss_chunk=4,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 64, "d_model": 16, "num_heads": 2, "head_dim": 8, "d_ff": 32,
+    "num_encoder_layers": 2, "num_decoder_layers": 2, "dropout": 0.0, "loss_chunk": 4,
+}  # fmt: skip
+TINY = t5(**SIZES)
 
 
 def test_minus_one_takes_what_is_left():
@@ -49,6 +51,123 @@ def test_indivisible_dimension_names_array_axis_and_sizes():
         sharding.param_shardings(
             {"a": {"b": ("embed",)}}, {"a": {"b": jax.ShapeDtypeStruct((12,), jnp.float32)}}, mesh
         )
+
+
+class Device:
+    """What a mesh asks of a device."""
+
+    device_kind = "made up"
+
+    def __init__(self, platform, number, **attributes):
+        self.platform, self.id = platform, number
+        vars(self).update(attributes)
+
+
+def made_up(platform, groups, each, attribute):
+    """Devices of several slices or processes, not in order."""
+    return [
+        Device(platform, group * each + n, **{attribute: group})
+        for n in range(each)
+        for group in range(groups)
+    ]
+
+
+@pytest.mark.parametrize("attribute", ["slice_index", "process_index"])
+@pytest.mark.parametrize(
+    ("config", "slow"),
+    [
+        (MeshConfig(replica=4, fsdp=2), "replica"),
+        (MeshConfig(replica=-1, fsdp=2, tensor=2), "replica"),
+        (MeshConfig(replica=8, fsdp=1), "replica"),
+        (MeshConfig(fsdp=4, tensor=2), "fsdp"),
+    ],
+)
+def test_only_the_first_axes_go_over_slow_links(config, slow, attribute):
+    """Two hosts of four GPUs: neighbours along every other axis are on the same one."""
+    devices = make_mesh(config, made_up("gpu", 2, 4, attribute)).devices
+    assert sorted(d.id for d in devices.flat) == list(range(8))
+    host = np.vectorize(lambda d: getattr(d, attribute))(devices)
+    for axis, name in enumerate(sharding.AXES):
+        crosses = np.any(np.diff(host, axis=axis))
+        assert crosses == (name == slow), name
+    assert np.all(np.diff(host, axis=sharding.AXES.index(slow)) >= 0)
+
+
+def test_processes_of_one_gpu_each_share_a_host():
+    devices = made_up("gpu", 2, 4, "slice_index")
+    for device in devices:
+        device.process_index = device.id
+    rows = make_mesh(MeshConfig(replica=2), devices).devices[:, :, 0, 0]
+    hosts = [[device.slice_index for device in row] for row in rows]
+    assert hosts == [[0] * 4, [1] * 4]
+
+
+def test_unequal_slices_are_refused():
+    devices = made_up("gpu", 2, 4, "slice_index")
+    devices[0].slice_index = 1
+    with pytest.raises(ValueError, match=r"every slice_index, found \{0: 3, 1: 5\}"):
+        make_mesh(MeshConfig(), devices)
+
+
+def explicit(config):
+    """A forward pass of everything on an Explicit mesh: the function, the mesh, its arguments."""
+    changes = {"num_heads": 4, "embed_dim": 8, "matching_head": True, "dropout": 0.1}
+    model = CodeT5p(t5(**{**SIZES, **changes}))
+    params = init_params(model.specs, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
+    ones = np.ones_like(tokens)
+
+    def everything(params, tokens, ones, key):
+        bound, weights = model.bind(params), ones.astype(jnp.float32)
+        encoded = bound.encode(tokens, ones, key=key)
+        states = bound.decode(tokens, ones, encoded, ones, key=key)
+        loss = bound.token_losses(states, tokens, weights).loss
+        return loss, bound.embed(encoded, ones), bound.match(states, ones)
+
+    mesh = make_mesh(config, axis_type=AxisType.Explicit)
+    shardings = sharding.param_shardings(logical_axes(model.specs), params, mesh)
+    rows = sharding.batch_sharding(mesh)
+    key = jax.random.key(1)
+    whole = (params, tokens, ones, key)
+    placed = (*jax.device_put((params, tokens, ones), (shardings, rows, rows)), key)
+    return everything, mesh, whole, placed
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MeshConfig(replica=8, fsdp=1),
+        MeshConfig(fsdp=8),
+        MeshConfig(fsdp=4, tensor=2),
+        MeshConfig(fsdp=2, sequence=2, tensor=2),
+        MeshConfig(replica=2, fsdp=2, tensor=2),
+    ],
+)
+def test_nothing_moves_unannounced(config):
+    """With Explicit axes, an operation that would have to move data is an error of types."""
+    everything, mesh, _, placed = explicit(config)
+    with jax.set_mesh(mesh):
+        loss, embedded, matched = jax.eval_shape(everything, *placed)
+    assert loss.sharding.spec == PartitionSpec()
+    for rows in (embedded, matched):
+        assert rows.sharding.spec[0] == ("replica", "fsdp")
+
+
+def test_explicit_axes_change_no_number():
+    everything, mesh, whole, placed = explicit(MeshConfig(fsdp=2, sequence=2, tensor=2))
+    expected = jax.jit(everything)(*whole)
+    with jax.set_mesh(mesh):
+        found = jax.jit(everything)(*placed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
+
+
+def test_a_sharding_that_is_not_the_rules_shows_on_explicit_axes():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2), axis_type=AxisType.Explicit)
+    states = jax.device_put(jnp.ones((8, 8, 16)), sharding.replicated(mesh))
+    with jax.set_mesh(mesh), pytest.raises(AssertionError, match="acts as an assert"):
+        jax.eval_shape(lambda x: sharding.constrain(x, "batch", "length", "features"), states)
 
 
 @pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=2, tensor=2, replica=2),

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.gin_file:
         raise ConfigError("--gin_file is missing; for example --gin_file=runs/stage1_220m.gin")
     from codet5p_jax.cli import gin_config
-    from codet5p_jax.training.checks import check_configuration
+    from codet5p_jax.training.checks import check_configuration, check_mesh
     from codet5p_jax.training.train import train
 
     placeholders = gin_config.PATHS if args.dry_run else None
@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
         processes = cluster.find(
             args.coordinator, args.num_processes, args.process_id, args.join_timeout
         )
+        if processes is None:  # several are not connected yet, and do not know their devices
+            check_mesh(**config.arguments_of(check_mesh))
     arguments = config.arguments
     mixtures, cache_dir = [phase.mixture for phase in arguments["phases"]], arguments["cache_dir"]
 

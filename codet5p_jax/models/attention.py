@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from codet5p_jax.models.dropout import dropout
+from codet5p_jax.sharding import moved
 
 # Added to a masked score. Large against any score, yet finite: a row with every key masked
 # (padding) has to stay finite.
@@ -59,6 +60,8 @@ def attention(
 
     Each of the G key-value heads serves H / G query heads in a row.
     """
+    # Every query looks at every position.
+    k_BSGK, v_BSGK = (moved(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BSGK, v_BSGK))
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     # The small arrays are turned round (T and K), never the T × S ones.

@@ -12,6 +12,7 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.cross_entropy import TokenLosses, token_losses
 from codet5p_jax.models.params import Params, declare, normal, zeros
 from codet5p_jax.models.stack import Stack
+from codet5p_jax.sharding import looked_up
 
 INITIAL_TEMPERATURE = 0.07
 
@@ -124,7 +125,7 @@ class CodeT5p(nnx.Module):
     ) -> Float[Array, "B E"]:
         """Unit vectors of encoder states, fp32: pooled, projected, normalised (paper §3.2)."""
         if self.config.pooling == "first":
-            pooled_BD = states_BSD[:, 0]
+            pooled_BD = looked_up(lambda states: states[:, 0], ("batch", "features"), states_BSD)
         else:
             real_BS1 = (segments_BS > 0)[..., None]
             total = jnp.sum(jnp.where(real_BS1, states_BSD, 0), axis=1, dtype=jnp.float32)
@@ -140,7 +141,12 @@ class CodeT5p(nnx.Module):
         """Matching logits (no match, match), fp32, from the state of the last real token."""
         T = states_BTD.shape[1]
         last_B = jnp.max(jnp.where(segments_BT > 0, jnp.arange(T), 0), axis=1)
-        state_BD = jnp.take_along_axis(states_BTD, last_B[:, None, None], axis=1)[:, 0]
+        state_BD = looked_up(
+            lambda states, last: jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0],
+            ("batch", "features"),
+            states_BTD,
+            last_B,
+        )
         return self.matching_head(state_BD).astype(jnp.float32)
 
     def token_losses(
@@ -200,7 +206,9 @@ class CodeT5p(nnx.Module):
         return self.encoder_to_decoder(encoded)
 
     def _embed_tokens(self, tokens: Array, table: nnx.Param) -> Array:
-        embedded = table[...].astype(self.config.dtype)[tokens]
+        rows = table[...].astype(self.config.dtype)
+        axes = ("batch", "length", "features")
+        embedded = looked_up(lambda rows, tokens: rows[tokens], axes, rows, tokens)
         if not self.config.scale_embedding:
             return embedded
         return embedded * jnp.asarray(embedded.shape[-1] ** 0.5, embedded.dtype)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from codet5p_jax.sharding import looked_up
+
 # With 16 rows of 128 targets and a vocabulary of 32,128 on two CPU cores, one, two, four and eight
 # chunks take the same time, and 528, 305, 169 and 103 MB.
 LEAST_CHUNKS = 4
@@ -146,7 +148,12 @@ def _scan(states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing
         exp = jnp.exp(logits - top)
         total = jnp.sum(exp, axis=-1, keepdims=True)
         log_z_BC = (jnp.log(total) + top)[..., 0]
-        target_logit_BC = jnp.take_along_axis(logits, y_BC[..., None], axis=-1)[..., 0]
+        target_logit_BC = looked_up(
+            lambda logits, y: jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0],
+            ("batch", "length"),
+            logits,
+            y_BC,
+        )
         nll_BC = log_z_BC - (high - low) * target_logit_BC - entropy
         if label_smoothing:
             nll_BC -= low * jnp.sum(logits, axis=-1)
@@ -182,12 +189,13 @@ def _scan(states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing
     if number == 1:
         (sums, (d_kernel, d_bias)), d_states = body(init, (states, targets, weights))
     else:
-        # [B, T, ...] -> [T / chunk, B, chunk, ...]: rows stay where they are sharded
-        split = lambda x: jnp.moveaxis(x.reshape(B, number, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
+        # [B, T, ...] -> [T / chunk, B, chunk, ...]: rows stay where they are sharded, and so do
+        # positions, since a chunk takes each (T / chunk)-th of them.
+        split = lambda x: jnp.moveaxis(x.reshape(B, chunk, number, *x.shape[2:]), 2, 0)  # noqa: E731
         (sums, (d_kernel, d_bias)), parts = jax.lax.scan(
             body, init, jax.tree.map(split, (states, targets, weights))
         )
-        d_states = None if parts is None else jnp.moveaxis(parts, 0, 1).reshape(B, T, D)
+        d_states = None if parts is None else jnp.moveaxis(parts, 0, 2).reshape(B, T, D)
     if d_kernel is not None:
         d_kernel = d_kernel.T.astype(kernel.dtype)
     if d_bias is not None:

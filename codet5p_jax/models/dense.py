@@ -5,6 +5,8 @@ import math
 import jax
 from jaxtyping import Array, Float
 
+from codet5p_jax.sharding import result_of_product
+
 
 def dense(
     x: Float[Array, "..."], kernel: Float[Array, "..."], *, axes: int = 1
@@ -26,7 +28,8 @@ def dense(
 def _product(x: Array, kernel: Array, axes: int) -> Array:
     first = x.ndim - axes
     contract = (tuple(range(first, x.ndim)), tuple(range(axes)))
-    return jax.lax.dot_general(x, kernel, (contract, ((), ())))
+    out = result_of_product(x, kernel, contract)
+    return jax.lax.dot_general(x, kernel, (contract, ((), ())), out_sharding=out)
 
 
 def _forward(x: Array, kernel: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:

@@ -1,15 +1,20 @@
-"""What can be wrong with a run's configuration, found before data or devices are touched."""
+"""What can be wrong with a run's configuration, found before data is touched."""
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+
 from codet5p_jax.data.cache import CachedMixture
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.models.params import abstract_params, flatten
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.objectives.seq2seq import Seq2Seq
+from codet5p_jax.sharding import AXES, MeshConfig, ways
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     InitFrom,
@@ -52,8 +57,9 @@ def check_configuration(
       init_from: looked at unless `model_dir` has a checkpoint to resume.
 
     Raises:
-      ValueError: a number is out of its range, a name or pattern means nothing, weights do not
-        fit the model, or `model_dir` has weights alone where there should be a checkpoint.
+      ValueError: a number is out of its range, a name or pattern means nothing, an objective needs
+        a head that the model lacks, weights do not fit the model, or `model_dir` has weights alone
+        where there should be a checkpoint.
       FileNotFoundError: there are no weights where `init_from` says.
       OSError: they are damaged.
     """
@@ -64,6 +70,9 @@ def check_configuration(
         if isinstance(objective, Seq2Seq):
             _check_prompts(objective, model)
     network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
+    params = abstract_params(network.specs)
+    for objective in objectives:  # whether the network has the heads that it needs
+        jax.eval_shape(functools.partial(objective.init_state, network), params)
     optimizer.make(schedule.make(total_steps(phases)), split(network.specs)[0])
     if export_to is not None:
         check_exportable(model, export_arch)
@@ -78,6 +87,26 @@ def check_configuration(
                 f"init_from: {error}; set InitFrom.path (INITIAL_CHECKPOINT_PATH) to a model "
                 "directory, a checkpoint in it, or hf: and a Hugging Face folder"
             ) from error
+
+
+def check_mesh(
+    *,
+    model: ModelConfig,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
+    trainable: Trainable | None = None,
+) -> None:
+    """Checks what needs the number of devices, but no data.
+
+    Args:
+      model, mesh, trainable: as `train` takes them.
+
+    Raises:
+      ValueError: the mesh does not fill the devices, or parameters do not divide over it.
+    """
+    network, _ = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
+    sizes: dict[str, int] = dict(zip(AXES, mesh.shape(jax.device_count()), strict=True))
+    for name, spec in flatten(network.specs):
+        ways(name, spec.shape, spec.axes, sizes)
 
 
 def check_vocabulary(

@@ -224,10 +224,14 @@ def test_example_of_the_documentation(tmp_path):
         ("data_parallel", (8, 1, 1, 1)),
         ("fsdp", (1, 8, 1, 1)),
         ("fsdp_tensor", (1, 4, 1, 2)),
+        ("fsdp_tensor_sequence", (1, 2, 2, 2)),
+        ("multi_slice", (2, 4, 1, 1)),
     ],
 )
 def test_meshes(name: str, shape: tuple[int, ...]):
-    config = load("runs/quickstart_stage1.gin", f"meshes/{name}.gin")
+    """Each says all sizes, so that nothing is left of one that came before."""
+    before = "meshes/fsdp_tensor_sequence.gin"
+    config = load("runs/quickstart_stage1.gin", before, f"meshes/{name}.gin")
     assert make_mesh(config.arguments["mesh"]).devices.shape == shape
 
 

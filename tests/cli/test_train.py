@@ -193,6 +193,23 @@ def test_mistakes_of_the_configuration_are_found_before_data_is_prepared(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("sharding.MeshConfig.fsdp=3", "fsdp=3, sequence=1, tensor=2 does not fill 8 devices"),
+        ("configs.t5.num_heads=7", "axis 'kv_heads' of size 7 does not divide over 2 devices"),
+    ],
+)
+def test_what_does_not_divide_over_the_mesh_is_found_before_data_is_prepared(
+    binding, message, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "ensure_prepared", lambda *args, **kwargs: pytest.fail("data"))
+    files = [f"--gin_file={f}.gin" for f in ("runs/quickstart_stage1", "meshes/fsdp_tensor")]
+    paths = [f"--gin.{name}='nowhere'" for name in ("MODEL_DIR", "CACHE_DIR")]
+    assert main.main(["train", *files, *paths, f"--gin.{binding}"]) == 3
+    assert message in capsys.readouterr().err
+
+
 def test_weights_to_start_from_are_looked_for_before_data_is_prepared(monkeypatch, capsys):
     monkeypatch.setattr(command, "ensure_prepared", lambda *args, **kwargs: pytest.fail("data"))
     paths = ("MODEL_DIR", "CACHE_DIR", "INITIAL_CHECKPOINT_PATH")

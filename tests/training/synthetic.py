@@ -86,9 +86,10 @@ def run(cache_dir: str | Path, model_dir: str | Path, **changes: Any) -> TrainRe
     """Trains 4 steps of denoising and 8 of both on one device, saving every 3 steps."""
     steps = changes.pop("steps", 12)
     save_every = changes.pop("save_every", 3)
+    pairs = any(phase.mixture == "pairs" for phase in changes.get("phases", ()))
     settings: dict[str, Any] = {
         "model": tiny_config(),
-        "objectives": objectives(),
+        "objectives": objectives()[2:] if pairs else objectives()[:2],
         "phases": [Phase("denoise", 4, 8), Phase("both", steps - 4, 8)],
         "schedule": Linear(1e-2, warmup_steps=2),
         "mesh": MeshConfig(),

@@ -21,7 +21,7 @@ OBJECTIVES = [SpanDenoising(), TextCodePairs()]
 
 def check(**changes):
     settings = {
-        "model": synthetic.tiny_config(),
+        "model": synthetic.tiny_config(embed_dim=8, matching_head=True),
         "objectives": OBJECTIVES,
         "phases": [Phase("a", 3, 8), Phase("b", 2, 8)],
         "schedule": Linear(1e-3, warmup_steps=4),
@@ -60,7 +60,20 @@ def check(**changes):
             {"objectives": [Seq2Seq(prompt_to_decoder=True)]},
             "the model has prompt_to_decoder = False, the objective seq2seq True",
         ),
-        ({"export_to": "folder", "export_arch": "codet5p_bimodal"}, "embed_dim|matching"),
+        ({"model": synthetic.tiny_config()}, "text_code_pairs needs a model with embed_dim"),
+        (
+            {"model": synthetic.tiny_config(embed_dim=8)},
+            "text_code_pairs with matching=True needs a model with matching_head=True",
+        ),
+        (
+            {
+                "export_to": "folder",
+                "export_arch": "codet5p_bimodal",
+                "model": synthetic.tiny_config(),
+                "objectives": OBJECTIVES[:1],
+            },
+            "embed_dim|matching",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(changes, message):
@@ -85,9 +98,10 @@ def test_weights_to_start_from_have_to_fit_unless_a_run_is_resumed(tmp_path):
     first = tmp_path / "first"
     synthetic.run(tmp_path / "cache", first, phases=[Phase("denoise", 1, 8)],
                   schedule=Constant(1e-3), evaluation=synthetic.Evaluation())  # fmt: skip
-    check(init_from=InitFrom(str(first)))
+    without_pairs = {"objectives": OBJECTIVES[:1], "model": synthetic.tiny_config()}
+    check(init_from=InitFrom(str(first)), **without_pairs)
     with pytest.raises(ValueError, match="projection/kernel: not in the checkpoint"):
-        check(init_from=InitFrom(str(first)), model=synthetic.tiny_config(embed_dim=8))
+        check(init_from=InitFrom(str(first)))
     check(init_from=InitFrom(str(tmp_path / "gone")), model_dir=first)
 
 
