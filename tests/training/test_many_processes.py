@@ -70,6 +70,10 @@ def start(workplace, name, of, *, devices=1, each=None, **settings):
             process.kill()
 
 
+def of_training(path):
+    return [record for record in read_records(path) if record["split"] == "train"]
+
+
 def test_two_processes_share_a_run_and_stop_together(workplace):
     """SIGTERM comes to one of them; both save, and exit with 0."""
     rows = workplace / "rows"
@@ -88,7 +92,7 @@ def test_two_processes_share_a_run_and_stop_together(workplace):
     assert "step " not in second.replace("finished at step", ""), "one host tells"
 
     # One host writes, and what it writes is of the rows of both.
-    records = read_records(directory.metrics)
+    records = of_training(directory.metrics)
     assert [r["step"] for r in records] == list(range(1, step + 1))
     loader = Loader(
         open_mixture(workplace / "cache", "denoise", "train"),
@@ -147,7 +151,7 @@ def test_what_ends_one_process_ends_all_with_a_line_and_the_run_resumes(
     again = start(workplace, name, 2, data_timeout=60, **settings)
     assert [code for _, code, _ in again] == [0, 0], again
     assert "resuming" in again[0][0]
-    assert [r["step"] for r in read_records(ModelDir(workplace / name).metrics)] == [*range(1, 41)]
+    assert [r["step"] for r in of_training(ModelDir(workplace / name).metrics)] == [*range(1, 41)]
 
 
 def state_of(directory):
@@ -161,7 +165,7 @@ def state_of(directory):
 
 
 def values(directory):
-    found = read_records(ModelDir(directory).metrics)
+    found = of_training(ModelDir(directory).metrics)
     return [{k: v for k, v in r.items() if k not in ("timing", "split")} for r in found]
 
 
