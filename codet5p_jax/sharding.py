@@ -192,3 +192,11 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def batch_parts(rows: int) -> int:
+    """Over how many devices a batch is split; 1 outside a mesh, or where its rows do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    (axes,) = partition_spec(("batch",))
+    parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+    return 1 if rows % parts else parts

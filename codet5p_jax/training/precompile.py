@@ -35,8 +35,10 @@ from codet5p_jax.training.state import TrainState, abstract_state, compiler_opti
 from codet5p_jax.training.step import make_train_step
 
 INSTALL = "pip install 'codet5p_jax[precompile]'"
-# libtpu asks a metadata server, which only a TPU's host has, who it is.
+# libtpu asks a metadata server, which only a TPU's host has, who it is; and lets one process at a
+# time use it, which is right for chips that are there.
 ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -70,9 +70,9 @@ def test_replicas_reduce_every_gradient():
     assert set(speed.collectives) == {"all-reduce"}
     received = speed.collectives["all-reduce"].num_bytes
     least = report.parameters
-    # At most, the embedding once as input and once as output, and both position biases as heads x
-    # queries x keys, before that becomes the gradient of a table.
-    most = least + 64 * 16 + 2 * (32 * 32 + 16 * 16)
+    # The embedding once as input and once as output, keys of dropout, single numbers: less than one
+    # position bias of heads x queries x keys.
+    most = least + 64 * 16 + 500
     assert 2 * 3 / 4 * 4 * least <= received <= 1.001 * 2 * 3 / 4 * 4 * most
 
 
