@@ -6,12 +6,12 @@ features and vocabulary). The batch is split over `replica` and `fsdp` together.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -87,15 +87,69 @@ class MeshConfig:
         return tuple(sizes)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with axes `AXES` over all devices, neighbours along the last axes physically close."""
+def make_mesh(
+    config: MeshConfig,
+    devices: Sequence[Any] | None = None,
+    *,
+    axis_type: AxisType = AxisType.Auto,
+) -> Mesh:
+    """A mesh with axes `AXES` over all devices, neighbours along the last axes physically close.
+
+    Where slow links join groups of devices (slices of TPUs, hosts of GPUs), the first axes go over
+    them as far as their sizes have room: `replica`, then `fsdp`. All others stay within a group.
+
+    Args:
+      config: the sizes.
+      devices: None: all there are.
+      axis_type: Explicit: shardings are part of types, and an operation that would have to move
+        data is an error (tests).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices; the groups are not equal.
+    """
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    if devices[0].platform == "tpu":
+    group = _group_attribute(devices)
+    if group is None:
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        array = np.asarray(devices).reshape(shape)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        sizes = Counter(getattr(device, group) for device in devices)
+        if len(set(sizes.values())) > 1:
+            found = dict(sorted(sizes.items()))
+            raise ValueError(f"a mesh needs as many devices in every {group}, found {found}")
+        slow = _over_slow_links(shape, len(sizes))
+        array = mesh_utils.create_hybrid_device_mesh(
+            [size // ways for size, ways in zip(shape, slow, strict=True)],
+            slow,
+            devices,
+            process_is_granule=group == "process_index",
+            allow_split_physical_axes=True,
+        )
+    return Mesh(array, AXES, axis_types=(axis_type,) * len(AXES))
+
+
+def _group_attribute(devices: Sequence[Any]) -> str | None:
+    """What tells apart groups of devices that slow links join; None: there is one group.
+
+    Devices of a slice have one `slice_index`: XLA gives it to GPUs by host. A single slice of TPUs
+    may have none, and its hosts are joined by fast links.
+    """
+    if getattr(devices[0], "slice_index", None) is not None:
+        return "slice_index"
+    return None if devices[0].platform == "tpu" else "process_index"
+
+
+def _over_slow_links(shape: Sequence[int], groups: int) -> list[int]:
+    """How many ways each axis is divided between groups, from the first axis on.
+
+    >>> _over_slow_links((2, 8, 1, 2), 4)
+    [2, 2, 1, 1]
+    """
+    slow = []
+    for size in shape:
+        slow.append(math.gcd(size, groups))
+        groups //= slow[-1]
+    return slow
 
 
 def partition_spec(

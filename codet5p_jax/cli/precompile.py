@@ -22,7 +22,13 @@ from codet5p_jax.cli.errors import ConfigError, configuration
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `codet5p precompile`."""
     parser.add_argument(
-        "--topology", required=True, help="chip and sides: v5e:4x4, v5p:4x4x4, v6e:16x16"
+        "--topology", required=True, help="chip and sides: v5e:4x4, v5p:4x4x4, tpu7x:2x2x1"
+    )
+    parser.add_argument(
+        "--num_slices",
+        type=int,
+        default=1,
+        help="slices of that topology, for `replica` to go over",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report there")
     gin_flags.add_arguments(parser)
@@ -53,7 +59,12 @@ def run(args: argparse.Namespace) -> None:
     with configuration():
         check_configuration(**checked)
         rows = dry_run.rows_of_phases(config, args)
-        report = precompile(topology=args.topology, rows=rows, **config.arguments_of(precompile))
+        report = precompile(
+            topology=args.topology,
+            num_slices=args.num_slices,
+            rows=rows,
+            **config.arguments_of(precompile),
+        )
     print(report_text(report))
     if args.json is not None:
         args.json.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")

@@ -77,19 +77,25 @@ class Speed:
       dot_flops: FLOPs of the matrix products of the compiled program.
       model_flops: this chip's share of what the model asks for: no recomputation (`step_flops`).
       least_hbm_bytes: arguments read once and results written once; a program moves more.
-      collectives: by kind.
-      compute_seconds, hbm_seconds, ici_seconds: each alone, at the published peaks.
-      step_seconds: the longest of the three, as if the other two were hidden behind it.
+      hbm_bytes: read and written by the operations of the compiled program.
+      collectives: by kind, between the chips of a slice.
+      between_slices: likewise, over the data-centre network.
+      compute_seconds, hbm_seconds, ici_seconds, dcn_seconds: each alone, at the published peaks;
+        None where there is none.
+      step_seconds: the longest of them, as if the others were hidden behind it.
       mfu: `model_flops` in `step_seconds`, over the chip's peak; no run can have more.
     """
 
     dot_flops: float
     model_flops: float
     least_hbm_bytes: int
+    hbm_bytes: float
     collectives: Mapping[str, Traffic]
+    between_slices: Mapping[str, Traffic]
     compute_seconds: float
-    hbm_seconds: float
-    ici_seconds: float
+    hbm_seconds: float | None
+    ici_seconds: float | None
+    dcn_seconds: float | None
     step_seconds: float
     mfu: float
 
@@ -119,11 +125,16 @@ class PhaseReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All phases of a run on one topology."""
+    """All phases of a run on one topology, or on several slices of it.
+
+    Attributes:
+      devices: of all slices; a chip is `chip.per_chip`.
+    """
 
     topology: str
+    num_slices: int
     chip: Chip
-    chips: int
+    devices: int
     mesh: Mapping[str, int]
     libtpu: str
     parameters: int
@@ -131,26 +142,31 @@ class Report:
     phases: tuple[PhaseReport, ...]
 
 
-def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
+def topology_devices(topology: str, num_slices: int = 1) -> tuple[Chip, list[Any]]:
     """The chip, and devices to compile for; they hold nothing and compute nothing.
 
     Raises:
-      ValueError: there is no such topology.
+      ValueError: there is no such topology, or num_slices is below 1.
       ImportError: libtpu is not installed.
     """
     chip, sides = parse_topology(topology)
+    if num_slices < 1:
+        raise ValueError(f"expected 1 slice or more, found num_slices = {num_slices}")
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"compiling for TPUs takes libtpu, which is not installed; {INSTALL}")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        devices = topologies.get_topology_desc(topology, "tpu").devices
+        devices = topologies.get_topology_desc(
+            topology, "tpu", num_slices=num_slices, **chip.options
+        ).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"libtpu has no topology {topology}, only such as {chip.example}: {error}"
         ) from error
-    if len(devices) != math.prod(sides):
-        raise ValueError(f"{topology}: expected {math.prod(sides)} devices, found {len(devices)}")
+    number = math.prod(sides) * chip.per_chip * num_slices
+    if len(devices) != number:
+        raise ValueError(f"{topology}: expected {number} devices, found {len(devices)}")
     return chip, devices
 
 
@@ -169,11 +185,12 @@ def precompile(
     accumulate: int = 1,
     ema_decay: float | None = None,
     seed: int = 0,
+    num_slices: int = 1,
 ) -> Report:
     """Compiles the step of every phase for a topology. Allocates nothing on it.
 
     Args:
-      topology: `v5e:4x4`.
+      topology: `v5e:4x4`; of each of `num_slices` slices, which the data-centre network joins.
       model, …, seed: as `train` takes them.
       rows: of each phase, the rows of each objective in a batch.
 
@@ -181,7 +198,7 @@ def precompile(
       ValueError: there is no such topology, or parameters, rows or the mesh do not divide over it.
       ImportError: libtpu is not installed.
     """
-    chip, devices = topology_devices(topology)
+    chip, devices = topology_devices(topology, num_slices)
     device_mesh = make_mesh(mesh, devices)
     for numbers in rows:
         check_rows(numbers, device_mesh, accumulate)
@@ -224,8 +241,9 @@ def precompile(
         )
     return Report(
         topology=topology,
+        num_slices=num_slices,
         chip=chip,
-        chips=len(devices),
+        devices=len(devices),
         mesh=dict(device_mesh.shape),
         libtpu=importlib.metadata.version("libtpu"),
         parameters=count(network.specs),
@@ -328,19 +346,27 @@ def _speed(chip: Chip, text: str, model_flops: float, moved: int) -> Speed:
       moved: bytes that it reads and writes at least.
     """
     work = read_work(text)
-    received = sum(kind.num_bytes for kind in work.collectives.values())
     compute = work.dot_flops / chip.flops
-    hbm = moved / chip.hbm_bandwidth
-    ici = received / (chip.ici_bandwidth / 2)  # what comes in is one of the two directions
-    longest = max(compute, hbm, ici)
+    hbm = chip.hbm_bandwidth and moved / chip.hbm_bandwidth
+    # What comes in is one of the two directions.
+    ici = chip.ici_bandwidth and _bytes_of(work.collectives) / (chip.ici_bandwidth / 2)
+    dcn = chip.dcn_bandwidth and _bytes_of(work.between_slices) / chip.dcn_bandwidth
+    longest = max(x for x in (compute, hbm, ici, dcn) if x is not None)
     return Speed(
         dot_flops=work.dot_flops,
         model_flops=model_flops,
         least_hbm_bytes=moved,
+        hbm_bytes=work.hbm_bytes,
         collectives=work.collectives,
+        between_slices=work.between_slices,
         compute_seconds=compute,
         hbm_seconds=hbm,
         ici_seconds=ici,
+        dcn_seconds=dcn,
         step_seconds=longest,
         mfu=model_flops / (longest * chip.flops),
     )
+
+
+def _bytes_of(collectives: Mapping[str, Traffic]) -> int:
+    return sum(kind.num_bytes for kind in collectives.values())
