@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="slices of that topology, for `replica` to go over",
     )
+    parser.add_argument(
+        "--generate",
+        metavar="ROWSxINPUTSxOUTPUTS",
+        help="generation instead of the training step: 64x512x128",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report there")
     gin_flags.add_arguments(parser)
     data_options.add_arguments(parser)
@@ -46,11 +51,13 @@ def run(args: argparse.Namespace) -> None:
     from codet5p_jax.training.checks import check_configuration
     from codet5p_jax.training.chips import parse_topology
     from codet5p_jax.training.precompile import precompile
+    from codet5p_jax.training.precompile_generation import Generation, precompile_generation
     from codet5p_jax.training.precompile_report import report_text
     from codet5p_jax.training.train import train
 
     with configuration():
         parse_topology(args.topology)
+        generation = None if args.generate is None else Generation.parse(args.generate)
     config = gin_config.load_flags(train, args, placeholders=gin_config.PATHS)
     if config.unused:
         print(f"not used by this run: {', '.join(config.unused)}", file=sys.stderr)
@@ -58,13 +65,13 @@ def run(args: argparse.Namespace) -> None:
     checked |= {"init_from": None, "model_dir": None}  # its paths need not exist
     with configuration():
         check_configuration(**checked)
-        rows = dry_run.rows_of_phases(config, args)
-        report = precompile(
-            topology=args.topology,
-            num_slices=args.num_slices,
-            rows=rows,
-            **config.arguments_of(precompile),
-        )
+        where = {"topology": args.topology, "num_slices": args.num_slices}
+        if generation is not None:
+            settings = config.arguments_of(precompile_generation)
+            report = precompile_generation(generation=generation, **where, **settings)
+        else:
+            rows = dry_run.rows_of_phases(config, args)
+            report = precompile(rows=rows, **where, **config.arguments_of(precompile))
     print(report_text(report))
     if args.json is not None:
         args.json.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")

@@ -68,11 +68,12 @@ def dot_flops(text: str) -> float:
     return read_work(text).dot_flops
 
 
-def read_work(text: str) -> Work:
+def read_work(text: str, trips: int | None = None) -> Work:
     """Products and collectives of an optimised program.
 
     Args:
       text: `jitted.lower(…).compile().as_text()`.
+      trips: how often a loop runs that does not say so, because it ends by what it computes.
 
     Raises:
       ValueError: a loop with a product or a collective has no known number of trips, or there is no
@@ -93,7 +94,8 @@ def read_work(text: str) -> Work:
             found["hbm"] = sum(
                 _hbm_bytes(made, bodies[name], bodies) for made in bodies[name].values()
             )
-            for called, times, fused in _calls(bodies[name], bodies):
+            for called, known_times, fused in _calls(bodies[name], bodies):
+                times = trips if known_times is None else known_times
                 inner = total(called)
                 if fused:  # what it reads and writes is known where it is called
                     inner = {key: number for key, number in inner.items() if key != "hbm"}

@@ -31,7 +31,7 @@ from codet5p_jax.training.hlo import Traffic, read_work
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, check_rows, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
-from codet5p_jax.training.state import TrainState, abstract_state, compiler_options
+from codet5p_jax.training.state import abstract_state, compiler_options
 from codet5p_jax.training.step import make_train_step
 
 INSTALL = "pip install 'codet5p_jax[precompile]'"
@@ -221,19 +221,12 @@ def precompile(
             state_shardings=jax.tree.map(lambda x: x.sharding, state),
         )
         batch = abstract_batch(used, numbers, device_mesh)
-        memory = Memory(
-            {part: size for part in PARTS if (size := _local_bytes(getattr(state, part)))},
-            _local_bytes(batch),
-        )
         wanted = sum(step_flops(network, used, numbers, split).values()) / len(devices)
-        compiled, seconds = _compile(step, state, batch, device_mesh)
-        speed, advice = None, ()
-        if isinstance(compiled, str):
-            memory = _refused(memory, compiled)
-            advice = _advice(memory, chip, device_mesh.shape, numbers, accumulate, model)
-        else:
-            memory, moved = _laid_out(memory, compiled.memory_analysis())
-            speed = _speed(chip, compiled.as_text(), wanted, moved)
+        compiled, seconds = compile_for(step, (state, batch), device_mesh)
+        parts = {part: getattr(state, part) for part in PARTS}
+        held = sum(_local_bytes(part) for part in parts.values())
+        changes = _advice(held, chip, device_mesh.shape, numbers, accumulate, model)
+        memory, speed, advice = measure(compiled, chip, parts, batch, wanted, advice=changes)
         reports.append(
             PhaseReport(
                 phase.mixture, dict(numbers), seconds, speed is not None, memory, advice, speed
@@ -252,11 +245,11 @@ def precompile(
     )
 
 
-def _compile(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> tuple[Any, float]:
-    """The compiled step, or what the compiler says where it has no room for it; and the time."""
+def compile_for(function: Any, arguments: Sequence[Any], mesh: Mesh) -> tuple[Any, float]:
+    """The compiled program, or what the compiler says where it has no room for it; and the time."""
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = step.lower(state, batch)
+        lowered = function.lower(*arguments)
         try:
             compiled = lowered.compile(compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
@@ -264,6 +257,35 @@ def _compile(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> tuple[Any,
                 raise
             compiled = str(error)
     return compiled, time.perf_counter() - began
+
+
+def measure(
+    compiled: Any,
+    chip: Chip,
+    parts: Mapping[str, Any],
+    batch: Any,
+    model_flops: float,
+    *,
+    advice: tuple[str, ...],
+    trips: int | None = None,
+) -> tuple[Memory, Speed | None, tuple[str, ...]]:
+    """Memory, speed and what to change of a program of `compile_for`.
+
+    Args:
+      compiled: what that returned.
+      chip: that it was compiled for.
+      parts: of the state, by name; arrays with shardings.
+      batch: likewise.
+      model_flops: of one device.
+      advice: what to change where it does not fit.
+      trips: of a loop that ends by what it computes.
+    """
+    sizes = {name: size for name, part in parts.items() if (size := _local_bytes(part))}
+    memory = Memory(sizes, _local_bytes(batch))
+    if isinstance(compiled, str):
+        return _refused(memory, compiled), None, advice
+    memory, moved = _laid_out(memory, compiled.memory_analysis())
+    return memory, _speed(chip, compiled.as_text(), model_flops, moved, trips), ()
 
 
 def _local_bytes(tree: Any) -> int:
@@ -310,15 +332,14 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def _advice(
-    memory: Memory,
+    held: int,
     chip: Chip,
     shape: Mapping[str, int],
     rows: Mapping[str, int],
     accumulate: int,
     model: ModelConfig,
 ) -> tuple[str, ...]:
-    """What to change so that a step fits."""
-    held = sum(memory.state.values())
+    """What to change so that a step fits, of whose state a chip holds `held` bytes."""
     per_chip = max(rows.values()) // (shape["replica"] * shape["fsdp"] * accumulate)
     mesh_change = f"mesh: more chips, or tensor (meshes/fsdp_tensor.gin) above {shape['tensor']}"
     copies = shape["replica"] * shape["sequence"]
@@ -336,7 +357,9 @@ def _advice(
     return tuple(changes)
 
 
-def _speed(chip: Chip, text: str, model_flops: float, moved: int) -> Speed:
+def _speed(
+    chip: Chip, text: str, model_flops: float, moved: int, trips: int | None = None
+) -> Speed:
     """The floors of a program's time.
 
     Args:
@@ -344,8 +367,9 @@ def _speed(chip: Chip, text: str, model_flops: float, moved: int) -> Speed:
       text: of the compiled program.
       model_flops: of one chip.
       moved: bytes that it reads and writes at least.
+      trips: of a loop that ends by what it computes.
     """
-    work = read_work(text)
+    work = read_work(text, trips)
     compute = work.dot_flops / chip.flops
     hbm = chip.hbm_bandwidth and moved / chip.hbm_bandwidth
     # What comes in is one of the two directions.

@@ -110,6 +110,7 @@ def test_loops_of_a_tpu_run_as_often_as_their_condition_says():
     by_value = LOOP.replace("constant(10)", "parameter(1)")
     with pytest.raises(ValueError, match="loop over body has no known number of trips"):
         read_work(by_value)
+    assert read_work(by_value, trips=3).dot_flops == 3 * 2 * 8 * 4 * 4
     other = LOOP.replace("direction=LT", "direction=NE")
     with pytest.raises(ValueError, match="no known number of trips"):
         read_work(other)

@@ -131,9 +131,7 @@ def test_what_the_compiler_says_of_a_step_that_does_not_fit(message, peak, tempo
 def advice(held: int, *, rows: int, accumulate: int, remat: str, mesh: MeshConfig) -> list[str]:
     model = tiny_config(remat=remat)
     shape = dict(zip(AXES, mesh.shape(8), strict=True))
-    told = module._advice(
-        Memory({"params": held}, 0), CHIPS["v5e"], shape, {"a": 8, "b": rows}, accumulate, model
-    )
+    told = module._advice(held, CHIPS["v5e"], shape, {"a": 8, "b": rows}, accumulate, model)
     return [line.split(":")[0] for line in told]
 
 
@@ -146,7 +144,7 @@ def test_what_to_change_begins_with_what_takes_the_room():
     assert advice(GIB, remat="full", **small | {"accumulate": 8}) == ["mesh"]
     copies = MeshConfig(replica=8, fsdp=1)
     told = module._advice(
-        Memory({"params": 12 * GIB}, 0), CHIPS["v5e"],
+        12 * GIB, CHIPS["v5e"],
         dict(zip(AXES, copies.shape(8), strict=True)), {"a": 8}, 1, tiny_config(remat="full"),
     )  # fmt: skip
     assert told == ("mesh: split the state over all chips (meshes/fsdp.gin), not 8 copies",)
