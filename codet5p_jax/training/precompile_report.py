@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from codet5p_jax.training.hlo import Traffic
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.precompile import Memory, PhaseReport, Report, Speed
+from codet5p_jax.training.precompile_search import Trial
 
 CAVEAT = (
     "Compiled, not run: this proves neither that the step computes what it should nor how fast it "
@@ -30,6 +31,19 @@ def report_text(report: Report) -> str:
     for phase in report.phases:
         lines += ["", *_phase(phase, report)]
     return "\n".join([*lines, "", CAVEAT])
+
+
+def trial_text(trial: Trial) -> str:
+    """A trial of a search as a line."""
+    if trial.report is None:
+        return f"{trial.name}: {trial.error}"
+    phases = trial.report.phases
+    peak = max(phase.memory.peak or 0 for phase in phases)
+    steps = [phase.speed.step_seconds for phase in phases if phase.speed is not None]
+    told = f"peak {size_text(peak)}" if trial.fits else f"does not fit, {size_text(peak)} needed"
+    times = ", ".join(f"{1e3 * seconds:.1f}" for seconds in steps)
+    seconds = sum(phase.compile_seconds for phase in phases)
+    return f"{trial.name}: {told}; at best {times or '-'} ms a step; compiled in {seconds:.0f} s"
 
 
 def _phase(phase: PhaseReport, report: Report) -> list[str]:

@@ -30,6 +30,9 @@ def test_mistakes_are_found_before_anything_is_compiled(tmp_path: Path, capsys):
     assert f"--json: there is no folder {missing.parent}" in message
     assert main.main(["precompile", "--topology=v5e:2x2"]) == 3
     assert "--gin_file is missing" in capsys.readouterr().err
+    assert "such as 64x512x128" in failing(capsys, "--topology=v5e:2x2", "--generate=64")
+    both = ("--topology=v5e:2x2", "--search", "--generate=8x8x8")
+    assert "--search compares training steps" in failing(capsys, *both)
 
 
 @pytest.fixture
