@@ -252,6 +252,15 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
+def batch_parts(rows: int) -> int:
+    """Over how many devices a batch is split; 1 outside a mesh, where its rows do not divide, or
+    where axes are Explicit: then nothing is laid out for the compiler."""
+    mesh = jax.sharding.get_abstract_mesh()
+    (axes,) = partition_spec(("batch",))
+    parts = 1 if mesh.empty or _explicit() else math.prod(mesh.shape[axis] for axis in axes)
+    return 1 if rows % parts else parts
+
+
 def moved(x: jax.Array, *axes: str) -> jax.Array:
     """x with the sharding of these logical axes where the mesh has Explicit axes, which need to be
     told that data moves here; elsewhere the compiler decides, and this is x."""

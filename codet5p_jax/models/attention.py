@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from codet5p_jax.models.dropout import dropout
-from codet5p_jax.sharding import moved
+from codet5p_jax.sharding import constrain, moved
 
 # Added to a masked score. Large against any score, yet finite: a row with every key masked
 # (padding) has to stay finite.
@@ -51,14 +51,15 @@ def attention(
     v_BSGK: Float[Array, "B S G K"],
     *,
     mask_B1TS: Float[Array, "#B 1 #T S"],
-    bias_HTS: Float[Array, "H T S"] | None = None,
+    bias_PHTS: Float[Array, "P H T S"] | None = None,
     scale: float = 1.0,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> Float[Array, "B T H K"]:
     """softmax(scale · q kᵀ + bias + mask) v, in fp32 between the two products.
 
-    Each of the G key-value heads serves H / G query heads in a row.
+    Each of the G key-value heads serves H / G query heads in a row, and each of the P copies of the
+    bias B / P rows in a row: one for the rows of each device (see `relative_bias`).
     """
     # Every query looks at every position.
     k_BSGK, v_BSGK = (moved(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BSGK, v_BSGK))
@@ -68,8 +69,10 @@ def attention(
     q_BGRTK = jnp.einsum("BTGRK->BGRTK", q_BTHK.reshape(B, T, G, H // G, K))
     scores = jnp.einsum("BGRTK,BSGK->BGRTS", q_BGRTK, k_BSGK, preferred_element_type=jnp.float32)
     scores_BHTS = scores.reshape(B, H, T, S) * scale
-    if bias_HTS is not None:
-        scores_BHTS += bias_HTS
+    if bias_PHTS is not None:
+        P = bias_PHTS.shape[0]
+        biased = scores_BHTS.reshape(P, B // P, H, T, S) + bias_PHTS[:, None]
+        scores_BHTS = biased.reshape(B, H, T, S)
     scores_BHTS += mask_B1TS
     top_BHT1 = jax.lax.stop_gradient(jnp.max(scores_BHTS, axis=-1, keepdims=True))
     weights_BHTS = jnp.exp(scores_BHTS - top_BHT1)
@@ -117,11 +120,15 @@ def relative_bias(
     *,
     bidirectional: bool,
     max_distance: int,
-) -> Float[Array, "H T S"]:
-    """The learned bias of every (query, key) pair.
+    parts: int = 1,
+) -> Float[Array, "P H T S"]:
+    """The learned bias of every (query, key) pair, once for each of `parts` parts of the batch.
 
     It depends on the distance alone, so one value per distance is looked up and laid out along the
     diagonals by reshapes: neither a T × S gather nor, backwards, a T × S scatter.
+
+    With a part for each device that holds rows, gradients are summed over its rows and folded into
+    a table there; only tables are summed over devices, not heads × T × S values of every layer.
     """
     T, N = num_queries, num_queries + num_keys - 1
     buckets_N = relative_bucket(
@@ -131,12 +138,14 @@ def relative_bias(
         max_distance=max_distance,
     )
     one_hot_RN = jnp.asarray(np.arange(table_RH.shape[0])[:, None] == buckets_N, table_RH.dtype)
-    values_HN = jnp.einsum("RH,RN->HN", table_RH, one_hot_RN, precision="highest")
+    table_PRH = jnp.broadcast_to(table_RH, (parts, *table_RH.shape))
+    table_PRH = constrain(table_PRH, "batch", "buckets", "heads") if parts > 1 else table_PRH
+    values_PHN = jnp.einsum("PRH,RN->PHN", table_PRH, one_hot_RN, precision="highest")
     # A row of period N + 1 read in strides of N moves one step to the right per row.
-    period_HN1 = jnp.pad(values_HN, ((0, 0), (0, 1)))
-    H = table_RH.shape[1]
-    tiled = jnp.broadcast_to(period_HN1[:, None], (H, T, N + 1)).reshape(H, T * (N + 1))
-    return tiled[:, : T * N].reshape(H, T, N)[:, :, T - 1 :]
+    period_PHN1 = jnp.pad(values_PHN, ((0, 0), (0, 0), (0, 1)))
+    P, H = values_PHN.shape[:2]
+    tiled = jnp.broadcast_to(period_PHN1[:, :, None], (P, H, T, N + 1)).reshape(P, H, T * (N + 1))
+    return tiled[:, :, : T * N].reshape(P, H, T, N)[:, :, :, T - 1 :]
 
 
 def relative_bias_row(
@@ -146,7 +155,7 @@ def relative_bias_row(
     *,
     bidirectional: bool,
     max_distance: int,
-) -> Float[Array, "H 1 S"]:
+) -> Float[Array, "1 H 1 S"]:
     """The row of `relative_bias` at a position known only at run time, for decoding."""
     all_buckets = relative_bucket(
         np.arange(-num_keys + 1, num_keys),
@@ -157,7 +166,7 @@ def relative_bias_row(
     buckets_S = jax.lax.dynamic_slice(
         jnp.asarray(all_buckets), (num_keys - 1 - position,), (num_keys,)
     )
-    return table_RH[buckets_S].T[:, None]
+    return table_RH[buckets_S].T[None, :, None]
 
 
 def rotary(

@@ -150,7 +150,7 @@ class Attention(nnx.Module):
         k_BSGK: Float[Array, "B S G K"],
         v_BSGK: Float[Array, "B S G K"],
         mask_B1TS: Float[Array, "#B 1 #T S"],
-        bias_HTS: Float[Array, "H T S"] | None,
+        bias_PHTS: Float[Array, "P H T S"] | None,
         dropout_rate: float,
         key: jax.Array | None,
     ) -> Float[Array, "B T D"]:
@@ -160,7 +160,7 @@ class Attention(nnx.Module):
             k_BSGK,
             v_BSGK,
             mask_B1TS=mask_B1TS,
-            bias_HTS=bias_HTS,
+            bias_PHTS=bias_PHTS,
             scale=self.cfg.head_dim**-0.5 if self.cfg.scale_attention else 1.0,
             dropout_rate=dropout_rate,
             key=key,
@@ -238,7 +238,7 @@ class Block(nnx.Module):
         x_BTD: Float[Array, "B T D"],
         *,
         mask_B1TS: Float[Array, "#B 1 #T S"],
-        bias_HTS: Float[Array, "H T S"] | None,
+        bias_PHTS: Float[Array, "P H T S"] | None,
         positions_T: Int[Array, "T"],
         encoded_BSD: Float[Array, "B Se De"] | None,
         cross_mask_B1TS: Float[Array, "#B 1 #T Se"] | None,
@@ -264,7 +264,7 @@ class Block(nnx.Module):
                 v = jax.lax.dynamic_update_slice(cache["v"], v, at)
                 new_cache = {**cache, "k": k, "v": v}
             q = self.attention.queries(u, positions_T)
-            y = self.attention.attend(q, k, v, mask_B1TS, bias_HTS, rate, keys[0])
+            y = self.attention.attend(q, k, v, mask_B1TS, bias_PHTS, rate, keys[0])
             return dropout(y, rate, keys[1])
 
         def cross_attention(u: Array) -> Array:

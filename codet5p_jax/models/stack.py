@@ -13,7 +13,7 @@ from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.layers import Block, Norm
 from codet5p_jax.models.params import ParamSpec, declare, is_spec, normal
-from codet5p_jax.sharding import constrain
+from codet5p_jax.sharding import batch_parts, constrain
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -105,7 +105,7 @@ class Stack(nnx.Module):
             "mask_B1TS": segment_mask(
                 segments_BT, segments_BT, causal=cfg.causal, window=cfg.attention_window
             ),
-            "bias_HTS": self._bias(T, T),
+            "bias_PHTS": self._bias(len(x_BTD), T),
             "positions_T": jnp.arange(T),
             "encoded_BSD": encoded_BSD,
             "cross_mask_B1TS": None
@@ -154,15 +154,16 @@ class Stack(nnx.Module):
                 "network (StackConfig.max_positions)"
             )
 
-    def _bias(self, num_queries: int, num_keys: int) -> Array | None:
+    def _bias(self, rows: int, length: int) -> Array | None:
         if self.cfg.position != "relative":
             return None
         return relative_bias(
             self.relative_bias[...],
-            num_queries,
-            num_keys,
+            length,
+            length,
             bidirectional=not self.cfg.causal,
             max_distance=self.cfg.relative_max_distance,
+            parts=batch_parts(rows),
         )
 
     def init_cache(
@@ -215,7 +216,7 @@ class Stack(nnx.Module):
             seen &= jnp.arange(max_length) > index - cfg.attention_window
         args = {
             "mask_B1TS": as_mask(seen[None, None, None]),
-            "bias_HTS": bias,
+            "bias_PHTS": bias,
             "positions_T": index[None],
             "encoded_BSD": None,
             "cross_mask_B1TS": None

@@ -1,20 +1,19 @@
 """What the makers of TPUs publish about them: the one place where these numbers are.
 
-TPU v4 and TPU7x are not here: the first's bandwidth between chips, the second's to its memory, was
-not found in their makers' documentation when this was written.
+None: not found in their documentation when this was written.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One TPU chip, which is one JAX device.
+    """One JAX device: a TPU chip, or half of one where `per_chip` is 2.
 
     Attributes:
       name: of its topologies (`v5e:4x4`).
@@ -23,19 +22,25 @@ class Chip:
         of v5e's 16 GB.
       hbm_bandwidth: bytes a second.
       ici_bandwidth: bytes a second between chips, all links, both directions together.
+      dcn_bandwidth: bytes a second between slices, one direction: a device's share of its host's.
       pod: the most chips of a topology.
       axes: of its torus.
       source: where the numbers are from.
+      per_chip: JAX devices that a chip shows as.
+      options: what libtpu has to be told besides the topology.
     """
 
     name: str
     flops: float
     hbm_bytes: int
-    hbm_bandwidth: float
-    ici_bandwidth: float
+    hbm_bandwidth: float | None
+    ici_bandwidth: float | None
+    dcn_bandwidth: float | None
     pod: int
     axes: int
     source: str
+    per_chip: int = 1
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def example(self) -> str:
@@ -47,9 +52,21 @@ _DOCS = "https://docs.cloud.google.com/tpu/docs"
 CHIPS: Mapping[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 256, 2, f"{_DOCS}/v5e"),
-        Chip("v5p", 459e12, 95 * GIB, 2_765e9, 1_200e9, 8_960, 3, f"{_DOCS}/v5p"),
-        Chip("v6e", 918e12, 32 * GIB, 1_638e9, 800e9, 256, 2, f"{_DOCS}/v6e"),
+        # Between chips: 6 links of 45e9 bytes a second each way, as jax-ml.github.io/scaling-book
+        # says. Its two cores are one device where they are joined, as they are by default.
+        Chip(
+            *("v4", 275e12, 32 * GIB, 1_200e9, 540e9, None, 4_096, 3, f"{_DOCS}/v4"),
+            options={"chip_config_name": "megacore"},
+        ),
+        # Hosts of 8 chips have 2 network cards of 100 Gbit/s.
+        Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 25e9 / 8, 256, 2, f"{_DOCS}/v5e"),
+        Chip("v5p", 459e12, 95 * GIB, 2_765e9, 1_200e9, 50e9 / 8, 8_960, 3, f"{_DOCS}/v5p"),
+        Chip("v6e", 918e12, 32 * GIB, 1_638e9, 800e9, None, 256, 2, f"{_DOCS}/v6e"),
+        # A chip of 2,307 TFLOP/s and 192 GiB shows as two devices.
+        Chip(
+            *("tpu7x", 1_153.5e12, 96 * GIB, None, None, None, 9_216, 3, f"{_DOCS}/tpu7x"),
+            per_chip=2,
+        ),
     )
 }
 
@@ -80,6 +97,6 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
     if math.prod(sides) > chip.pod:
         raise ValueError(
             f"{text} has {math.prod(sides):,} chips, a pod of {chip.name} at most {chip.pod:,}; "
-            "several slices are not supported here"
+            "for more, take several slices (--num_slices)"
         )
     return chip, sides

@@ -16,15 +16,15 @@ from codet5p_jax.training.freezing import Split, merge
 # Dense bf16 FLOP/s of one JAX device, by a part of its `device_kind`, first match first; from the
 # makers' data sheets. A TPU7x chip shows as two devices.
 PEAKS: Mapping[str, float] = {
-    "TPU v4": 275e12,
+    "TPU v4": CHIPS["v4"].flops,
     "TPU v5 lite": CHIPS["v5e"].flops,
     "TPU v5e": CHIPS["v5e"].flops,
     "TPU v5p": CHIPS["v5p"].flops,
     "TPU v5": CHIPS["v5p"].flops,
     "TPU v6 lite": CHIPS["v6e"].flops,
     "TPU v6e": CHIPS["v6e"].flops,
-    "TPU7x": 1153.5e12,
-    "TPU v7": 1153.5e12,
+    "TPU7x": CHIPS["tpu7x"].flops,
+    "TPU v7": CHIPS["tpu7x"].flops,
     "A100": 312e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,

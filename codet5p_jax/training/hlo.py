@@ -1,7 +1,7 @@
 """What a compiled program computes and moves, read from its text.
 
 On TPU, products are written as convolutions, and loops do not say how often they run: that is read
-from their condition.
+from their condition. Between slices, collectives are transfers of the hosts.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _INSTRUCTION = re.compile(r"^(ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^)]*)\)")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -21,6 +21,13 @@ _INDEX = re.compile(r"\bindex=(\d+)")
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast)(?:-start)?$"
+)
+_BETWEEN_SLICES = re.compile(
+    r'_xla_megascale_target="\{([\d,:]*)\}.*_xla_megascale_transfer_type="(\w+)"'
+)
+_FREE = (
+    *("parameter", "constant", "iota", "get-tuple-element", "tuple", "bitcast", "while", "call"),
+    *("conditional", "after-all", "opt-barrier", "partition-id", "replica-id", "slice-start"),
 )
 _SAME_VALUE = ("copy", "bitcast", "copy-start", "copy-done", "convert")
 
@@ -44,11 +51,16 @@ class Work:
 
     Attributes:
       dot_flops: FLOPs of its matrix products, loop bodies times their trip count.
-      collectives: by kind (`all-gather`), likewise.
+      collectives: by kind (`all-gather`), likewise; over the fast links of a slice.
+      between_slices: likewise, over the data-centre network.
+      hbm_bytes: read and written by the operations that are left after fusion, likewise; what stays
+        in a TPU's faster memory is not counted.
     """
 
     dot_flops: float
     collectives: Mapping[str, Traffic]
+    between_slices: Mapping[str, Traffic]
+    hbm_bytes: float
 
 
 def dot_flops(text: str) -> float:
@@ -56,11 +68,12 @@ def dot_flops(text: str) -> float:
     return read_work(text).dot_flops
 
 
-def read_work(text: str) -> Work:
+def read_work(text: str, trips: int | None = None) -> Work:
     """Products and collectives of an optimised program.
 
     Args:
       text: `jitted.lower(…).compile().as_text()`.
+      trips: how often a loop runs that does not say so, because it ends by what it computes.
 
     Raises:
       ValueError: a loop with a product or a collective has no known number of trips, or there is no
@@ -78,9 +91,15 @@ def read_work(text: str) -> Work:
     def total(name: str) -> dict[str, float]:
         if name not in known:
             found = _own(name, bodies[name], devices)
-            for called, times in _calls(bodies[name], bodies):
+            found["hbm"] = sum(
+                _hbm_bytes(made, bodies[name], bodies) for made in bodies[name].values()
+            )
+            for called, known_times, fused in _calls(bodies[name], bodies):
+                times = trips if known_times is None else known_times
                 inner = total(called)
-                if inner and times is None:
+                if fused:  # what it reads and writes is known where it is called
+                    inner = {key: number for key, number in inner.items() if key != "hbm"}
+                if times is None and any(n for key, n in inner.items() if key != "hbm"):
                     raise ValueError(f"the loop over {called} has no known number of trips")
                 for key, number in inner.items():
                     found[key] += number * (times or 0)
@@ -88,11 +107,17 @@ def read_work(text: str) -> Work:
         return known[name]
 
     found = total(entry)
-    kinds = sorted(key.removesuffix(" count") for key in found if key.endswith(" count"))
-    return Work(
-        found.get("flops", 0.0),
-        {k: Traffic(round(found[f"{k} count"]), round(found[f"{k} bytes"])) for k in kinds},
-    )
+
+    def traffic(link: str) -> dict[str, Traffic]:
+        kinds = sorted(
+            key.split()[1] for key in found if key.startswith(link) and key[-5:] == "count"
+        )
+        return {
+            k: Traffic(round(found[f"{link} {k} count"]), round(found[f"{link} {k} bytes"]))
+            for k in kinds
+        }
+
+    return Work(found.get("flops", 0.0), traffic("fast"), traffic("slow"), found["hbm"])
 
 
 @dataclass(frozen=True)
@@ -113,14 +138,23 @@ class _Instruction:
     @property
     def num_bytes(self) -> float:
         """Of all arrays of the result."""
-        arrays = _ARRAY.findall(self.result)
-        return sum(
+        return sum((size for size, _ in self.arrays), 0.0)
+
+    @property
+    def arrays(self) -> list[tuple[float, bool]]:
+        """(bytes, whether they lie in HBM) of each array of the result."""
+        return [
             (
-                _bits(dtype) / 8 * math.prod(int(n) for n in shape.split(",") if n)
-                for dtype, shape in arrays
-            ),
-            0.0,
-        )
+                _bits(dtype) / 8 * math.prod(int(n) for n in shape.split(",") if n),
+                "S(" not in layout,
+            )
+            for dtype, shape, layout in _ARRAY.findall(self.result)
+        ]
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Of those arrays of the result that lie in HBM."""
+        return sum((size for size, in_hbm in self.arrays if in_hbm), 0.0)
 
 
 _Body = Mapping[str, _Instruction]
@@ -164,9 +198,107 @@ def _own(name: str, body: _Body, devices: int) -> defaultdict[str, float]:
             scatters = name.startswith("all-reduce-scatter")
             kind = "reduce-scatter" if scatters else collective[1]
             size = sum((body[operand].num_bytes for operand in made.operands), 0.0)
-            out[f"{kind} count"] += 1
-            out[f"{kind} bytes"] += size * _received(kind, _group_size(made.line, devices))
+            out[f"fast {kind} count"] += 1
+            out[f"fast {kind} bytes"] += size * _received(kind, _group_size(made.line, devices))
+        between = _BETWEEN_SLICES.search(made.line) if made.op == "send" else None
+        if between:
+            kind = between[2].lower().replace("_", "-")
+            size = body[made.operands[0]].num_bytes
+            out[f"slow {kind} count"] += 1
+            out[f"slow {kind} bytes"] += size * _received(kind, _numbers(between[1]))
     return out
+
+
+def _numbers(text: str) -> int:
+    """How many numbers a list with ranges has.
+
+    >>> _numbers("1,2"), _numbers("0:3,7")
+    (2, 5)
+    """
+    ranges = [[int(n) for n in part.split(":")] for part in text.split(",")]
+    return sum(part[-1] - part[0] + 1 for part in ranges)
+
+
+def _hbm_bytes(made: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> float:
+    """Bytes that one operation reads from HBM and writes there."""
+    sources = [body[name] for name in made.operands if name in body]
+    if made.op in _FREE or '"AllocateBuffer"' in made.line:
+        return 0.0
+    if made.op == "fusion":
+        inside = bodies[_CALLED.findall(made.line)[0]]
+        read = (
+            min(_read(parameter, inside, bodies), sources[index].hbm_bytes)
+            for index, parameter in _parameters(inside).items()
+        )
+        return sum(read, 0.0) + _written(made, bodies)
+    if made.op == "slice-done":  # between HBM and faster memory
+        return made.num_bytes
+    if made.op == "copy-start":  # (to, from, context)
+        return sources[0].hbm_bytes + sum(size for size, in_hbm in made.arrays[:1] if in_hbm)
+    if made.op.endswith("-done"):
+        return 0.0
+    if made.op == "dynamic-slice":
+        return min(made.num_bytes, sources[0].hbm_bytes) + made.hbm_bytes
+    if made.op == "dynamic-update-slice":
+        return sources[1].hbm_bytes + min(sources[1].num_bytes, made.hbm_bytes)
+    return sum((x.hbm_bytes for x in sources), 0.0) + made.hbm_bytes
+
+
+def _parameters(body: _Body) -> dict[int, _Instruction]:
+    """By position."""
+    inputs = (made for made in body.values() if made.op == "parameter")
+    return {int(x.line.split("parameter(")[1].split(")")[0]): x for x in inputs}
+
+
+def _read(value: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> float:
+    """How much of a value inside a fusion is looked at: slices of it, or all."""
+    total = 0.0
+    for user in body.values():
+        if value.name not in user.operands:
+            continue
+        if user.op in ("dynamic-slice", "slice"):
+            total += user.num_bytes
+        elif user.op == "fusion":
+            inside = bodies[_CALLED.findall(user.line)[0]]
+            inputs = _parameters(inside)
+            total += sum(
+                _read(inputs[i], inside, bodies)
+                for i, name in enumerate(user.operands)
+                if name == value.name
+            )
+        elif user.op == "bitcast" and not user.is_root:
+            total += _read(user, body, bodies)
+        elif user.op != "dynamic-update-slice" or user.operands[0] != value.name:
+            return value.num_bytes
+    return min(total, value.num_bytes)
+
+
+def _written(fusion: _Instruction, bodies: Mapping[str, _Body]) -> float:
+    """What a fusion writes to HBM: of arrays updated in place, the part that is updated."""
+    body = bodies[_CALLED.findall(fusion.line)[0]]
+    root = _root(body)
+    results = [body[name] for name in root.operands] if root.op == "tuple" else [root]
+    if len(results) != len(fusion.arrays):
+        return fusion.hbm_bytes
+    return sum(
+        (
+            min(size, _update(x, body, bodies))
+            for x, (size, in_hbm) in zip(results, fusion.arrays, strict=True)
+            if in_hbm
+        ),
+        0.0,
+    )
+
+
+def _update(made: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> float:
+    if made.op == "dynamic-update-slice":
+        return body[made.operands[1]].num_bytes
+    if made.op == "bitcast":
+        return _update(body[made.operands[0]], body, bodies)
+    if made.op == "fusion":
+        inside = bodies[_CALLED.findall(made.line)[0]]
+        return _update(_root(inside), inside, bodies)
+    return made.num_bytes
 
 
 def _received(kind: str, ways: int) -> float:
@@ -249,15 +381,15 @@ def _convolution(made: _Instruction, body: _Body) -> float:
     return 2.0 * out["b"] * out["f"] * rhs["i"] * taps
 
 
-def _calls(body: _Body, bodies: Mapping[str, _Body]) -> Iterator[tuple[str, int | None]]:
-    """(computation, times) of what a computation calls."""
+def _calls(body: _Body, bodies: Mapping[str, _Body]) -> Iterator[tuple[str, int | None, bool]]:
+    """(computation, times, whether as a part of one operation) of what a computation calls."""
     for made in body.values():
         times = _trips(made, body, bodies) if made.op == "while" else 1
         for name in _CALLED.findall(made.line):
-            yield name, times
+            yield name, times, made.op not in ("while", "call", "conditional")
         for names in _BRANCHES.findall(made.line):
             for name in names.split(","):
-                yield name.strip().lstrip("%"), 1
+                yield name.strip().lstrip("%"), 1, False
 
 
 def _trips(loop: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> int | None:

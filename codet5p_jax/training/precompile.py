@@ -32,12 +32,14 @@ from codet5p_jax.training.memory import peak_bytes
 from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, check_rows, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
-from codet5p_jax.training.state import TrainState, abstract_state, compiler_options
+from codet5p_jax.training.state import abstract_state, compiler_options
 from codet5p_jax.training.step import make_train_step
 
 INSTALL = "pip install 'codet5p_jax[precompile]'"
-# libtpu asks a metadata server, which only a TPU's host has, who it is.
+# libtpu asks a metadata server, which only a TPU's host has, who it is; and lets one process at a
+# time use it, which is right for chips that are there.
 ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -76,19 +78,25 @@ class Speed:
       dot_flops: FLOPs of the matrix products of the compiled program.
       model_flops: this chip's share of what the model asks for: no recomputation (`step_flops`).
       least_hbm_bytes: arguments read once and results written once; a program moves more.
-      collectives: by kind.
-      compute_seconds, hbm_seconds, ici_seconds: each alone, at the published peaks.
-      step_seconds: the longest of the three, as if the other two were hidden behind it.
+      hbm_bytes: read and written by the operations of the compiled program.
+      collectives: by kind, between the chips of a slice.
+      between_slices: likewise, over the data-centre network.
+      compute_seconds, hbm_seconds, ici_seconds, dcn_seconds: each alone, at the published peaks;
+        None where there is none.
+      step_seconds: the longest of them, as if the others were hidden behind it.
       mfu: `model_flops` in `step_seconds`, over the chip's peak; no run can have more.
     """
 
     dot_flops: float
     model_flops: float
     least_hbm_bytes: int
+    hbm_bytes: float
     collectives: Mapping[str, Traffic]
+    between_slices: Mapping[str, Traffic]
     compute_seconds: float
-    hbm_seconds: float
-    ici_seconds: float
+    hbm_seconds: float | None
+    ici_seconds: float | None
+    dcn_seconds: float | None
     step_seconds: float
     mfu: float
 
@@ -118,11 +126,16 @@ class PhaseReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All phases of a run on one topology."""
+    """All phases of a run on one topology, or on several slices of it.
+
+    Attributes:
+      devices: of all slices; a chip is `chip.per_chip`.
+    """
 
     topology: str
+    num_slices: int
     chip: Chip
-    chips: int
+    devices: int
     mesh: Mapping[str, int]
     libtpu: str
     parameters: int
@@ -130,26 +143,31 @@ class Report:
     phases: tuple[PhaseReport, ...]
 
 
-def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
+def topology_devices(topology: str, num_slices: int = 1) -> tuple[Chip, list[Any]]:
     """The chip, and devices to compile for; they hold nothing and compute nothing.
 
     Raises:
-      ValueError: there is no such topology.
+      ValueError: there is no such topology, or num_slices is below 1.
       ImportError: libtpu is not installed.
     """
     chip, sides = parse_topology(topology)
+    if num_slices < 1:
+        raise ValueError(f"expected 1 slice or more, found num_slices = {num_slices}")
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"compiling for TPUs takes libtpu, which is not installed; {INSTALL}")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        devices = topologies.get_topology_desc(topology, "tpu").devices
+        devices = topologies.get_topology_desc(
+            topology, "tpu", num_slices=num_slices, **chip.options
+        ).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"libtpu has no topology {topology}, only such as {chip.example}: {error}"
         ) from error
-    if len(devices) != math.prod(sides):
-        raise ValueError(f"{topology}: expected {math.prod(sides)} devices, found {len(devices)}")
+    number = math.prod(sides) * chip.per_chip * num_slices
+    if len(devices) != number:
+        raise ValueError(f"{topology}: expected {number} devices, found {len(devices)}")
     return chip, devices
 
 
@@ -168,11 +186,12 @@ def precompile(
     accumulate: int = 1,
     ema_decay: float | None = None,
     seed: int = 0,
+    num_slices: int = 1,
 ) -> Report:
     """Compiles the step of every phase for a topology. Allocates nothing on it.
 
     Args:
-      topology: `v5e:4x4`.
+      topology: `v5e:4x4`; of each of `num_slices` slices, which the data-centre network joins.
       model, …, seed: as `train` takes them.
       rows: of each phase, the rows of each objective in a batch.
 
@@ -180,7 +199,7 @@ def precompile(
       ValueError: there is no such topology, or parameters, rows or the mesh do not divide over it.
       ImportError: libtpu is not installed.
     """
-    chip, devices = topology_devices(topology)
+    chip, devices = topology_devices(topology, num_slices)
     device_mesh = make_mesh(mesh, devices)
     for numbers in rows:
         check_rows(numbers, device_mesh, accumulate)
@@ -203,19 +222,12 @@ def precompile(
             state_shardings=jax.tree.map(lambda x: x.sharding, state),
         )
         batch = abstract_batch(used, numbers, device_mesh)
-        memory = Memory(
-            {part: size for part in PARTS if (size := _local_bytes(getattr(state, part)))},
-            _local_bytes(batch),
-        )
         wanted = sum(step_flops(network, used, numbers, split).values()) / len(devices)
-        compiled, seconds = _compile(step, state, batch, device_mesh)
-        speed, advice = None, ()
-        if isinstance(compiled, str):
-            memory = _refused(memory, compiled)
-            advice = _advice(memory, chip, device_mesh.shape, numbers, accumulate, model)
-        else:
-            memory, moved = _laid_out(memory, compiled.memory_analysis())
-            speed = _speed(chip, compiled.as_text(), wanted, moved)
+        compiled, seconds = compile_for(step, (state, batch), device_mesh)
+        parts = {part: getattr(state, part) for part in PARTS}
+        held = sum(_local_bytes(part) for part in parts.values())
+        changes = _advice(held, chip, device_mesh.shape, numbers, accumulate, model)
+        memory, speed, advice = measure(compiled, chip, parts, batch, wanted, advice=changes)
         reports.append(
             PhaseReport(
                 phase.mixture, dict(numbers), seconds, speed is not None, memory, advice, speed
@@ -223,8 +235,9 @@ def precompile(
         )
     return Report(
         topology=topology,
+        num_slices=num_slices,
         chip=chip,
-        chips=len(devices),
+        devices=len(devices),
         mesh=dict(device_mesh.shape),
         libtpu=importlib.metadata.version("libtpu"),
         parameters=count(network.specs),
@@ -233,11 +246,11 @@ def precompile(
     )
 
 
-def _compile(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> tuple[Any, float]:
-    """The compiled step, or what the compiler says where it has no room for it; and the time."""
+def compile_for(function: Any, arguments: Sequence[Any], mesh: Mesh) -> tuple[Any, float]:
+    """The compiled program, or what the compiler says where it has no room for it; and the time."""
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = step.lower(state, batch)
+        lowered = function.lower(*arguments)
         try:
             compiled = lowered.compile(compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
@@ -245,6 +258,35 @@ def _compile(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> tuple[Any,
                 raise
             compiled = str(error)
     return compiled, time.perf_counter() - began
+
+
+def measure(
+    compiled: Any,
+    chip: Chip,
+    parts: Mapping[str, Any],
+    batch: Any,
+    model_flops: float,
+    *,
+    advice: tuple[str, ...],
+    trips: int | None = None,
+) -> tuple[Memory, Speed | None, tuple[str, ...]]:
+    """Memory, speed and what to change of a program of `compile_for`.
+
+    Args:
+      compiled: what that returned.
+      chip: that it was compiled for.
+      parts: of the state, by name; arrays with shardings.
+      batch: likewise.
+      model_flops: of one device.
+      advice: what to change where it does not fit.
+      trips: of a loop that ends by what it computes.
+    """
+    sizes = {name: size for name, part in parts.items() if (size := _local_bytes(part))}
+    memory = Memory(sizes, _local_bytes(batch))
+    if isinstance(compiled, str):
+        return _refused(memory, compiled), None, advice
+    memory, moved = _laid_out(memory, compiled.memory_analysis())
+    return memory, _speed(chip, compiled.as_text(), model_flops, moved, trips), ()
 
 
 def _local_bytes(tree: Any) -> int:
@@ -290,15 +332,14 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def _advice(
-    memory: Memory,
+    held: int,
     chip: Chip,
     shape: Mapping[str, int],
     rows: Mapping[str, int],
     accumulate: int,
     model: ModelConfig,
 ) -> tuple[str, ...]:
-    """What to change so that a step fits."""
-    held = sum(memory.state.values())
+    """What to change so that a step fits, of whose state a chip holds `held` bytes."""
     per_chip = max(rows.values()) // (shape["replica"] * shape["fsdp"] * accumulate)
     mesh_change = f"mesh: more chips, or tensor (meshes/fsdp_tensor.gin) above {shape['tensor']}"
     copies = shape["replica"] * shape["sequence"]
@@ -316,7 +357,9 @@ def _advice(
     return tuple(changes)
 
 
-def _speed(chip: Chip, text: str, model_flops: float, moved: int) -> Speed:
+def _speed(
+    chip: Chip, text: str, model_flops: float, moved: int, trips: int | None = None
+) -> Speed:
     """The floors of a program's time.
 
     Args:
@@ -324,21 +367,30 @@ def _speed(chip: Chip, text: str, model_flops: float, moved: int) -> Speed:
       text: of the compiled program.
       model_flops: of one chip.
       moved: bytes that it reads and writes at least.
+      trips: of a loop that ends by what it computes.
     """
-    work = read_work(text)
-    received = sum(kind.num_bytes for kind in work.collectives.values())
+    work = read_work(text, trips)
     compute = work.dot_flops / chip.flops
-    hbm = moved / chip.hbm_bandwidth
-    ici = received / (chip.ici_bandwidth / 2)  # what comes in is one of the two directions
-    longest = max(compute, hbm, ici)
+    hbm = chip.hbm_bandwidth and moved / chip.hbm_bandwidth
+    # What comes in is one of the two directions.
+    ici = chip.ici_bandwidth and _bytes_of(work.collectives) / (chip.ici_bandwidth / 2)
+    dcn = chip.dcn_bandwidth and _bytes_of(work.between_slices) / chip.dcn_bandwidth
+    longest = max(x for x in (compute, hbm, ici, dcn) if x is not None)
     return Speed(
         dot_flops=work.dot_flops,
         model_flops=model_flops,
         least_hbm_bytes=moved,
+        hbm_bytes=work.hbm_bytes,
         collectives=work.collectives,
+        between_slices=work.between_slices,
         compute_seconds=compute,
         hbm_seconds=hbm,
         ici_seconds=ici,
+        dcn_seconds=dcn,
         step_seconds=longest,
         mfu=model_flops / (longest * chip.flops),
     )
+
+
+def _bytes_of(collectives: Mapping[str, Traffic]) -> int:
+    return sum(kind.num_bytes for kind in collectives.values())

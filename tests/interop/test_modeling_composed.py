@@ -96,12 +96,12 @@ def inner(config, params, monkeypatch):
         states.append(x)
         return block(self, x, **options)
 
-    def record(q, k, v, *, mask_B1TS, bias_HTS=None, scale=1.0, **options):
+    def record(q, k, v, *, mask_B1TS, bias_PHTS=None, scale=1.0, **options):
         k_BSHK = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
         scores = jnp.einsum("BTHK,BSHK->BHTS", q, k_BSHK) * scale + mask_B1TS
-        scores += 0 if bias_HTS is None else bias_HTS
+        scores += 0 if bias_PHTS is None else bias_PHTS[0]
         weights.append(jax.nn.softmax(scores))
-        return attend(q, k, v, mask_B1TS=mask_B1TS, bias_HTS=bias_HTS, scale=scale, **options)
+        return attend(q, k, v, mask_B1TS=mask_B1TS, bias_PHTS=bias_PHTS, scale=scale, **options)
 
     monkeypatch.setattr(layers.Block, "__call__", call)
     monkeypatch.setattr(layers, "attention", record)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from codet5p_jax.models.attention import (
     relative_bias,
@@ -12,7 +13,10 @@ from codet5p_jax.models.attention import (
     segment_mask,
 )
 from codet5p_jax.models.configs import ModelConfig, StackConfig
+from codet5p_jax.models.params import init_params
 from codet5p_jax.models.stack import Stack
+from codet5p_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated
+from codet5p_jax.training.hlo import read_work
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -38,10 +42,39 @@ def test_bias_is_the_table_looked_up_at_every_pair(bidirectional, T, S):
     got = relative_bias(table, T, S, **kw)
     distance = np.arange(S)[None] - np.arange(T)[:, None]
     buckets = relative_bucket(distance, num_buckets=32, **kw)
-    np.testing.assert_array_equal(got, np.moveaxis(np.asarray(table)[buckets], -1, 0))
+    expected = np.moveaxis(np.asarray(table)[buckets], -1, 0)
+    np.testing.assert_array_equal(got, expected[None])
+    parts = relative_bias(table, T, S, parts=4, **kw)
+    np.testing.assert_array_equal(parts, np.stack([expected] * 4))
     if T <= S:
         row = relative_bias_row(table, jnp.int32(T - 1), S, **kw)
-        np.testing.assert_array_equal(row[:, 0], got[:, -1])
+        np.testing.assert_array_equal(row[..., 0, :], got[..., -1, :])
+
+
+def test_devices_reduce_the_gradient_of_the_table_not_of_every_pair():
+    """Gradients of two scanned layers over 8 devices: those of one device, and few bytes moved."""
+    T, layers = 64, 2
+    cfg = StackConfig(num_layers=layers, d_model=8, num_heads=2, head_dim=4, d_ff=8)
+    stack = Stack(cfg, ModelConfig(vocab_size=8, encoder=cfg, decoder=cfg, dropout=0.0))
+    graphdef, specs = nnx.split(stack)
+    params = init_params(nnx.to_pure_dict(specs), jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (16, T, 8))
+
+    def loss(params, x):
+        state = nnx.State(jax.tree.map(nnx.Param, params))
+        return jnp.mean(jnp.sin(nnx.merge(graphdef, state)(x, jnp.ones((16, T), jnp.int32))))
+
+    expected = jax.grad(loss)(params, x)
+    mesh = make_mesh(MeshConfig(replica=4, fsdp=2))
+    params = jax.device_put(params, replicated(mesh))
+    x = jax.device_put(x, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss)).lower(params, x).compile()
+        got = compiled(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, expected)
+    received = sum(kind.num_bytes for kind in read_work(compiled.as_text()).collectives.values())
+    gradients = 4 * sum(p.size for p in jax.tree.leaves(params))
+    assert gradients < received < 2 * gradients < 4 * 2 * T * T  # bytes of heads x T x T of a layer
 
 
 def test_a_window_ends_behind_a_position():
@@ -68,10 +101,6 @@ def test_a_cache_sees_what_a_window_lets_through():
 
 def causal_stack(**kw) -> tuple[Stack, dict]:
     """A decoder-only stack with random parameters away from their initial values."""
-    from flax import nnx
-
-    from codet5p_jax.models.params import init_params
-
     cfg = StackConfig(num_layers=2, d_model=32, num_heads=4, head_dim=8, causal=True,
                       scale_attention=True, position="rotary", **kw)  # fmt: skip
     stack = Stack(cfg, ModelConfig(vocab_size=1, encoder=cfg, decoder=cfg, dropout=0.0))

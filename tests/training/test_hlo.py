@@ -110,6 +110,7 @@ def test_loops_of_a_tpu_run_as_often_as_their_condition_says():
     by_value = LOOP.replace("constant(10)", "parameter(1)")
     with pytest.raises(ValueError, match="loop over body has no known number of trips"):
         read_work(by_value)
+    assert read_work(by_value, trips=3).dot_flops == 3 * 2 * 8 * 4 * 4
     other = LOOP.replace("direction=LT", "direction=NE")
     with pytest.raises(ValueError, match="no known number of trips"):
         read_work(other)
@@ -149,6 +150,58 @@ def test_taps_that_are_not_there_cost_nothing(lhs, rhs, out, attributes, flops):
         "}\n"
     )
     assert read_work(text).dot_flops == flops
+
+
+MEMORY = """%fused (p: f32[10,8,4], q: f32[8,4], i: s32[]) -> f32[10,8,4] {
+  %p = f32[10,8,4]{2,1,0} parameter(0)
+  %q = f32[8,4]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %part = f32[1,8,4]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,8,4}
+  %same = f32[8,4]{1,0} bitcast(%part)
+  %sum = f32[8,4]{1,0} add(%same, %q)
+  %back = f32[1,8,4]{2,1,0} bitcast(%sum)
+  ROOT %out = f32[10,8,4]{2,1,0} dynamic-update-slice(%p, %back, %i, %zero, %zero)
+}
+
+%body (s: (s32[], f32[10,8,4])) -> (s32[], f32[10,8,4]) {
+  %s = (s32[], f32[10,8,4]{2,1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%s), index=0
+  %x = f32[10,8,4]{2,1,0} get-tuple-element(%s), index=1
+  %fast = f32[8,4]{1,0:T(8,128)S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %y = f32[10,8,4]{2,1,0} fusion(%x, %fast, %n), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[10,8,4]{2,1,0}) tuple(%n, %y)
+}
+
+%condition (s: (s32[], f32[10,8,4])) -> pred[] {
+  ROOT %s = pred[] parameter(0)
+}
+
+ENTRY %main (a: f32[10,8,4]) -> f32[10,8,4] {
+  %a = f32[10,8,4]{2,1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[10,8,4]{2,1,0}) tuple(%zero, %a)
+  %w = (s32[], f32[10,8,4]{2,1,0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  %y = f32[10,8,4]{2,1,0} get-tuple-element(%w), index=1
+  ROOT %out = f32[10,8,4]{2,1,0} negate(%y)
+}
+"""  # noqa: E501 - as XLA prints it
+
+
+def test_bytes_of_hbm_are_those_that_are_touched():
+    """A slice read and one written in each of ten rounds, an index, and all at the end; nothing of
+    what lies in faster memory."""
+    layer = 8 * 4 * 4
+    assert read_work(MEMORY).hbm_bytes == 10 * (2 * layer + 4) + 2 * 10 * layer
+
+
+def test_bytes_of_hbm_without_loops_are_those_that_xla_counts():
+    def step(w, x):
+        return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w) @ w.T))(w)
+
+    compiled = jax.jit(step).lower(jnp.ones((64, 64)), jnp.ones((256, 64))).compile()
+    counted = compiled.cost_analysis()["bytes accessed"]
+    assert read_work(compiled.as_text()).hbm_bytes == pytest.approx(counted, rel=0.05)
 
 
 ASYNC = """HloModule step, num_partitions=4

@@ -1,0 +1,107 @@
+"""Meshes, rematerialisation and micro-batches compared by compiling the step with each."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from codet5p_jax.models.configs import ModelConfig
+from codet5p_jax.sharding import MeshConfig
+from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.precompile import Report, precompile
+
+Remat = Literal["none", "dots", "full"]
+REMATS: tuple[Remat, ...] = ("none", "dots", "full")  # what recomputes least first
+TENSOR_WAYS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run a step.
+
+    Attributes:
+      mesh: its axes; fsdp = -1 takes the devices that are left.
+      remat: as in `ModelConfig`.
+      accumulate: micro-batches.
+      report: None where the sizes do not divide; `error` says which.
+    """
+
+    mesh: MeshConfig
+    remat: Remat
+    accumulate: int
+    report: Report | None
+    error: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Every phase does."""
+        return self.report is not None and all(phase.fits for phase in self.report.phases)
+
+    @property
+    def name(self) -> str:
+        """Its settings as text."""
+        axes = dataclasses.asdict(self.mesh).items()
+        mesh = ", ".join(f"{axis} {size}" for axis, size in axes if size != 1)
+        return f"{mesh}; remat {self.remat}; accumulate {self.accumulate}"
+
+
+def meshes(num_slices: int) -> list[MeshConfig]:
+    """State split over a slice, with and without a tensor axis, and a copy on every device."""
+    split = [MeshConfig(replica=num_slices, tensor=ways) for ways in TENSOR_WAYS]
+    return [*split, MeshConfig(replica=-1, fsdp=1)]
+
+
+def search(
+    *,
+    model: ModelConfig,
+    rows: Sequence[Mapping[str, int]],
+    num_slices: int = 1,
+    compile_step: Callable[..., Report] = precompile,
+    **settings: Any,
+) -> Iterator[Trial]:
+    """Every trial as it is made. Micro-batches are doubled until the step fits or a device has one
+    row: more of them only add work, so those after the first that fits are left out.
+
+    Args:
+      model, rows, num_slices, settings: as `precompile` takes them, but mesh and accumulate.
+      compile_step: what compiles (tests).
+    """
+    fewest = min(number for numbers in rows for number in numbers.values())
+    for mesh in meshes(num_slices):
+        for remat in REMATS:
+            accumulate, trial = 1, None
+            while accumulate <= fewest and not (trial and (trial.fits or trial.report is None)):
+                report, error = None, ""
+                try:
+                    report = compile_step(
+                        model=dataclasses.replace(model, remat=remat),
+                        rows=rows,
+                        num_slices=num_slices,
+                        mesh=mesh,
+                        accumulate=accumulate,
+                        **settings,
+                    )
+                except ValueError as problem:
+                    error = str(problem)
+                trial = Trial(mesh, remat, accumulate, report, error)
+                yield trial
+                accumulate *= 2
+
+
+def ranked(trials: Sequence[Trial], phases: Sequence[Phase]) -> list[tuple[float, int, Trial]]:
+    """(least seconds of all steps, highest peak of a phase, trial) of those that fit, best first.
+
+    Where the least time is the same, the smaller peak leads.
+    """
+    found = []
+    for trial in trials:
+        if not trial.fits or trial.report is None:
+            continue
+        seconds, peak = 0.0, 0
+        for phase, compiled in zip(phases, trial.report.phases, strict=True):
+            if compiled.speed is None or compiled.memory.peak is None:
+                continue
+            seconds += phase.steps * compiled.speed.step_seconds
+            peak = max(peak, compiled.memory.peak)
+        found.append((seconds, peak, trial))
+    return sorted(found, key=lambda x: x[:2])
