@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from codet5p_jax.sharding import looked_up
+from codet5p_jax.sharding import batch_parts, constrain, looked_up
 
 # With 16 rows of 128 targets and a vocabulary of 32,128 on two CPU cores, one, two, four and eight
 # chunks take the same time, and 528, 305, 169 and 103 MB.
@@ -129,7 +129,7 @@ def _scan(states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing
     """Sums over chunks, and those gradients of the first sum that are wanted, else None."""
     B, T, D = states.shape
     V = kernel.shape[0]
-    number = T // chunk
+    number, copies = T // chunk, batch_parts(B)
     cast_kernel = kernel.astype(states.dtype)
     kernel_DV = cast_kernel.T  # laid out once for all chunks
     low = label_smoothing / (V - 1)
@@ -176,14 +176,21 @@ def _scan(states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing
         if wanted.kernel:
             # [D, V], so that it is the small operand that has to be turned round
             d_kernel += jnp.einsum(
-                "BCD,BCV->DV", x_BCD, d_logits, preferred_element_type=jnp.float32
+                "PBCD,PBCV->PDV",
+                x_BCD.reshape(copies, B // copies, chunk, D),
+                d_logits.reshape(copies, B // copies, chunk, V),
+                preferred_element_type=jnp.float32,
             )
         if wanted.bias:
             d_bias += jnp.sum(d_logits, axis=(0, 1), dtype=jnp.float32)
         return (sums, (d_kernel, d_bias)), d_x
 
     zero = jnp.zeros((), jnp.float32)
-    d_kernel = jnp.zeros((D, V), jnp.float32) if wanted.kernel else None
+    d_kernel = None
+    if wanted.kernel:
+        # One for each device with rows, which sums over chunks before devices add theirs.
+        d_kernel = jnp.zeros((copies, D, V), jnp.float32)
+        d_kernel = constrain(d_kernel, "batch", "features", "vocab") if copies > 1 else d_kernel
     d_bias = jnp.zeros(V, jnp.float32) if wanted.bias else None
     init = ((zero, zero, zero), (d_kernel, d_bias))
     if number == 1:
@@ -197,7 +204,7 @@ def _scan(states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing
         )
         d_states = None if parts is None else jnp.moveaxis(parts, 0, 2).reshape(B, T, D)
     if d_kernel is not None:
-        d_kernel = d_kernel.T.astype(kernel.dtype)
+        d_kernel = jnp.sum(d_kernel, axis=0).T.astype(kernel.dtype)
     if d_bias is not None:
         d_bias = d_bias.astype(bias.dtype)
     return sums, (d_states, d_kernel, d_bias)

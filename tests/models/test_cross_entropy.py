@@ -11,8 +11,9 @@ import pytest
 from codet5p_jax.models import CodeT5p, t5
 from codet5p_jax.models.cross_entropy import chunk_length, token_losses
 from codet5p_jax.objectives import CodeToText, TextCodePairs, TextToCode
-from codet5p_jax.sharding import MeshConfig, make_mesh
+from codet5p_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from codet5p_jax.training.batches import abstract_batch
+from codet5p_jax.training.hlo import read_work
 from codet5p_jax.training.optimizers import AdamW
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import abstract_state
@@ -51,6 +52,32 @@ def test_values(arrays, chunk, z_loss, smoothing):
     expected = reference(*map(np.asarray, arrays), z_loss, smoothing)
     np.testing.assert_allclose(got[:3], expected, rtol=1e-5)
     assert float(got.weight) == arrays[3].sum()
+
+
+def test_devices_add_the_gradient_of_the_head_once_not_for_every_chunk():
+    """Over 8 devices with 2 rows each: the gradients of one device, and the bytes of one sum."""
+    rng = np.random.default_rng(0)
+    B, T, D, V = 16, 12, 8, 64
+    states, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, T, D), (V, D)))
+    targets = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+
+    def loss(states, kernel, targets):
+        weights = jnp.full(targets.shape, 1 / targets.size)
+        return token_losses(states, kernel, targets, weights, chunk=2).loss
+
+    gradients = jax.grad(loss, (0, 1))
+    expected = gradients(states, kernel, targets)
+    mesh = make_mesh(MeshConfig(replica=4, fsdp=2))
+    rows = batch_sharding(mesh)
+    placed = [jax.device_put(x, s) for x, s in zip(
+        (states, kernel, targets), (rows, replicated(mesh), rows), strict=True)]  # fmt: skip
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(gradients).lower(*placed).compile()
+        got = compiled(*placed)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, 1e-5, 1e-6)
+    received = sum(kind.num_bytes for kind in read_work(compiled.as_text()).collectives.values())
+    assert received == pytest.approx(2 * 7 / 8 * 4 * V * D, rel=0.1)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
