@@ -109,9 +109,9 @@ def check(stage, family, dropout):
     [
         ("stage 1", "fsdp"),
         ("stage 1", "fsdp_tensor"),
+        ("stage 1", "multi_slice"),
         ("stage 2", "data_parallel"),
         ("stage 2", "fsdp_tensor_sequence"),
-        ("stage 2", "multi_slice"),
     ],
 )
 def test_eight_devices_train_as_one(stage, family):
