@@ -40,15 +40,15 @@ def test_objectives_come_in_the_order_asked_for():
 
 def test_phases_share_one_tokenizer(tmp_path):
     synthetic.write_cache(tmp_path)
-    phases = [Phase("denoise", 3, 8), Phase("both", 2, 8)]
-    assert len(open_loaders(phases, synthetic.objectives(), tmp_path, "train", 0)) == 2
+    phases, mesh = [Phase("denoise", 3, 8), Phase("both", 2, 8)], make_mesh(MeshConfig())
+    assert len(open_loaders(phases, synthetic.objectives(), tmp_path, "train", 0, mesh)) == 2
     file = tmp_path / "mixtures" / "both.json"
     file.write_text(file.read_text().replace("tokenizers/made-up", "tokenizers/another"))
     with pytest.raises(
         ValueError,
         match=r"'denoise' .*tokenizers/made-up and 'both' .*tokenizers/another; prep",
     ):
-        open_loaders(phases, synthetic.objectives(), tmp_path, "train", 0)
+        open_loaders(phases, synthetic.objectives(), tmp_path, "train", 0, mesh)
 
 
 def test_rows_divide_over_devices_and_micro_batches():
