@@ -19,7 +19,7 @@ from codet5p_jax.interop.safetensors_files import (
 
 SINGLE = "pytorch_model.bin"
 INDEX = f"{SINGLE}.index.json"
-_MAPPED = 2**27
+_MAPPED = 2**25
 
 
 class _Content(NamedTuple):
