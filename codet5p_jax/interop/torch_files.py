@@ -19,7 +19,7 @@ from codet5p_jax.interop.safetensors_files import (
 
 SINGLE = "pytorch_model.bin"
 INDEX = f"{SINGLE}.index.json"
-_MAPPED = 2**25
+_MAPPED = 2**24
 
 
 class _Content(NamedTuple):
@@ -64,11 +64,11 @@ class TorchFolder:
 
         info = self.tensors[name]
         dtype = info.weight_dtype(name)
+        tensor = self._content(info.file)[name]
+        self._read += tensor.nbytes
         if self._read > _MAPPED:  # what was read of a map stays in memory until it is closed
             self._files = {file: x for file, x in self._files.items() if not x.mapped}
             self._read = 0
-        tensor = self._content(info.file)[name]
-        self._read += tensor.nbytes
         tensor = tensor.detach().resolve_neg().contiguous()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(dtype)
