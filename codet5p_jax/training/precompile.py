@@ -26,7 +26,7 @@ from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.batches import abstract_batch
 from codet5p_jax.training.chips import GIB, Chip, parse_topology
 from codet5p_jax.training.flops import step_flops
-from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
+from codet5p_jax.training.freezing import Split, Trainable, freeze, frozen_towers
 from codet5p_jax.training.hlo import Traffic, read_work
 from codet5p_jax.training.memory import peak_bytes
 from codet5p_jax.training.optimizers import AdamW, Optimizer
@@ -233,16 +233,29 @@ def precompile(
                 phase.mixture, dict(numbers), seconds, speed is not None, memory, advice, speed
             )
         )
+    return report_of(topology, num_slices, chip, device_mesh, network, split, reports)
+
+
+def report_of(
+    topology: str,
+    num_slices: int,
+    chip: Chip,
+    mesh: Mesh,
+    network: CodeT5p,
+    split: Split,
+    phases: Sequence[PhaseReport],
+) -> Report:
+    """What was compiled of a network on a topology."""
     return Report(
         topology=topology,
         num_slices=num_slices,
         chip=chip,
-        devices=len(devices),
-        mesh=dict(device_mesh.shape),
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
         libtpu=importlib.metadata.version("libtpu"),
         parameters=count(network.specs),
         trainable_parameters=count(split(network.specs)[0]),
-        phases=tuple(reports),
+        phases=tuple(phases),
     )
 
 

@@ -1,7 +1,6 @@
 """Generation compiled for TPUs that are not there, as `precompile` compiles the training step."""
 
 import dataclasses
-import importlib.metadata
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding.generate import Sampling, compiled
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.models.params import Params, abstract_params, count, logical_axes
+from codet5p_jax.models.params import Params, abstract_params, logical_axes
 from codet5p_jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings, replicated
 from codet5p_jax.training.flops import count_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
@@ -20,6 +19,7 @@ from codet5p_jax.training.precompile import (
     Report,
     compile_for,
     measure,
+    report_of,
     topology_devices,
 )
 
@@ -109,17 +109,7 @@ def precompile_generation(
     phase = PhaseReport(
         "generation", {"prompts": rows}, seconds, speed is not None, memory, advice, speed
     )
-    return Report(
-        topology=topology,
-        num_slices=num_slices,
-        chip=chip,
-        devices=len(devices),
-        mesh=dict(device_mesh.shape),
-        libtpu=importlib.metadata.version("libtpu"),
-        parameters=count(network.specs),
-        trainable_parameters=count(split(network.specs)[0]),
-        phases=(phase,),
-    )
+    return report_of(topology, num_slices, chip, device_mesh, network, split, [phase])
 
 
 def _flops(network: CodeT5p, params: Params, generation: Generation, length: int) -> float:

@@ -82,7 +82,6 @@ from codet5p_jax.training.profiling import Profiler
 from codet5p_jax.training.progress import Progress, default_progress
 from codet5p_jax.training.recorder import Recorder
 from codet5p_jax.training.schedules import Schedule
-from codet5p_jax.training.signals import heard, termination
 from codet5p_jax.training.startup import Laps, seconds_before
 from codet5p_jax.training.state import (
     TrainState,
@@ -96,6 +95,7 @@ from codet5p_jax.training.stored_weights import (
     describe_elsewhere,
     read_elsewhere,
 )
+from codet5p_jax.training.termination import heard, termination
 
 
 @dataclass(frozen=True)

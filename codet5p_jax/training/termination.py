@@ -1,4 +1,4 @@
-"""Signals that a run listens to."""
+"""The signals that a training run listens to: the end after a step, and a wish for a trace."""
 
 import signal
 import threading
