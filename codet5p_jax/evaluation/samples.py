@@ -1,14 +1,14 @@
 """What a model writes: the rest of functions, and docstrings of functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from codet5p_jax.data.tokenizer import Tokenizer
-from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.decoding.generate import compiled
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.evaluation.documents import head
 from codet5p_jax.evaluation.encoder import pad
 from codet5p_jax.objectives.rows import wrap
@@ -90,14 +90,11 @@ def _write(
     sampling: Sampling,
     key: jax.Array,
 ) -> list[str]:
-    """What is written after the prefixes, after which `max_length` counts."""
+    """What is written after the prefixes."""
     tokens, segments = pad(rows, inputs_length, tokenizer.special.pad)
     lengths = np.array([len(prefix) for prefix in prefixes], np.int32)
-    width = int(lengths.max())
-    forced, _ = pad(prefixes, width, tokenizer.special.pad)
-    run = compiled(
-        model, tokenizer.special, replace(sampling, max_length=sampling.max_length + width)
+    forced, _ = pad(prefixes, int(lengths.max()), tokenizer.special.pad)
+    made = compiled(model, tokenizer.special, sampling)(
+        params, tokens, segments, forced, lengths, key
     )
-    made = run(params, tokens, segments, forced, lengths, key)
-    rest = zip(np.asarray(made.tokens), lengths, strict=True)
-    return [tokenizer.decode(row[n : n + sampling.max_length]) for row, n in rest]
+    return [tokenizer.decode(row) for row in np.asarray(made.tokens)]
