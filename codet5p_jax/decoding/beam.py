@@ -82,7 +82,7 @@ def search(
     weights: Any,
     cache: dict[str, Any],
     last_BN: Int[Array, "B N"],
-    seen_BV: Bool[Array, "B V"] | None,
+    seen_BNV: Bool[Array, "B N V"] | None,
     special: SpecialTokens,
     how: BeamSearch,
     stop_QV: Int[Array, "Q V"] | None,
@@ -96,7 +96,7 @@ def search(
       model, weights: bound, and its `step_weights()`.
       cache: with `beams`, after all but the last token that the decoder is given.
       last_BN: that token, for each beam.
-      seen_BV: what the decoder is given, for a repetition penalty.
+      seen_BNV: what the decoder is given, for a repetition penalty.
       special, how, stop_QV: as of `generate`.
     """
     B, N = last_BN.shape
@@ -163,7 +163,7 @@ def search(
         is_finished_BN=jnp.zeros((B, N), bool),
         open_B=jnp.ones(B, bool),
         stop_BN=None if stop_QV is None else zeros,
-        seen_BNV=None if seen_BV is None else jnp.repeat(seen_BV[:, None], N, axis=1),
+        seen_BNV=seen_BNV,
     )
     finished = jax.lax.while_loop(running, advance, state).finished
     return Texts(*(x[:, : how.outputs] for x in finished))

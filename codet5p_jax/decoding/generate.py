@@ -97,22 +97,21 @@ def generate(
     Raises:
       ValueError: the prefix is absent where the model has `prompt_to_decoder`.
     """
-    cache, context_BP1, real_BP1 = read_prompts(
+    cache, given_BQ, real_BQ = read_prompts(
         model, encoder_tokens_BS, encoder_segments_BS, prefix_BP, prefix_lengths_B, special, how,
         start_B,
     )  # fmt: skip
-    seen_BV = None
-    if how.repetition_penalty != 1.0:
-        seen_BV = _seen(context_BP1, real_BP1, model.config.vocab_size)
-    last_BN = jnp.repeat(context_BP1[:, -1:], how.rows, axis=1)
     weights = model.step_weights()
     if isinstance(how, BeamSearch):
-        found = beam.search(model, weights, cache, last_BN, seen_BV, special, how, stop_QV)
+        last_BN, seen_BNV = _rows(given_BQ, real_BQ, how, model.config.vocab_size)
+        found = beam.search(model, weights, cache, last_BN, seen_BNV, special, how, stop_QV)
         tokens_BNT, lengths_BN, scores_BN = found
         return Generation(
             tokens_BNT.reshape(-1, how.max_length), lengths_BN.reshape(-1), scores_BN.reshape(-1)
         )
-    state = start_writing(cache, last_BN, seen_BV, key, special, how, stop_QV)
+    state = start_writing(
+        cache, given_BQ, real_BQ, key, special, how, stop_QV, model.config.vocab_size
+    )
     state = write(model, weights, state, special, how, stop_QV, how.max_length)
     return Generation(state.tokens_BNT.reshape(-1, how.max_length), state.lengths_BN.reshape(-1))
 
@@ -177,21 +176,22 @@ def read_prompts(
 
 def start_writing(
     cache: dict[str, Any],
-    last_BN: Array,
-    seen_BV: Array | None,
+    given_BQ: Array,
+    real_BQ: Array,
     key: jax.Array,
     special: SpecialTokens,
     sampling: Sampling,
     stop_QV: Array | None,
+    vocab_size: int,
 ) -> Writing:
-    """The state before the first token."""
+    """The state before the first token, after what `read_prompts` gives."""
+    last_BN, seen_BNV = _rows(given_BQ, real_BQ, sampling, vocab_size)
     B, N = last_BN.shape
     keys_BN = None
     if sampling.temperature:
         fold = jax.vmap(jax.random.fold_in, (None, 0))
         keys_B = key if key.ndim else fold(key, jnp.arange(B))
         keys_BN = jax.vmap(fold, (0, None))(keys_B, jnp.arange(N))
-    seen_BNV = None if seen_BV is None else jnp.repeat(seen_BV[:, None], N, axis=1)
     zeros = jnp.zeros((B, N), jnp.int32)
     return Writing(
         step=jnp.int32(0),
@@ -257,6 +257,13 @@ def write(
     return jax.lax.while_loop(running, advance, state)
 
 
-def _seen(tokens_BP: Array, real_BP: Array, vocab_size: int) -> Array:
+def _rows(
+    given_BQ: Array, real_BQ: Array, how: Sampling | BeamSearch, vocab_size: int
+) -> tuple[Array, Array | None]:
+    """What each row reads first, and for a repetition penalty what it was given."""
+    last_BN = jnp.repeat(given_BQ[:, -1:], how.rows, axis=1)
+    if how.repetition_penalty == 1.0:
+        return last_BN, None
     scatter = lambda seen, row, real: seen.at[row].max(real)  # noqa: E731
-    return jax.vmap(scatter)(jnp.zeros((len(tokens_BP), vocab_size), bool), tokens_BP, real_BP)
+    seen_BV = jax.vmap(scatter)(jnp.zeros((len(given_BQ), vocab_size), bool), given_BQ, real_BQ)
+    return last_BN, jnp.repeat(seen_BV[:, None], how.rows, axis=1)

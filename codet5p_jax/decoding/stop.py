@@ -65,6 +65,16 @@ def cut(text: str, texts: Sequence[str]) -> str:
     return text[: min(found, default=len(text))]
 
 
+def ends_inside(text: str, texts: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop text.
+
+    >>> ends_inside("return a\\n\\nd", ["\\ndef"])
+    2
+    """
+    ends = (n for stop in texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    return max(ends, default=0)
+
+
 def _automaton(texts: Sequence[bytes]) -> Int32[np.ndarray, "Q 256"]:
     """The next state for each state and byte; states are prefixes of the texts, and the end."""
     prefixes = sorted({text[:n] for text in texts for n in range(len(text))}, key=len)

@@ -37,7 +37,8 @@ def calls(monkeypatch, tokenizer):
 
 
 def model_with(**config):
-    return SimpleNamespace(config=SimpleNamespace(**config))
+    both = SimpleNamespace(num_layers=1)
+    return SimpleNamespace(config=SimpleNamespace(encoder=both, **config))
 
 
 MODEL = model_with(prompt_to_decoder=False)
