@@ -7,7 +7,7 @@ r"""Writes from a prompt: an argument, a file, or standard input.
 
 A single text appears while it is written. With --lines every line is a prompt, and a line of JSON
 is written for each, in the order in which they are done:
-{"line": 1, "prompt": ..., "texts": [...]}.
+{"line": 1, "prompt": ..., "texts": [...]}. Batches of lines are divided over all devices.
 """
 
 import argparse
@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
     stops = generation_options.stop_texts(args)
     writer, tokenizer = generation_options.open_writer(
-        args, batch_size=args.batch_size if args.lines else 1, stops=stops
+        args,
+        batch_size=args.batch_size if args.lines else 1,
+        stops=stops,
+        all_devices=args.lines,
     )
     made = [
         make_prompt(

@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, outputs_length: int = 128)
     add_model(parser)
     lengths = parser.add_argument_group("lengths, in tokens")
     lengths.add_argument(
-        "--inputs_length", type=positive, default=512, help="of a prompt at most (default: 512)"
+        "--inputs_length",
+        type=positive,
+        default=512,
+        help="of a prompt at most; more are cut (default: 512)",
     )
     lengths.add_argument(
         "--max_length",
@@ -95,9 +98,14 @@ def stop_texts(args: argparse.Namespace) -> list[str]:
 
 
 def open_writer(
-    args: argparse.Namespace, *, batch_size: int = 1, stops: Sequence[str] = ()
+    args: argparse.Namespace,
+    *,
+    batch_size: int = 1,
+    stops: Sequence[str] = (),
+    all_devices: bool = False,
 ) -> "tuple[Writer, Tokenizer]":
-    """Loads the model. The options are checked first.
+    """Loads the model onto one device, or divides it and its batches over all there are. The
+    options are checked first.
 
     Raises:
       ValueError: options that do not go together, or a model that cannot write.
@@ -138,18 +146,33 @@ def open_writer(
             f"no model directory at {args.model_dir}; pass --model_dir, or make one with "
             "`codet5p quickstart`"
         )
+    import jax
+
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.decoding.stop import stop_table
     from codet5p_jax.decoding.writer import Writer
     from codet5p_jax.models.codet5p import CodeT5p
+    from codet5p_jax.sharding import MeshConfig, make_mesh, ways
     from codet5p_jax.training.stored_weights import load_params
 
-    params, config, folder = load_params(args.model_dir)
+    mesh = None
+    if all_devices and len(jax.devices()) > 1:
+        mesh = make_mesh(MeshConfig())
+        ways("--batch_size", (batch_size,), ("batch",), mesh.shape)  # before weights are read
+    params, config, folder = load_params(args.model_dir, mesh)
     tokenizer = Tokenizer.load(folder)
     table = stop_table(stops, tokenizer.token_bytes, config.vocab_size) if stops else None
     # Layers apart: a little more memory, less work for each token.
     model = CodeT5p(dataclasses.replace(config, scan_layers=False))
-    writer = Writer(model, params, tokenizer.special, how, batch_size=batch_size, stop_table=table)
+    writer = Writer(
+        model,
+        params,
+        tokenizer.special,
+        how,
+        batch_size=batch_size,
+        stop_table=table,
+        mesh=mesh,
+    )
     return writer, tokenizer
 
 

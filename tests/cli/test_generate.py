@@ -42,7 +42,7 @@ def weights(tmp_path_factory):
 def codet5p(weights, monkeypatch, capsys):
     """Runs a command with the model; returns what it printed."""
     folder, loaded = weights
-    monkeypatch.setattr(stored_weights, "load_params", lambda path: loaded)
+    monkeypatch.setattr(stored_weights, "load_params", lambda path, mesh=None: loaded)
 
     def run(command, *options, stdin="", fails=False):
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
@@ -89,6 +89,7 @@ def test_generate_lines_and_samples(codet5p):
         (("x", "--nbest=2"), "needs as many --beams"),
         (("x", "--file=y"), "pass one of them"),
         ((), "the prompt is empty"),
+        (("x", "--lines", "--batch_size=3"), "of size 3 does not divide over 8 devices"),
         (("x", "--kind=completion", "--inputs_length=1"), "no room"),
     ],
 )
