@@ -116,7 +116,6 @@ class Stack(nnx.Module):
         Positions are those of the columns, unless they are given.
         """
         cfg, T = self.cfg, x_BTD.shape[1]
-        positions_T = jnp.arange(T) if positions_T is None else positions_T
         rate = self.model_cfg.dropout
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         args = {
@@ -124,7 +123,7 @@ class Stack(nnx.Module):
                 segments_BT, segments_BT, causal=cfg.causal, window=cfg.attention_window
             ),
             "bias_PHTS": self._bias(len(x_BTD), T),
-            "positions_T": positions_T,
+            "positions_T": jnp.arange(T) if positions_T is None else positions_T,
             "encoded_BSD": encoded_BSD,
             "cross_mask_B1TS": None
             if encoder_segments_BS is None
@@ -132,7 +131,8 @@ class Stack(nnx.Module):
         }
         self._check_length(T)
         if cfg.position == "learned":
-            x_BTD += self.positions[...][positions_T].astype(x_BTD.dtype)
+            read = slice(T) if positions_T is None else positions_T
+            x_BTD += self.positions[...][read].astype(x_BTD.dtype)
         x_BTD = constrain(dropout(x_BTD, rate, keys[0]), "batch", "length", "features")
         kept: dict[str, Any] = {}
         for index, name in enumerate(self.group_names):
