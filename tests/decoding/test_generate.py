@@ -1,6 +1,7 @@
 """Cached generation against recomputing everything for each token; ends, prefixes, sampling."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -244,3 +245,22 @@ def test_on_a_mesh_as_on_one_device(how):
     # Rows of the cache and its heads are where the parameters are: an eighth of each array.
     local = "f32[2,1,1,10,8]" if isinstance(how, BeamSearch) else "f32[2,1,2,1,5,8]"
     assert local in compiled.as_text()
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize(
+    "how", [Sampling(max_length=37), BeamSearch(max_length=37, beams=3)], ids=lambda how: how.rows
+)
+def test_caches_are_written_in_place(params, prompts, how, scan_layers):
+    """No step copies what was written, nor what the encoder gave."""
+    model = CodeT5p(dataclasses.replace(CONFIG, scan_layers=scan_layers))
+    run = decoding.compiled(model, SPECIAL, how)
+    text = run.lower(params, *prompts, FREE, NONE, jax.random.key(0)).compile().as_text()
+    bodies = re.findall(r"body=%([\w.]+)", text)
+    loops = [part for part in text.split("\n\n") if part.split(" (")[0].strip("%") in bodies]
+    cache = rf"f32\[(2,)?3,2,{37 * how.rows},8\]"
+    assert any(re.search(rf"{cache}.* dynamic-update-slice", part) for part in text.split("\n\n"))
+    assert len(loops) > scan_layers
+    for part in loops:
+        assert not re.search(rf"= {cache}\S* copy\(", part)
+        assert not re.search(r"= f32\[2,3,2,7,8\]\S* copy\(", part)
