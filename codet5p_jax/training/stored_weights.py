@@ -382,7 +382,7 @@ def write_weights(
 
     for name, array in arrays:
         shapes[f"params/{name}"], dtypes[name] = list(array.shape), array.dtype.name
-        pending[name] = array
+        pending[name] = array.view(_Unchanging)
         del array
         if sum(x.nbytes for x in pending.values()) > _BUFFER:
             flush()
@@ -396,6 +396,13 @@ def write_weights(
     (staging / "state").rename(path / "params")
     shutil.rmtree(staging)
     seal(path)
+
+
+class _Unchanging(np.ndarray):
+    """An array that Orbax need not copy before it writes it, as nothing changes it meanwhile."""
+
+    def __deepcopy__(self, memo: Any) -> np.ndarray:
+        return self
 
 
 def release_memory() -> None:
