@@ -13,7 +13,7 @@ from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.layers import Block, Norm
 from codet5p_jax.models.params import ParamSpec, declare, is_spec, normal
-from codet5p_jax.sharding import batch_parts, constrain
+from codet5p_jax.sharding import batch_parts, constrain_between_blocks
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -115,7 +115,7 @@ class Stack(nnx.Module):
         self._check_length(T)
         if cfg.position == "learned":
             x_BTD += self.positions[...][:T].astype(x_BTD.dtype)
-        x_BTD = constrain(dropout(x_BTD, rate, keys[0]), "batch", "length", "features")
+        x_BTD = constrain_between_blocks(dropout(x_BTD, rate, keys[0]))
         for index, name in enumerate(self.group_names):
             group_key = None if keys[1] is None else jax.random.fold_in(keys[1], index)
             x_BTD = self._run(getattr(self, name), x_BTD, args, group_key)
@@ -131,7 +131,7 @@ class Stack(nnx.Module):
         def body(x: Array, layer: tuple[Any, Any], args: dict[str, Any]) -> Array:
             layer_state, layer_key = layer
             y, _ = nnx.merge(graphdef, layer_state)(x, key=layer_key, **args)
-            return constrain(y, "batch", "length", "features")
+            return constrain_between_blocks(y)
 
         if self.model_cfg.remat != "none":
             body = jax.checkpoint(
