@@ -9,10 +9,8 @@ from codet5p_jax.evaluation.sandbox.program import Outcome
 
 # Seconds that the official evaluators give a program.
 HUMANEVAL_SECONDS, MBPP_SECONDS, MATHQA_SECONDS, GSM8K_SECONDS = 3.0, 10.0, 10.0, 5.0
-ANSWER, PAL_ANSWER = (
-    "answer",
-    "ans",
-)  # the variable: of CodeT5+'s targets, and of program-of-thoughts
+# The variable with the answer: of CodeT5+'s targets, and of program-of-thoughts.
+ANSWER, THOUGHTS_ANSWER = "answer", "ans"
 
 
 @dataclass(frozen=True)

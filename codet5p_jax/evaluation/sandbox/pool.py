@@ -85,7 +85,7 @@ class Sandbox:
             raise
 
     def _start(self, own: str) -> None:
-        code = f"import sys; sys.path.insert(0, {own!r}); {_START}"
+        code = f"import sys; sys.path.append({own!r}); {_START}"
         self._process = subprocess.Popen(
             # No environment of the user's, no site-packages; one order of sets for every run.
             [sys.executable, "-s", "-S", "-P", "-B", "-c", code],
@@ -106,14 +106,16 @@ class Sandbox:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         reading = self._process.stdout.fileno()
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             zygote.write_message(self._process.stdin.fileno(), message)
-            if select.select([reading], [], [], seconds)[0]:
+            waiting = select.poll()
+            waiting.register(reading, select.POLLIN)
+            if waiting.poll(seconds * 1000):
                 return zygote.read_message(reading)
         return None
 
     def _said(self) -> str:
-        self._process.wait(_SLACK)
+        self._stop()
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {self._process.returncode}"

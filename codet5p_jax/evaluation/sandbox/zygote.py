@@ -65,7 +65,6 @@ def _read(file: int, size: int) -> bytes:
 
 def main() -> NoReturn:
     """Reads settings, says which layers are missing, serves programs until the input ends."""
-    linux.die_with_parent()
     settings = read_message(0)
     missing = {}
     keep, told = os.pipe()
@@ -88,14 +87,25 @@ def main() -> NoReturn:
         os.close(go)
         problem = os.read(keep, 4096).decode()
         if problem == "+":
-            os.closerange(0, 2)
-            os.waitpid(zygote, 0)
-            os._exit(0)
+            _keep(zygote)
         missing["namespaces"] = problem or "users could not be mapped"
     write_message(1, {"missing": missing})
     if not settings["allow_weaker"]:
         os._exit(1)
     serve(settings, namespaces=False)
+
+
+def _keep(zygote: int) -> NoReturn:
+    """Waits for the end of the zygote, or of the evaluation, which holds the other end of 0."""
+    os.close(1)
+    waiting = select.poll()
+    waiting.register(0, 0)  # that it was closed is always told
+    waiting.register(os.pidfd_open(zygote), select.POLLIN)
+    waiting.poll()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(zygote, signal.SIGKILL)
+    os.waitpid(zygote, 0)
+    os._exit(0)
 
 
 def _enter(settings: Mapping[str, Any], mapped: int, told: int) -> None:
@@ -200,6 +210,11 @@ def _kill_descendants() -> None:
         for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+    _reap()
+
+
+def _reap() -> None:
+    """Waits for all children."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -337,8 +352,10 @@ def _step(
                 os.kill(-1, signal.SIGKILL)
         else:
             os.kill(program, signal.SIGKILL)
-    code = _exit_code(program)
-    if not namespaces:
+    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+    if namespaces:
+        _reap()
+    else:
         _kill_descendants()
     for file in reading:
         os.close(file)
@@ -393,11 +410,6 @@ def _known(told: Any) -> dict[str, Any]:
         raise ValueError(f"status: {status!r}")
     texts = {name: str(told.get(name, "")) for name in ("message", "output")}
     return {"status": status, "value": told.get("value"), **texts}
-
-
-def _exit_code(process: int) -> int:
-    """Of a child that has ended or been killed; minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def _how(code: int) -> str:
