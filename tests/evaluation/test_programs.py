@@ -119,6 +119,13 @@ def test_answers_of_program_of_thoughts():
     compare_thoughts(every=1)
 
 
+def test_solutions_of_humaneval_pass():
+    problems = records("humaneval/HumanEval.jsonl")[::4]
+    sources = [programs.check_program(p, p["canonical_solution"]) for p in problems]
+    outcomes = run_programs(PythonSource(source, programs.MBPP_SECONDS) for source in sources)
+    assert all(programs.verdict(outcome).passed for outcome in outcomes)
+
+
 def test_solutions_of_mbpp_pass_its_tests():
     problems = records("mbpp/mbpp.jsonl")[:20]
     sources = [programs.mbpp_program(problem, problem["code"]) for problem in problems]

@@ -43,6 +43,7 @@ def confine(limits: Mapping[str, Any], user: int | None, rules: bytes | None) ->
             hard = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(kind, (min(most, hard), hard))
     os.umask(0o022)
+    linux.bound_privileges()
     if user is not None:
         os.setgroups([])
         os.setresgid(user, user, user)

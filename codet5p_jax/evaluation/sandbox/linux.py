@@ -89,14 +89,23 @@ def adopt_orphans() -> None:
     _prctl(_SUBREAPER, 1)
 
 
-def drop_privileges() -> None:
-    """No capability is left, none can be gained, not by set-uid files either."""
+def bound_privileges() -> None:
+    """No capability can be gained any more; before a change of user, which takes that right."""
     for capability in range(64):
         if _libc.prctl(_DROP_BOUND, ctypes.c_ulong(capability), 0, 0, 0) < 0:
-            break  # the kernel has no more, or this process may not, having none
+            break  # the kernel has no more, or this process has no say, having none itself
+
+
+def drop_privileges() -> None:
+    """No capability is left, and set-uid files give none."""
     _prctl(_NO_NEW_PRIVILEGES, 1)
     header = struct.pack("Ii", _CAPABILITIES_VERSION_3, 0)
     _checked(_libc.capset(header, bytes(24)), "capset")
+
+
+def name_host(name: str) -> None:
+    """In this namespace of host names."""
+    _checked(_libc.sethostname(name.encode(), len(name)), "sethostname")
 
 
 def load_filter(instructions: bytes) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,8 +52,7 @@ class Sandbox:
         readable: Sequence[str] = (),
         allow_weaker: bool = False,
     ) -> None:
-        if sys.platform != "linux":
-            raise SandboxError(f"programs run on Linux only, this is {sys.platform}")
+        _require_linux()
         self.missing: dict[str, str] = {}
         rules = None
         try:
@@ -73,12 +73,13 @@ class Sandbox:
         try:
             self._start(own)
             if self.missing and not allow_weaker:
-                raise SandboxError(refusal(self.missing))
+                raise SandboxError(_refusal(self.missing))
             trial = self.run(PythonSource("import random", seconds=_SLACK))
             if trial.status != "finished":
                 raise SandboxError(
-                    f"the sandbox runs no program here: {trial.message or trial.status}. Without "
-                    f"namespaces, root's programs run as nobody, who has to read {sys.base_prefix}"
+                    f"the sandbox runs no program here: {trial.message or trial.status}. They have "
+                    f"to be able to read {sys.base_prefix}, root's as user nobody where there are "
+                    "no namespaces"
                 )
         except BaseException:
             self.close()
@@ -149,14 +150,22 @@ class Sandbox:
         self.close()
 
 
-def refusal(missing: Mapping[str, str]) -> str:
+def _require_linux() -> None:
+    if sys.platform != "linux":
+        raise SandboxError(f"programs run on Linux only, this is {sys.platform}")
+
+
+def _refusal(missing: Mapping[str, str]) -> str:
     """Why programs do not run, and what to do."""
-    said = "; ".join(f"{layer} ({LAYERS[layer]}): {why}" for layer, why in missing.items())
     return (
-        f"the sandbox has not all its layers here. Missing: {said}. Programs that models write may "
-        "do anything: see docs/sandbox.md for how to get the layers, or give "
-        "--allow_weaker_sandbox to run them without"
+        f"the sandbox lacks layers here: {_said_of(missing)}. Programs that models write may do "
+        "anything: see docs/sandbox.md for how to get the layers, or give --allow_weaker_sandbox "
+        "to run them without"
     )
+
+
+def _said_of(missing: Mapping[str, str]) -> str:
+    return "; ".join(f"no {layer} ({LAYERS[layer]}): {why}" for layer, why in missing.items())
 
 
 def run_programs(
@@ -177,7 +186,11 @@ def run_programs(
 
     Raises:
       SandboxError: as `Sandbox`, before any program runs.
+
+    Warns:
+      UserWarning: a layer is missing, and allowed to be.
     """
+    _require_linux()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers: expected 1 or more, got {workers}")
@@ -194,6 +207,8 @@ def run_programs(
         for _ in range(workers):
             sandbox = Sandbox(packages=packages, readable=readable, allow_weaker=allow_weaker)
             idle.put(stack.enter_context(sandbox))
+        if sandbox.missing:
+            warnings.warn(f"a weaker sandbox: {_said_of(sandbox.missing)}", stacklevel=2)
         threads = stack.enter_context(ThreadPoolExecutor(workers))
         running: deque[Future[Outcome]] = deque()
         try:

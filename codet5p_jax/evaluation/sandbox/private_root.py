@@ -64,6 +64,7 @@ def enter(readable: Sequence[str]) -> None:
     linux.restrict_mount(f"{OWN}/proc", linux.READ_ONLY)
     linux.make_root(OWN)
     linux.restrict_mount("/", linux.SEALED, whole_tree=False)
+    linux.name_host("sandbox")
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
