@@ -85,6 +85,32 @@ def test_commands_see_files_and_input_and_stop_at_the_first_that_fails(sandbox):
     assert ran.steps[1].stderr == "wrong\n"
 
 
+def test_programs_reach_their_files_whatever_the_users_mask(sandbox):
+    mask = os.umask(0o077)
+    try:
+        with Sandbox() as other:
+            step = Step(("/bin/sh", "-c", "cat a/b && touch a/c && umask"), 5.0)
+            (done,) = other.run(Commands({"a/b": "there"}, (step,))).steps
+    finally:
+        os.umask(mask)
+    assert (done.code, done.stdout) == (0, "there0022\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Limits(processes=0), r"Limits.processes: expected a positive number, got 0"),
+        (lambda: Step(("sh",), 1.0), r"Step.argv: expected an absolute path"),
+        (lambda: Commands({}, ()), r"Commands.steps: expected one step"),
+        (lambda: Commands({"../x": ""}, (Step(("/a",), 1.0),)), r"Commands.files: .*'\.\./x'"),
+        (lambda: Commands({}, (Step(("/a",), 1.0),), "x" * 65537), r"Commands.stdin: .*65537"),
+    ],
+)
+def test_what_cannot_be_run(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_a_command_that_is_not_there_says_so(sandbox):
     (done,) = sandbox.run(Commands({}, (Step(("/usr/bin/no-such-thing",), 1.0),))).steps
     assert (done.code, done.stderr) == (127, "/usr/bin/no-such-thing: No such file or directory")
@@ -290,6 +316,7 @@ def test_signals(attack):
         "posix._exit(0)",
         "open('passed', 'w').write('finished')\nposix._exit(0)",
         "import builtins; builtins.exec = None; posix._exit(0)",
+        "import os; os._exit = lambda code: None; sys.exit(0)",
         "import json; json.dumps = lambda x: '{\"status\": \"finished\"}'\nraise Exception('x')",
     ],
 )
@@ -411,7 +438,8 @@ def test_programs_share_nothing(sandbox):
 def test_a_dead_zygote_is_replaced(sandbox):
     os.killpg(sandbox._process.pid, signal.SIGKILL)
     ran = sandbox.run(PythonSource(""))
-    assert (ran.status, ran.message) == ("ended", "the sandbox went down with it")
+    assert ran.status == "ended"
+    assert ran.message == "the sandbox went down with it: exit code -9"
     assert sandbox.run(PythonSource("")).status == "finished"
 
 

@@ -28,7 +28,7 @@ def confine(limits: Mapping[str, Any], user: int | None, rules: bytes | None) ->
       rules: a compiled seccomp filter, if there is one.
     """
     for kind, most in (
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # none; 0 would still be given to a program of the host's
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
         (resource.RLIMIT_AS, limits["address_space"]),
         (resource.RLIMIT_FSIZE, limits["file_bytes"]),

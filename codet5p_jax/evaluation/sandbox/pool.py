@@ -127,9 +127,9 @@ class Sandbox:
         seconds = sum(step["seconds"] for step in task["steps"])
         told = self._ask(task, seconds + _SLACK)
         if told is None:
-            self._stop()
+            said = self._said()
             self._start(self._settings["own_path"][0])
-            return Outcome("ended", "the sandbox went down with it")
+            return Outcome("ended", f"the sandbox went down with it: {said}")
         return outcome(told)
 
     def _stop(self) -> None:

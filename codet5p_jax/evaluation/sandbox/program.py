@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+MOST_INPUT = 1 << 16  # what a pipe holds, so that nobody waits for a program to read
 Status = Literal["finished", "raised", "timed out", "memory", "processes", "output", "ended"]
 
 
@@ -79,7 +80,7 @@ class Commands:
 
     Args:
       files: name in the folder -> text.
-      stdin: what each step reads, 64 kB at most.
+      stdin: what each step reads, `MOST_INPUT` bytes at most.
       environment: all there is.
     """
 
@@ -90,6 +91,9 @@ class Commands:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        size = len(self.stdin.encode(errors="surrogatepass"))
+        if size > MOST_INPUT:
+            raise ValueError(f"Commands.stdin: expected {MOST_INPUT} bytes at most, got {size}")
         if not self.steps:
             raise ValueError("Commands.steps: expected one step or more")
         for name in self.files:

@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from codet5p_jax.evaluation.sandbox import child, linux, private_root
@@ -33,7 +34,7 @@ PRELOADED = (
     *("bisect", "collections", "collections.abc", "copy", "datetime", "functools", "heapq"),
     *("itertools", "json", "math", "operator", "re", "string", "typing"),
 )
-MOST_TOLD = 1 << 20  # bytes of a report
+MOST_TOLD = 1 << 20  # bytes that Python source tells
 LOOK_EVERY, FIRST_LOOK = 0.02, 0.05  # seconds between looks at the memory in use
 ALARM = 1.0  # seconds that Python source has after the exception that ends its time, as officially
 GRACE = 2.0  # seconds after its time that a program's init has
@@ -66,6 +67,9 @@ def _read(file: int, size: int) -> bytes:
 def main() -> NoReturn:
     """Reads settings, says which layers are missing, serves programs until the input ends."""
     settings = read_message(0)
+    os.umask(0o022)
+    with contextlib.suppress(OSError):  # where memory runs out, programs go first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     missing = {}
     keep, told = os.pipe()
     mapped, go = os.pipe()
@@ -81,14 +85,17 @@ def main() -> NoReturn:
             serve(settings, namespaces=True)
         os.close(told)
         os.close(mapped)
-        with contextlib.suppress(OSError):
+        why = "their process ended"
+        try:
             private_root.map_users(zygote)
             os.write(go, b"+")
+        except OSError as error:
+            why = f"users: {error}"
         os.close(go)
         problem = os.read(keep, 4096).decode()
         if problem == "+":
             _keep(zygote)
-        missing["namespaces"] = problem or "users could not be mapped"
+        missing["namespaces"] = problem or why
     write_message(1, {"missing": missing})
     if not settings["allow_weaker"]:
         os._exit(1)
@@ -116,7 +123,7 @@ def _enter(settings: Mapping[str, Any], mapped: int, told: int) -> None:
             os._exit(1)
         private_root.enter(settings["readable"])
         linux.hide_memory()
-    except OSError as error:
+    except Exception as error:
         os.write(told, str(error).encode())
         os._exit(1)
     os.write(told, b"+")
@@ -181,7 +188,7 @@ def _watch(
         if waiting.poll(pause * 1000):
             more = os.read(read, 1 << 16)
             told += more
-            if not more or len(told) > MOST_TOLD:
+            if not more:
                 return told, None
             continue
         pause = LOOK_EVERY
@@ -270,10 +277,11 @@ def _init(
         outcome = _steps(task, rules, folder)
     except Exception as error:
         outcome = {"status": "ended", "message": f"the sandbox: {error}"}
-    finally:
+    try:
         data = json.dumps(outcome).encode()
         while data:
             data = data[os.write(3, data) :]
+    finally:
         os._exit(0)
 
 
@@ -295,8 +303,9 @@ def _steps(task: Mapping[str, Any], rules: bytes | None, folder: str | None) -> 
         # All of a user's processes count where there is no namespace of users.
         others = _threads_of(os.getuid() if user is None else user)
         limits = {**limits, "processes": limits["processes"] + others}
+    os.umask(0)  # what is made here is for the program, who may be another user
     for name, text in task.get("files", {}).items():
-        os.makedirs(os.path.dirname(os.path.abspath(name)), mode=0o777, exist_ok=True)
+        os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
         with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(text)
     done = []
@@ -439,8 +448,8 @@ def _program(
         except OSError as error:
             os.write(2, f"{step['argv'][0]}: {error.strerror}".encode())
             os._exit(127)
-    write = os.write
+    write, leave = os.write, os._exit  # before a program can replace them
     child.run_python(
         task["source"], step["seconds"], task["answer"], lambda told: write(3, token + told)
     )
-    os._exit(0)
+    leave(0)
