@@ -8,7 +8,7 @@ import pytest
 
 from codet5p_jax.evaluation import humaneval_x
 from codet5p_jax.evaluation.programs import Verdict
-from codet5p_jax.evaluation.sandbox.pool import Sandbox, SandboxError, run_programs
+from codet5p_jax.evaluation.sandbox.pool import LayerMissing, Sandbox, run_programs
 
 DATA = Path(__file__).parents[2] / "../shared/data/humaneval_x"
 FILES = {"Python": "python", "CPP": "cpp", "Java": "java", "JavaScript": "js", "Rust": "rust"}
@@ -83,7 +83,7 @@ def verdicts(problems: list[dict], completions: list[str]) -> list[Verdict]:
 def _a_sandbox():
     try:
         Sandbox().close()
-    except SandboxError as error:
+    except LayerMissing as error:
         pytest.skip(str(error))
 
 

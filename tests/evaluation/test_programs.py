@@ -9,7 +9,7 @@ import pytest
 
 from codet5p_jax.evaluation import programs
 from codet5p_jax.evaluation.programs import Verdict
-from codet5p_jax.evaluation.sandbox.pool import Sandbox, SandboxError, run_programs
+from codet5p_jax.evaluation.sandbox.pool import LayerMissing, Sandbox, run_programs
 from codet5p_jax.evaluation.sandbox.program import Outcome, PythonSource
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -50,7 +50,7 @@ RECORDED = {
 def _a_sandbox():
     try:
         Sandbox().close()
-    except SandboxError as error:
+    except LayerMissing as error:
         pytest.skip(str(error))
 
 

@@ -30,7 +30,11 @@ _START = "from codet5p_jax.evaluation.sandbox import zygote; zygote.main()"
 
 
 class SandboxError(RuntimeError):
-    """A layer of the sandbox is missing, or it does not start."""
+    """The sandbox does not start."""
+
+
+class LayerMissing(SandboxError):
+    """The kernel or a library lacks a layer, and `allow_weaker` is false."""
 
 
 class Sandbox:
@@ -42,7 +46,8 @@ class Sandbox:
       allow_weaker: run without the layers that are missing here, which `missing` says.
 
     Raises:
-      SandboxError: a layer is missing and `allow_weaker` is false; or it does not start.
+      LayerMissing: a layer is missing and `allow_weaker` is false.
+      SandboxError: it does not start.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Sandbox:
         try:
             self._start(own)
             if self.missing and not allow_weaker:
-                raise SandboxError(_refusal(self.missing))
+                raise LayerMissing(_refusal(self.missing))
             trial = self.run(PythonSource("import random", seconds=_SLACK))
             if trial.status != "finished":
                 raise SandboxError(

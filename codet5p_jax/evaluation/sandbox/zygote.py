@@ -26,7 +26,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from codet5p_jax.evaluation.sandbox import child, linux, private_root
+from codet5p_jax.evaluation.sandbox import linux, private_root, processes
+from codet5p_jax.evaluation.sandbox.init import run as run_in_init
 
 # Loaded before programs that want them; none draws random numbers when loaded, which would be the
 # same in all programs.
@@ -34,9 +35,7 @@ PRELOADED = (
     *("bisect", "collections", "collections.abc", "copy", "datetime", "functools", "heapq"),
     *("itertools", "json", "math", "operator", "re", "string", "typing"),
 )
-MOST_TOLD = 1 << 20  # bytes that Python source tells
 LOOK_EVERY, FIRST_LOOK = 0.02, 0.05  # seconds between looks at the memory in use
-ALARM = 1.0  # seconds that Python source has after the exception that ends its time, as officially
 GRACE = 2.0  # seconds after its time that a program's init has
 
 
@@ -161,7 +160,7 @@ def _run(task: Mapping[str, Any], rules: bytes | None, *, namespaces: bool) -> d
     else:
         init = os.fork()
     if not init:
-        _init(task, rules, write, folder)
+        run_in_init(task, rules, write, folder)
     os.close(write)
     seconds = sum(step["seconds"] for step in task["steps"])
     told, problem = _watch(init, read, began + seconds + GRACE, task["limits"])
@@ -192,12 +191,12 @@ def _watch(
                 return told, None
             continue
         pause = LOOK_EVERY
-        processes = _descendants(init)
+        found = processes.descendants(init)
         if time.monotonic() > deadline:
             return b"", "timed out"
-        if len(processes) > limits["processes"] + 1:  # where the kernel does not count
+        if len(found) > limits["processes"] + 1:  # where the kernel does not count
             return b"", "processes"
-        if sum(map(_memory, processes)) > limits["memory"]:
+        if sum(map(processes.memory, found)) > limits["memory"]:
             return b"", "memory"
 
 
@@ -207,249 +206,4 @@ def _end(init: int, *, namespaces: bool) -> None:
         os.kill(init, signal.SIGKILL)
         os.waitpid(init, 0)
     else:
-        _kill_descendants()
-
-
-def _kill_descendants() -> None:
-    """As long as there are any: orphans become children of this process, which adopts them."""
-    own = os.getpid()
-    while found := [process for process in _descendants(own) if process != own]:
-        for process in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-    _reap()
-
-
-def _reap() -> None:
-    """Waits for all children."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
-
-
-def _descendants(of: int) -> list[int]:
-    """Process numbers of a process and of all below it that have not ended."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-                if state not in (b"Z", b"X"):
-                    children.setdefault(int(parent), []).append(int(name))
-    found = [of]
-    for process in found:
-        found += children.get(process, ())
-    return found
-
-
-def _memory(process: int) -> int:
-    """Bytes that a process alone holds; programs can share no memory but by files."""
-    total = 0
-    with contextlib.suppress(OSError), open(f"/proc/{process}/status", "rb") as file:
-        for line in file:
-            if line.startswith((b"RssAnon:", b"VmSwap:", b"VmPTE:")):
-                total += int(line.split()[1]) * 1024
-    return total
-
-
-def _threads_of(user: int) -> int:
-    """How many threads of a user there are now."""
-    total = 0
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{name}").st_uid == user:
-                total += len(os.listdir(f"/proc/{name}/task"))
-    return total
-
-
-def _init(
-    task: Mapping[str, Any], rules: bytes | None, report: int, folder: str | None
-) -> NoReturn:
-    """Process 1 of a program: makes its folder, runs its steps, tells how they ended."""
-    outcome: dict[str, Any] = {"status": "ended"}
-    try:
-        null = os.open("/dev/null", os.O_RDWR)
-        for file in (0, 1, 2):
-            os.dup2(null, file)
-        os.dup2(report, 3)
-        os.closerange(4, 1 << 16)
-        linux.die_with_parent()
-        outcome = _steps(task, rules, folder)
-    except Exception as error:
-        outcome = {"status": "ended", "message": f"the sandbox: {error}"}
-    try:
-        data = json.dumps(outcome).encode()
-        while data:
-            data = data[os.write(3, data) :]
-    finally:
-        os._exit(0)
-
-
-def _steps(task: Mapping[str, Any], rules: bytes | None, folder: str | None) -> dict[str, Any]:
-    limits = task["limits"]
-    python = "source" in task
-    if folder is None:
-        private_root.own_folder(limits["disk"], processes=not python)
-        # Where this process and programs have one user, it counts, and so does the zygote.
-        user, others = (private_root.PROGRAM_ID, 0) if os.getuid() == 0 else (None, 2)
-        limits = {**limits, "processes": limits["processes"] + others}
-    else:
-        os.mkdir(folder, 0o700)
-        user = private_root.NOBODY if os.getuid() == 0 else None
-        if user:
-            os.chown(folder, user, user)
-        os.chdir(folder)
-        linux.adopt_orphans()
-        # All of a user's processes count where there is no namespace of users.
-        others = _threads_of(os.getuid() if user is None else user)
-        limits = {**limits, "processes": limits["processes"] + others}
-    os.umask(0)  # what is made here is for the program, who may be another user
-    for name, text in task.get("files", {}).items():
-        os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
-        with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
-    done = []
-    for step in task["steps"]:
-        ended = _step(task, step, limits, user, rules, namespaces=folder is None)
-        done.append(ended)
-        if ended["status"] != "finished" or (not python and ended["code"]):
-            break
-    last = done[-1]
-    return last if python else {"status": last["status"], "steps": done}
-
-
-def _step(
-    task: Mapping[str, Any],
-    step: Mapping[str, Any],
-    limits: Mapping[str, Any],
-    user: int | None,
-    rules: bytes | None,
-    *,
-    namespaces: bool,
-) -> dict[str, Any]:
-    """One process of a program and its offspring, from the first to the end of the last."""
-    python = "source" in task
-    pipes = {name: os.pipe() for name in (("told",) if python else ("stdin", "stdout", "stderr"))}
-    token = os.urandom(16)
-    program = os.fork()
-    if not program:
-        try:
-            os.setsid()
-            _program(task, step, limits, user, rules, pipes, token)
-        except BaseException as error:
-            told = json.dumps({"status": "raised", "message": f"before its start: {error}"})
-            os.write(3, token + told.encode())
-        finally:
-            os._exit(127)
-    reading = {}
-    for name, (read, write) in pipes.items():
-        if name == "stdin":
-            os.close(read)
-            os.set_blocking(write, False)
-            with contextlib.suppress(OSError):  # more than it holds, or nobody reads
-                os.write(write, task.get("stdin", "").encode(errors="surrogatepass"))
-            os.close(write)
-        else:
-            os.close(write)
-            reading[read] = name
-    try:
-        most = MOST_TOLD if python else limits["output"]
-        texts, problem = _collect(program, reading, step["seconds"] + python * ALARM, most)
-    finally:
-        if namespaces:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
-        else:
-            os.kill(program, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
-    if namespaces:
-        _reap()
-    else:
-        _kill_descendants()
-    for file in reading:
-        os.close(file)
-    if not problem and code == -signal.SIGXCPU:
-        problem = "timed out"
-    if python:
-        told = texts["told"]
-        if not problem and told.startswith(token):
-            return _known(json.loads(told[len(token) :]))
-        return {"status": problem or "ended", "message": _how(code)}
-    shown = {name: text.decode("utf-8", "replace") for name, text in texts.items()}
-    return {"status": problem or "finished", "code": code, **shown}
-
-
-def _collect(
-    program: int, reading: Mapping[int, str], seconds: float, most: int
-) -> tuple[dict[str, bytes], str]:
-    """Reads pipes until the program is gone, or its time, or as much as it may write."""
-    texts = dict.fromkeys(reading.values(), b"")
-    deadline = time.monotonic() + seconds
-    waiting = select.poll()
-    ended = os.pidfd_open(program)
-    for file in (ended, *reading):
-        waiting.register(file, select.POLLIN)
-    ready: list[int] = []
-    problem = ""
-    while ended not in ready and not problem:
-        left = deadline - time.monotonic()
-        ready = [file for file, _ in waiting.poll(max(0.0, left) * 1000)]
-        if not ready or left < 0:
-            problem = "timed out"
-        for file in reading.keys() & ready:
-            chunk = os.read(file, 1 << 16)
-            texts[reading[file]] += chunk
-            if not chunk:
-                waiting.unregister(file)
-            elif len(texts[reading[file]]) > most:
-                problem = "output"
-    os.close(ended)
-    for file, name in reading.items():  # what it wrote just before its end
-        os.set_blocking(file, False)
-        with contextlib.suppress(BlockingIOError):
-            while len(texts[name]) <= most and (chunk := os.read(file, 1 << 16)):
-                texts[name] += chunk
-    return {name: text[:most] for name, text in texts.items()}, problem
-
-
-def _known(told: Any) -> dict[str, Any]:
-    """Only what `child.run_python` may tell: its process is the program's."""
-    status = told["status"]
-    if status not in ("finished", "raised", "timed out"):
-        raise ValueError(f"status: {status!r}")
-    texts = {name: str(told.get(name, "")) for name in ("message", "output")}
-    return {"status": status, "value": told.get("value"), **texts}
-
-
-def _how(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exited with {code}"
-
-
-def _program(
-    task: Mapping[str, Any],
-    step: Mapping[str, Any],
-    limits: Mapping[str, Any],
-    user: int | None,
-    rules: bytes | None,
-    pipes: Mapping[str, tuple[int, int]],
-    token: bytes,
-) -> None:
-    """The program's own process."""
-    for name, file in (("stdin", 0), ("stdout", 1), ("stderr", 2), ("told", 3)):
-        if name in pipes:
-            os.dup2(pipes[name][name != "stdin"], file)
-    os.closerange(3 + ("told" in pipes), 1 << 16)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL if "argv" in step else signal.SIG_IGN)
-    child.confine(limits, user, rules)
-    if "argv" in step:
-        try:
-            os.execve(step["argv"][0], step["argv"], step["environment"])
-        except OSError as error:
-            os.write(2, f"{step['argv'][0]}: {error.strerror}".encode())
-            os._exit(127)
-    write, leave = os.write, os._exit  # before a program can replace them
-    child.run_python(
-        task["source"], step["seconds"], task["answer"], lambda told: write(3, token + told)
-    )
-    leave(0)
+        processes.kill_descendants()
