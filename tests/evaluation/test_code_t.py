@@ -77,7 +77,8 @@ def test_samples_and_tests_run():
     try:
         with Sandbox() as sandbox:
             outcomes = [
-                sandbox.run(code_t.assertions_program(prompt, sample, tests)) for sample in samples
+                sandbox.run(code_t.assertions_program(prompt, sample, tests, seconds=0.5))
+                for sample in samples
             ]
     except LayerMissing as error:
         pytest.skip(str(error))
