@@ -161,6 +161,30 @@ def test_memory_that_is_on_nobodys_account(attack):
     )
 
 
+def test_memory_of_sockets(attack):
+    ran = attack(
+        """
+        import _socket
+        for _ in range(6):
+            if not posix.fork(): break
+        pairs = []
+        try:
+            while True:
+                pairs.append(_socket.socketpair())
+                pairs[-1][0].setblocking(False)
+                try:
+                    while True: pairs[-1][0].send(bytes(100_000))
+                except BlockingIOError: pass
+        except OSError: time.sleep(9)  # no more open files
+        """,
+        5.0,
+        Limits(memory=128 << 20),
+    )
+    assert ran.status == "memory"
+    ran = attack("import _socket\n_socket.socketpair()[0].setsockopt(1, 7, 1 << 22)")
+    assert ran.status == "raised"
+
+
 def test_processor_time_of_processes_that_are_not_waited_for(attack):
     limits = Limits(cpu_seconds=1)
     ran = attack("if posix.fork(): time.sleep(9)\nwhile True: pass", 0.3, limits)

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 
+_SOCKET_BYTES = 212_992  # Linux's default; programs cannot change it
+
 
 def descendants(of: int) -> list[int]:
     """Process numbers of a process and of all below it that have not ended."""
@@ -28,6 +30,13 @@ def memory(process: int) -> int:
             if line.startswith((b"RssAnon:", b"VmSwap:", b"VmPTE:")):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def socket_memory() -> int:
+    """Bytes that all pairs of sockets of this network namespace may hold."""
+    with open("/proc/net/protocols", encoding="ascii") as file:
+        rows = [line.split() for line in file]
+    return _SOCKET_BYTES * sum(int(row[2]) for row in rows if row[0].startswith("UNIX"))
 
 
 def threads_of(user: int) -> int:

@@ -39,7 +39,6 @@ WAITING = """
 """
 PAIRS_OF_SOCKETS = """
     sendmsg recvmsg sendto recvfrom sendmmsg recvmmsg shutdown getsockname getpeername getsockopt
-    setsockopt
 """
 ALLOWED = " ".join((FILES, MEMORY, PROCESSES, SIGNALS, TIME, WAITING, PAIRS_OF_SOCKETS)).split()
 ALLOWED += ["getrandom"]

@@ -163,7 +163,9 @@ def _run(task: Mapping[str, Any], rules: bytes | None, *, namespaces: bool) -> d
         run_in_init(task, rules, write, folder)
     os.close(write)
     seconds = sum(step["seconds"] for step in task["steps"])
-    told, problem = _watch(init, read, began + seconds + GRACE, task["limits"])
+    told, problem = _watch(
+        init, read, began + seconds + GRACE, task["limits"], namespaces=namespaces
+    )
     os.close(read)
     _end(init, namespaces=namespaces)
     if folder is not None:
@@ -177,7 +179,7 @@ def _run(task: Mapping[str, Any], rules: bytes | None, *, namespaces: bool) -> d
 
 
 def _watch(
-    init: int, read: int, deadline: float, limits: Mapping[str, Any]
+    init: int, read: int, deadline: float, limits: Mapping[str, Any], *, namespaces: bool
 ) -> tuple[bytes, str | None]:
     """What init told, or why the program has to go."""
     told, waiting = b"", select.poll()
@@ -196,7 +198,8 @@ def _watch(
             return b"", "timed out"
         if len(found) > limits["processes"] + 1:  # where the kernel does not count
             return b"", "processes"
-        if sum(map(processes.memory, found)) > limits["memory"]:
+        held = sum(map(processes.memory, found))
+        if held + (processes.socket_memory() if namespaces else 0) > limits["memory"]:
             return b"", "memory"
 
 
