@@ -6,8 +6,10 @@ tasks' own tests.
 """
 
 import dataclasses
+import fnmatch
 import math
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -426,3 +428,32 @@ def test_classifiers_are_encoders():
         specs = CodeT5p(arguments["model"]).specs
         assert specs.keys() == {"embedding", "encoder", "classifier"}
         assert ("hidden" in specs["classifier"]) == pairs
+
+
+def test_the_page_on_fine_tuning_has_the_settings_of_the_files():
+    """Its table of settings, and each file in its table of tasks."""
+    page = (Path(__file__).parents[2] / "docs/finetuning.md").read_text(encoding="utf-8")
+    tasks, settings = (page.split(head)[1].split("\n## ")[0] for head in ("## One", "## What is"))
+    assert {name for name in re.findall(r"`([a-z0-9_]+)`", tasks)} >= FINETUNING.keys()
+    seen: list[str] = []
+    for line in settings.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        patterns = re.findall(r"`([^`]+)`", cells[0])
+        if len(cells) != 7 or not patterns:
+            continue
+        names = [name for name in FINETUNING for p in patterns if fnmatch.fnmatch(name, p)]
+        seen += names
+        for name in names:
+            found = plain(FINETUNING[name])
+            (_, _, batch), (_, patience) = found["phases"][0], found["early_stopping"]
+            assert (float(cells[2]), int(cells[3])) == (found["peak"], batch)
+            assert cells[5] == ("\N{EN DASH}" if patience is None else str(patience))
+            text = (gin_static.PACKAGE / f"runs/finetune/{name}.gin").read_text()
+            assert re.search(rf"TRAIN_STEPS = .* {cells[4]} epochs of", text)
+            lengths = {
+                n for part in found.values() if isinstance(part, dict) for n in part.values()
+            }
+            said = {int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", cells[1])}
+            assert said & lengths
+            assert said <= lengths or len(names) > 1
+    assert sorted(seen) == sorted(FINETUNING)
