@@ -49,6 +49,7 @@ _CODEBLEU = [
 ]
 METRICS = [
     "rapidfuzz>=3.9,<4",  # edit similarity
+    'pyseccomp>=0.1.2,<0.2; sys_platform == "linux"',  # programs run; wants libseccomp.so.2
     *(f'{requirement}; python_version < "3.13"' for requirement in _CODEBLEU),
 ]
 EXTRAS = {

@@ -38,6 +38,7 @@ RULES: Mapping[str, MeshAxes] = {
     "joint": None,
     "batch": ("replica", "fsdp"),
     "length": "sequence",
+    "spread_length": ("sequence", "tensor"),
     "keys": None,
     "features": None,
     "queue": None,
@@ -250,6 +251,21 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def constrain_between_blocks(x_BTD: jax.Array) -> jax.Array:
+    """Fixes the sharding of what one block hands to the next: positions are split over `tensor` too
+    where they divide (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2).
+
+    The sums over `tensor` that end a pair of products then leave each device with its part of the
+    positions, and what is kept for the backward pass is as much smaller. On Explicit axes positions
+    stay as they are.
+    """
+    mesh, (spread,) = jax.sharding.get_abstract_mesh(), partition_spec(("spread_length",))
+    known = not mesh.empty and not _explicit()
+    divides = known and x_BTD.shape[1] % math.prod(mesh.shape[axis] for axis in spread) == 0
+    length = "spread_length" if divides else "length"
+    return constrain(x_BTD, "batch", length, "features")
 
 
 def batch_parts(rows: int) -> int:

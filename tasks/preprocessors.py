@@ -1,7 +1,9 @@
 """SeqIO preprocessors that make cached examples (docs/architecture.md, 3.3) out of text."""
 
+import numpy as np
 import tensorflow as tf
 
+from codet5p_jax.data.corpora.finetuning.completion import LINE_END
 from codet5p_jax.data.vocab import CodeVocabulary
 
 # AutoGraph has nothing to convert here, and warns where it finds no source.
@@ -53,6 +55,59 @@ def tokenize_pair(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf
     @_plain
     def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {name: vocabulary.encode_tf(example[name]) for name in ("text", "code")}
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def tokenize_seq2seq(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf.data.Dataset:
+    """`source` and `target` strings -> `inputs` and `targets`, int32 vectors `<s> … </s>`, as the
+    tokenizer of CodeT5 encodes both in its tuning scripts."""
+    bos, eos = vocabulary.bos_id, vocabulary.eos_id
+
+    @_plain
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {
+            name: tf.concat([[bos], vocabulary.encode_tf(example[text]), [eos]], axis=0)
+            for name, text in (("inputs", "source"), ("targets", "target"))
+        }
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def tokenize_lines(
+    dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary, mark: str = LINE_END
+) -> tf.data.Dataset:
+    """`code` string whose lines end in a word `mark` -> `tokens` int32 [n], `</s>` for each mark.
+
+    The last line has none: the objective ends a file with `</s>`. The words around a mark lose
+    their space, as with the tokenizer of UniXcoder's script.
+    """
+    tokenizer, eos = vocabulary.tokenizer, vocabulary.eos_id
+
+    def encode(code: bytes) -> np.ndarray:
+        text = code.decode().strip().removesuffix(mark)
+        tokens: list[int] = []
+        for line in text.split(mark):
+            tokens += [*tokenizer.encode(line.strip()), eos]
+        return np.asarray(tokens[:-1], np.int32)
+
+    @_plain
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        tokens = tf.numpy_function(encode, [example["code"]], tf.int32)
+        tokens.set_shape([None])
+        return {"tokens": tokens}
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def tokenize_labelled(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf.data.Dataset:
+    """`code` (and `other`) strings -> the same as int32 vectors; `label` stays."""
+    _ = vocabulary.tokenizer  # where there is none, better say so here than from within TensorFlow
+
+    @_plain
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        texts = example.keys() & {"code", "other"}
+        return {**example, **{name: vocabulary.encode_tf(example[name]) for name in sorted(texts)}}
 
     return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
 

@@ -16,6 +16,7 @@ _VARIABLES = {
     "github_code_dir": "CODET5P_GITHUB_CODE_DIR",
     "codesearchnet_dir": "CODET5P_CODESEARCHNET_DIR",
     "excluded_repos": "CODET5P_EXCLUDED_REPOS",
+    "finetune_dir": "CODET5P_FINETUNE_DIR",
     "instruct_dir": "CODET5P_INSTRUCT_DIR",
     "instruct_templates": "CODET5P_INSTRUCT_TEMPLATES",
     "instruct_held_out": "CODET5P_INSTRUCT_HELD_OUT",
@@ -29,6 +30,7 @@ def configure(
     github_code_dir: str | os.PathLike[str] | None = None,
     codesearchnet_dir: str | os.PathLike[str] | None = None,
     excluded_repos: str | os.PathLike[str] | None = None,
+    finetune_dir: str | os.PathLike[str] | None = None,
     instruct_dir: str | os.PathLike[str] | None = None,
     instruct_templates: str | os.PathLike[str] | None = None,
     instruct_held_out: float | None = None,
@@ -47,6 +49,8 @@ def configure(
       excluded_repos: CODET5P_EXCLUDED_REPOS, optional: a text file with the repositories to leave
         out of github-code, one `owner/name` a line. The paper leaves out those of CodeSearchNet and
         of every downstream task.
+      finetune_dir: CODET5P_FINETUNE_DIR: a folder with a folder for each benchmark to fine-tune on,
+        see docs/finetuning.md.
       instruct_dir: CODET5P_INSTRUCT_DIR: a folder with instructions and responses; `*.json`,
         `*.jsonl`.
       instruct_templates: CODET5P_INSTRUCT_TEMPLATES, optional: a JSON file with fields of
@@ -64,6 +68,7 @@ def configure(
         "github_code_dir": github_code_dir,
         "codesearchnet_dir": codesearchnet_dir,
         "excluded_repos": excluded_repos,
+        "finetune_dir": finetune_dir,
         "instruct_dir": instruct_dir,
         "instruct_templates": instruct_templates,
     }
@@ -95,6 +100,11 @@ def excluded_repos() -> frozenset[str]:
     """Repositories to leave out of github-code."""
     path = os.environ.get(_VARIABLES["excluded_repos"])
     return read_repo_list(path) if path else frozenset()
+
+
+def finetune_dir() -> str:
+    """Folder of the benchmarks to fine-tune on."""
+    return _required("finetune_dir")
 
 
 def instruct_dir() -> str:

@@ -112,6 +112,7 @@ def test_unequal_slices_are_refused():
 def explicit(config):
     """A forward pass of everything on an Explicit mesh: the function, the mesh, its arguments."""
     changes = {"num_heads": 4, "embed_dim": 8, "matching_head": True, "dropout": 0.1}
+    changes |= {"classes": 2, "classify_pairs": True}
     model = CodeT5p(t5(**{**SIZES, **changes}))
     params = init_params(model.specs, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
@@ -122,7 +123,8 @@ def explicit(config):
         encoded = bound.encode(tokens, ones, key=key)
         states = bound.decode(tokens, ones, encoded, ones, key=key)
         loss = bound.token_losses(states, tokens, weights).loss
-        return loss, bound.embed(encoded, ones), bound.match(states, ones)
+        pair = ((encoded, ones), (states, ones))
+        return loss, bound.embed(encoded, ones), bound.match(states, ones), bound.classify(*pair)
 
     mesh = make_mesh(config, axis_type=AxisType.Explicit)
     shardings = sharding.param_shardings(logical_axes(model.specs), params, mesh)
@@ -147,10 +149,9 @@ def test_nothing_moves_unannounced(config):
     """With Explicit axes, an operation that would have to move data is an error of types."""
     everything, mesh, _, placed = explicit(config)
     with jax.set_mesh(mesh):
-        loss, embedded, matched = jax.eval_shape(everything, *placed)
+        loss, *rows = jax.eval_shape(everything, *placed)
     assert loss.sharding.spec == PartitionSpec()
-    for rows in (embedded, matched):
-        assert rows.sharding.spec[0] == ("replica", "fsdp")
+    assert [x.sharding.spec[0] for x in rows] == [("replica", "fsdp")] * 3
 
 
 def test_explicit_axes_change_no_number():

@@ -47,6 +47,14 @@ def seed(text: str) -> int:
     return value
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """Different seeds, a comma apart: `0,1,2`."""
+    found = tuple(map(seed, text.split(",")))
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected different seeds such as 0,1,2, got {text!r}")
+    return found
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     try:

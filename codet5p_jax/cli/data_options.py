@@ -13,10 +13,12 @@ _SETTINGS = {  # parameters of `tasks.settings.configure`
     "github_code_dir": "folder with the Parquet files of github-code (stage 1)",
     "codesearchnet_dir": "folder with LANGUAGE/final/jsonl/SPLIT/*.jsonl.gz (stage 2)",
     "excluded_repos": "text file with repositories to leave out of github-code, one a line",
+    "finetune_dir": "folder with a folder for each benchmark to fine-tune on",
     "instruct_dir": "folder with *.json and *.jsonl of instructions and responses",
     "instruct_templates": "JSON file with templates of prompts (default: Code Alpaca's)",
     "instruct_held_out": "share of instructions for validation if no file is (default: 0.01)",
-    "max_malformed_share": "share of malformed records above which reading stops (default: 0.01)",
+    "max_malformed_share": "share of malformed records above which reading stops (default: 0.01, "
+    "and 0 of what is in finetune_dir)",
 }
 _SHARES = ("instruct_held_out", "max_malformed_share")
 

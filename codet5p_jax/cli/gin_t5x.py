@@ -10,6 +10,7 @@ def seq2seq(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     prompt_to_decoder: bool = False,
+    keep_eos: bool = False,
 ) -> Seq2Seq:
     """The objective of plain SeqIO tasks at T5X's TASK_FEATURE_LENGTHS.
 
@@ -29,4 +30,5 @@ def seq2seq(
         z_loss=z_loss,
         label_smoothing=label_smoothing,
         prompt_to_decoder=prompt_to_decoder,
+        keep_eos=keep_eos,
     )

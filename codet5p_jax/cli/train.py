@@ -5,16 +5,23 @@
 
 A mixture that is not in CACHE_DIR is prepared first, unless USE_CACHED_TASKS is True. On several
 hosts, start the same command on each with --coordinator (docs/multihost.md).
+--seeds=0,1,2 trains three times, in MODEL_DIR/seed_0 and so on, and writes mean and spread of the
+held-out metrics to MODEL_DIR/seeds.json.
 docs/configuration.md explains gin files; `--dry_run` says what one amounts to.
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from codet5p_jax.cli import child, data_options, gin_flags
-from codet5p_jax.cli.arguments import natural, positive, span
+from codet5p_jax.cli.arguments import natural, positive, seeds, span
 from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.cli.prepare import ensure_prepared, missing
+
+if TYPE_CHECKING:
+    from codet5p_jax.cli.gin_config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=span,
         metavar="FIRST:END",
         help="trace the steps after the first up to the end into MODEL_DIR/profile; 10:15 are five",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=seeds,
+        metavar="SEED,…",
+        help="train once with each of these seeds, one after the other, and compare them",
     )
     several = parser.add_argument_group("several hosts")
     several.add_argument(
@@ -80,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         with configuration():
             print(dry_run(config, args))
         return
+    runs = {seed: _of_seed(args, config, seed) for seed in args.seeds or ()}
     from codet5p_jax.training import cluster, hosts
 
     with configuration():
@@ -105,4 +119,50 @@ def run(args: argparse.Namespace) -> None:
         waiting = f"waiting for process 0 to prepare {absent} in {cache_dir}" if absent else None
         party.first(prepare, waiting)
         party.connect()
-        train(**{**arguments, "operative_config": config.text})
+        if args.seeds is None:
+            train(**{**arguments, "operative_config": config.text})
+        else:
+            _train_seeds(arguments["model_dir"], runs)
+
+
+def _train_seeds(model_dir: str, runs: Mapping[int, "Config"]) -> None:
+    """One run after the other; a signal ends all of them."""
+    import jax
+
+    from codet5p_jax.training import spread
+    from codet5p_jax.training.train import train
+
+    results = {}
+    for seed, config in runs.items():
+        print(f"seed {seed}: {config.arguments['model_dir']}", flush=True)
+        results[seed] = train(**{**config.arguments, "operative_config": config.text})
+        if results[seed].interrupted:
+            return
+    if jax.process_index() == 0:
+        print(spread.write_summary(model_dir, results), flush=True)
+
+
+def _of_seed(args: argparse.Namespace, config: "Config", seed: int) -> "Config":
+    """The configuration of one seed, in a MODEL_DIR of its own.
+
+    Raises:
+      ConfigError: the gin files leave no place for either.
+    """
+    from codet5p_jax.cli import gin_config
+    from codet5p_jax.training import spread
+    from codet5p_jax.training.train import train
+
+    folder = str(spread.folder_of(config.arguments["model_dir"], seed))
+    macro = "RANDOM_SEED" if "RANDOM_SEED" in config.macros else "train.train.seed"
+    bindings = [*args.gin_bindings, f"{macro}={seed}", f"MODEL_DIR={folder!r}"]
+    flags = argparse.Namespace(**{**vars(args), "gin_bindings": bindings})
+    own = gin_config.load_flags(train, flags)
+    found = own.arguments.get("seed"), own.arguments["model_dir"]
+    if found != (seed, folder):
+        raise ConfigError(
+            "--seeds sets RANDOM_SEED and MODEL_DIR; expected train.train.seed = %RANDOM_SEED and "
+            f"model_dir = %MODEL_DIR in the gin files, found {found[0]} and {found[1]!r}"
+        )
+    if args.profile_steps is not None:
+        own.arguments["profile_steps"] = args.profile_steps
+    return own

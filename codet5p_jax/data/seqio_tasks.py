@@ -328,8 +328,8 @@ def _apply_objective(
     spec = dict(instance.spec)
     names = _numeric(dataset)
 
-    def features(seed: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
-        example = dict(zip(names, values, strict=True))
+    def features(seed: np.ndarray, *values: np.ndarray | np.generic) -> list[np.ndarray]:
+        example = dict(zip(names, map(np.asarray, values), strict=True))
         rng = np.random.default_rng(seed.astype(np.uint64))
         row = instance.features(example, rng, special)
         return [*(row[name] for name in spec), *_without_padding(row)]
@@ -352,6 +352,8 @@ def _without_padding(row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     if "decoder_targets" in row:
         inputs = row["encoder_tokens"][row["encoder_segments"] > 0]
         return inputs, row["decoder_targets"][row["decoder_weights"] > 0]
+    if "label" in row:
+        return row["code_tokens"][row["code_segments"] > 0], row["label"].reshape(1)
     text, code = (row[f"{side}_tokens"][row[f"{side}_segments"] > 0] for side in ("text", "code"))
     return text, code
 

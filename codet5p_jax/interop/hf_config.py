@@ -184,7 +184,8 @@ def to_model_config(values: Mapping[str, Any], arch: str, where: Path) -> ModelC
 
 
 def exported(config: ModelConfig, arch: str) -> ModelConfig:
-    """The part of a network that an architecture has."""
+    """The part of a network that an architecture has; none has a classification head."""
+    config = dataclasses.replace(config, classes=None, classify_pairs=False)
     if arch in FAMILIES:
         return dataclasses.replace(config, matching_head=False)
     if arch in ENCODERS:
@@ -205,7 +206,16 @@ def exported(config: ModelConfig, arch: str) -> ModelConfig:
 
 def default_architecture(config: ModelConfig) -> str:
     """The architecture that has every part of a network; of a decoder alone, the most similar one
-    where none has."""
+    where none has.
+
+    Raises:
+      ValueError: the network has a classification head, which no architecture has.
+    """
+    if config.classes is not None:
+        raise ValueError(
+            "no architecture has the network's classification head (classes); name one (arch, "
+            "export_arch) to write the rest without it, such as t5_encoder"
+        )
     if not config.encoder.num_layers:
         written = (arch for arch, family in FAMILIES.items() if family.cls)
         return min(written, key=lambda arch: _distance(config, arch))

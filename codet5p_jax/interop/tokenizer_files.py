@@ -65,7 +65,17 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
         (target / SENTENCEPIECE).rename(target / "spiece.model")
         if not (target / CONFIG).exists():
             _write(target / CONFIG, {"tokenizer_class": "T5Tokenizer"})
-    roles = drop_tokens(target, rows).get(ROLES)
+    left = drop_tokens(target, rows)
+    if _is_bare(left):
+        vocab = left["vocab.json"]
+        sentinels = [f"<extra_id_{i}>" for i in range(99, -1, -1)]
+        fit = len(vocab) + len(sentinels) <= rows
+        values = {
+            "tokenizer_class": "RobertaTokenizer",
+            "additional_special_tokens": sentinels if fit else [],
+        }
+        _write(target / CONFIG, values)
+    roles = left.get(ROLES)
     if roles is not None and not (target / CONFIG).exists():
         special = dict.fromkeys([*roles.get("sentinels", ()), *_prefixes(roles)])
         values = {
@@ -80,6 +90,13 @@ def export_tokenizer(source: Path, target: Path, rows: int) -> None:
             "clean_up_tokenization_spaces": False,
         }
         _write(target / CONFIG, values)
+
+
+def _is_bare(files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether it is CodeT5's as Salesforce's repository has it, without the name of a class:
+    transformers then takes it for SentencePiece's, and every piece for an unknown one."""
+    others = {CONFIG, "tokenizer.json", "added_tokens.json", ROLES}
+    return {"<s>", "<mask>"} <= files.get("vocab.json", {}).keys() and not others & files.keys()
 
 
 def drop_tokens(folder: Path, rows: int) -> dict[str, dict[str, Any]]:

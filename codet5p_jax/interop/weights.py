@@ -157,27 +157,32 @@ class ForeignWeights:
         entry, names = self._entries[path], self._names(path)
         if not entry.layered:
             view = entry.to_ours(self._source.read(names[0]), shape)[index]
-            return cast(view, dtype, names[0], self._source.where)
+            return cast(view, dtype, names[0], self._file(names[0]))
         chosen = names[index[0]]
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
         out = np.empty(sizes, dtype)
         for i, name in enumerate(chosen):
             view = entry.to_ours(self._source.read(name), shape)[index[1:]]
-            out[i] = cast(view, dtype, name, self._source.where)
+            out[i] = cast(view, dtype, name, self._file(name))
         return out
 
     def _names(self, path: str) -> list[str]:
         return self._entries[path].names(self.shapes[path])
 
+    def _file(self, name: str) -> Path:
+        return self._source.tensors[name].file
+
     def _check(self, table: Table) -> None:
         tensors, problems = self._source.tensors, []
+        files = {info.file.name for info in tensors.values()}
+        searched = files.pop() if len(files) == 1 else f"all {len(files)} files"
         used = {name for name in tensors if IGNORED.fullmatch(name)}
         for path, entry in self._entries.items():
             expected = entry.their_shape(self.shapes[path])
             for name in self._names(path):
                 used.add(name)
                 if name not in tensors:
-                    problems.append(f"{name} is missing")
+                    problems.append(f"{name} is missing from {searched}")
                 elif tensors[name].shape != expected:
                     problems.append(
                         f"{name} has shape {tensors[name].shape} in {tensors[name].file.name}, "

@@ -37,6 +37,19 @@ class Dense(nnx.Module):
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
+class Classifier(nnx.Module):
+    """Logits of classes; of a pair, from both states through a layer with tanh (CodeT5's heads)."""
+
+    def __init__(self, width: int, classes: int, pairs: bool):
+        if pairs:
+            self.hidden = Dense(2 * width, width)
+        self.output = Dense(width, classes)
+
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B C"]:
+        """Applies the head in the dtype of `x`."""
+        return self.output(jnp.tanh(self.hidden(x)) if hasattr(self, "hidden") else x)
+
+
 class CodeT5p(nnx.Module):
     """The network. Freshly made it is abstract: its leaves are `ParamSpec`, nothing is allocated.
 
@@ -75,6 +88,8 @@ class CodeT5p(nnx.Module):
             self.log_temperature = declare((), (), _constant(math.log(INITIAL_TEMPERATURE)))
         if config.matching_head:
             self.matching_head = Dense(D, 2)
+        if config.classes is not None:
+            self.classifier = Classifier(De, config.classes, config.classify_pairs)
 
     @property
     def specs(self) -> Params:
@@ -132,16 +147,17 @@ class CodeT5p(nnx.Module):
         self, states_BSD: Float[Array, "B S D"], segments_BS: Int[Array, "B S"]
     ) -> Float[Array, "B E"]:
         """Unit vectors of encoder states, fp32: pooled, projected, normalised (paper §3.2)."""
-        if self.config.pooling == "first":
-            pooled_BD = looked_up(lambda states: states[:, 0], ("batch", "features"), states_BSD)
-        else:
-            real_BS1 = (segments_BS > 0)[..., None]
-            total = jnp.sum(jnp.where(real_BS1, states_BSD, 0), axis=1, dtype=jnp.float32)
-            number = jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
-            pooled_BD = (total / number).astype(states_BSD.dtype)
-        e_BE = self.projection(pooled_BD).astype(jnp.float32)
+        e_BE = self.projection(self._pool(states_BSD, segments_BS)).astype(jnp.float32)
         norm = jnp.sqrt(jnp.sum(jnp.square(e_BE), axis=-1, keepdims=True) + 1e-12)
         return e_BE / norm
+
+    def classify(
+        self, *encoded: tuple[Float[Array, "B S D"], Int[Array, "B S"]]
+    ) -> Float[Array, "B C"]:
+        """Logits of the classes, fp32, from encoder states and their segments; of both sides where
+        the model classifies pairs."""
+        pooled = [self._pool(states_BSD, segments_BS) for states_BSD, segments_BS in encoded]
+        return self.classifier(jnp.concatenate(pooled, axis=1)).astype(jnp.float32)
 
     def match(
         self, states_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]
@@ -242,6 +258,17 @@ class CodeT5p(nnx.Module):
         `max_length` times."""
         x_BND = self._embed_tokens(tokens_BN, self.embedding)
         return self.decoder.step(x_BND, cache, None if weights is None else weights.layers)
+
+    def _pool(
+        self, states_BSD: Float[Array, "B S D"], segments_BS: Int[Array, "B S"]
+    ) -> Float[Array, "B D"]:
+        """One state for each row, as `ModelConfig.pooling` says."""
+        if self.config.pooling == "first":
+            return looked_up(lambda states: states[:, 0], ("batch", "features"), states_BSD)
+        real_BS1 = (segments_BS > 0)[..., None]
+        total = jnp.sum(jnp.where(real_BS1, states_BSD, 0), axis=1, dtype=jnp.float32)
+        number = jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
+        return (total / number).astype(states_BSD.dtype)
 
     def _for_decoder(self, encoded: Array | None) -> Array | None:
         if encoded is None or not self.config.project_encoder:

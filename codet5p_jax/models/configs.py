@@ -211,9 +211,12 @@ class ModelConfig:
       embedding_stddev: of initial rows.
       embed_dim: width E of the contrastive projection; None: the model has none.
       matching_head: whether the model has the two-way text-code matching head.
+      classes: of the classification head, which reads the encoder; None: the model has none.
+      classify_pairs: the head reads two sequences together (are they clones?), and not one.
       prompt_to_decoder: prompts go to the encoder and, before what is generated, to the decoder as
         well (CodeT5+ 2B and more, whose decoder is a language model of its own).
-      pooling: what `embed` pools: the first token (the paper's [CLS]) or the mean of real tokens.
+      pooling: what `embed` and `classify` pool: the first token (the paper's [CLS]) or the mean of
+        real tokens.
       dropout: rate, applied only where a key is passed.
       dtype: of activations and matrix products, or its name, one of `DTYPES`; parameters, softmax
         and losses stay fp32.
@@ -237,6 +240,8 @@ class ModelConfig:
     embedding_stddev: float = 1.0
     embed_dim: int | None = None
     matching_head: bool = False
+    classes: int | None = None
+    classify_pairs: bool = False
     prompt_to_decoder: bool = False
     pooling: Literal["first", "mean"] = "first"
     dropout: float = 0.1
@@ -246,7 +251,9 @@ class ModelConfig:
     loss_chunk: int = 128
 
     def __post_init__(self) -> None:
-        _check_sizes(self, ("vocab_size", "encoder_vocab_size", "embed_dim", "loss_chunk"))
+        _check_sizes(
+            self, ("vocab_size", "encoder_vocab_size", "embed_dim", "classes", "loss_chunk")
+        )
         if not (self.encoder.num_layers or self.decoder.num_layers):
             raise ValueError("encoder.num_layers and decoder.num_layers are both 0")
         if not self.encoder.num_layers and self.decoder.cross_attention not in ("none", ()):
@@ -273,6 +280,12 @@ class ModelConfig:
             )
         if self.embed_dim is not None and not self.encoder.num_layers:
             raise ValueError("embed_dim projects the encoder, which has num_layers = 0")
+        if self.classes is not None and not self.encoder.num_layers:
+            raise ValueError("the head of classes reads the encoder, which has num_layers = 0")
+        if self.classify_pairs and self.classes is None:
+            raise ValueError(
+                "classify_pairs is for a model with classes; set classes, or this False"
+            )
         if self.matching_head and not self.decoder.num_layers:
             raise ValueError("matching_head reads the decoder, which has num_layers = 0")
         if not 0 <= self.dropout < 1:
@@ -313,6 +326,8 @@ def t5(
     scale_tied_head: bool = True,
     embed_dim: int | None = None,
     matching_head: bool = False,
+    classes: int | None = None,
+    classify_pairs: bool = False,
     pooling: Literal["first", "mean"] = "first",
     dropout: float = 0.1,
     dtype: DTypeLike = jnp.float32,
@@ -345,6 +360,8 @@ def t5(
         scale_tied_head=scale_tied_head,
         embed_dim=embed_dim,
         matching_head=matching_head,
+        classes=classes,
+        classify_pairs=classify_pairs,
         pooling=pooling,
         dropout=dropout,
         dtype=dtype,

@@ -13,7 +13,7 @@ from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.layers import Block, Norm, StepContext
 from codet5p_jax.models.params import ParamSpec, declare, is_spec, normal
-from codet5p_jax.sharding import batch_parts, constrain
+from codet5p_jax.sharding import batch_parts, constrain, constrain_between_blocks
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -133,7 +133,7 @@ class Stack(nnx.Module):
         if cfg.position == "learned":
             read = slice(T) if positions_T is None else positions_T
             x_BTD += self.positions[...][read].astype(x_BTD.dtype)
-        x_BTD = constrain(dropout(x_BTD, rate, keys[0]), "batch", "length", "features")
+        x_BTD = constrain_between_blocks(dropout(x_BTD, rate, keys[0]))
         kept: dict[str, Any] = {}
         for index, name in enumerate(self.group_names):
             group_key = None if keys[1] is None else jax.random.fold_in(keys[1], index)
@@ -150,7 +150,7 @@ class Stack(nnx.Module):
         def body(x: Array, layer: tuple[Any, Any], args: dict[str, Any]) -> tuple[Array, Any]:
             layer_state, layer_key = layer
             y, kept = nnx.merge(graphdef, layer_state)(x, key=layer_key, **args)
-            return constrain(y, "batch", "length", "features"), kept if keep else None
+            return constrain_between_blocks(y), kept if keep else None
 
         if self.model_cfg.remat != "none":
             body = jax.checkpoint(

@@ -1,6 +1,7 @@
 """Pretraining objectives: each has a host half (example -> arrays) and a device half (-> loss)."""
 
 from codet5p_jax.objectives.base import Batch, Features, Loss, Objective, State
+from codet5p_jax.objectives.classification import Classification, PairClassification
 from codet5p_jax.objectives.decoder_clm import DecoderCLM
 from codet5p_jax.objectives.seq2seq import Seq2Seq
 from codet5p_jax.objectives.seq2seq_clm import Seq2SeqCLM
@@ -18,17 +19,21 @@ OBJECTIVES: dict[str, type] = {
         CodeToText,
         Seq2Seq,
         TextCodePairs,
+        Classification,
+        PairClassification,
     )
 }
 
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "Classification",
     "CodeToText",
     "DecoderCLM",
     "Features",
     "Loss",
     "Objective",
+    "PairClassification",
     "Seq2Seq",
     "Seq2SeqCLM",
     "SpanDenoising",

@@ -25,13 +25,24 @@ class Seq2Seq(TeacherForced):
         loss is on the targets only, and T covers both, whatever S cuts for the encoder. As the
         model's field of that name. Where an example has `inputs_and_targets`, both tokenised as one
         text, the decoder reads these instead; the first len(inputs) of them are no targets.
+      keep_eos: what is cut and ends with `</s>` keeps it, inputs and targets, as where the
+        tokenizer of CodeT5's tuning scripts cuts. Not with `prompt_to_decoder`.
     """
 
     inputs_length: int = 512
     targets_length: int = 512
     prompt_to_decoder: bool = False
+    keep_eos: bool = False
 
     name: ClassVar[str] = "seq2seq"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_eos and self.prompt_to_decoder:
+            raise ValueError(
+                f"{self.name}: keep_eos is for targets alone in the decoder; set it or "
+                "prompt_to_decoder to False"
+            )
 
     def features(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, special: SpecialTokens
@@ -39,6 +50,9 @@ class Seq2Seq(TeacherForced):
         """`inputs` and `targets` int32 [n], [m] -> the teacher-forced row."""
         del rng
         inputs, targets, prompt = self._parts(example, special)
+        if self.keep_eos:
+            inputs = _cut(inputs, self.inputs_length, special)
+            targets = _cut(targets, self.targets_length, special)
         return self.row(inputs, targets, special, prompt)
 
     def cut(self, example: Mapping[str, np.ndarray], special: SpecialTokens) -> dict[str, bool]:
@@ -64,3 +78,10 @@ class Seq2Seq(TeacherForced):
             return inputs, targets, prompt
         closed = len(inputs) > 0 and inputs[-1] == special.eos
         return inputs, targets, inputs[:-1] if closed else inputs
+
+
+def _cut(tokens: np.ndarray, length: int, special: SpecialTokens) -> np.ndarray:
+    """At most `length` ids, the last of them `</s>` if it was."""
+    if len(tokens) > length and tokens[-1] == special.eos:
+        return np.append(tokens[: length - 1], tokens[-1])
+    return tokens[:length]

@@ -6,7 +6,7 @@ read alone, and `meta`: JSON, the caller's and the shapes of all arrays by path.
 added last: it tells a truncated copy without reading it.
 
 A snapshot is the same without `training`, in a folder of its own: the weights to use, which no run
-goes on from.
+goes on from. So are the weights of the best evaluation.
 """
 
 import contextlib
@@ -99,6 +99,10 @@ class CheckpointPolicy:
         return self.keep_last + 1 + for_good
 
 
+BEST = SnapshotPolicy(every=1, keep_last=1, dtype="float32")
+"""How the weights of the best evaluation are kept; when is for `EarlyStopping` to say."""
+
+
 class Checkpoints:
     """Writes the checkpoints and snapshots of one run, one after the other; every process takes
     part. Close it to be sure of them.
@@ -106,9 +110,10 @@ class Checkpoints:
     Args:
       directory: of the checkpoints; snapshots are in the folder beside it.
       policy: what to keep.
+      best: whether there will be weights of a best evaluation, in the folder `best`.
     """
 
-    def __init__(self, directory: Path, policy: CheckpointPolicy):
+    def __init__(self, directory: Path, policy: CheckpointPolicy, *, best: bool = False):
         policies: Any = ocp.training.preservation_policies
         kept = [policies.LatestN(policy.keep_last)]
         if policy.keep_every:
@@ -116,12 +121,15 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(_is_news)
         self._directory, self._policy = directory, policy
         self._checkpointer = _checkpointer(directory, policies.AnyPreservationPolicy(kept))
-        self._snapshots = ModelDir(directory.parent).snapshots
-        self._snapshotter = None
+        beside = ModelDir(directory.parent)
+        self._snapshots, self._best = beside.snapshots, beside.best
+        self._snapshotter, self._keeper = None, None
         if policy.snapshots:
             last = policy.snapshots.keep_last
             kept = policies.LatestN(last) if last else policies.PreserveAll()
             self._snapshotter = _checkpointer(self._snapshots, kept)
+        if best:
+            self._keeper = _checkpointer(self._best, policies.LatestN(1))
         self._pending: tuple[Path, Any] | None = None
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
@@ -140,11 +148,29 @@ class Checkpoints:
           OSError: this snapshot or what was saved before it could not be written.
         """
         assert self._policy.snapshots is not None
-        assert self._snapshotter is not None
-        trees = _weights(state, self._policy.snapshots)
+        path = self._snapshots / str(step)
+        self._save_weights(self._snapshotter, path, state, self._policy.snapshots, meta)
+
+    def save_best(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
+        """The same with the weights of the best evaluation, in the place of those before.
+
+        Raises:
+          OSError: they or what was saved before could not be written.
+        """
+        self._save_weights(self._keeper, self._best / str(step), state, BEST, meta)
+
+    def _save_weights(
+        self,
+        checkpointer: Any,
+        path: Path,
+        state: TrainState,
+        policy: SnapshotPolicy,
+        meta: Mapping[str, Any],
+    ) -> None:
+        trees = _weights(state, policy)
         dtypes = {name: x.dtype.name for name, x in flatten(trees["params"])}
         meta = {**meta, "dtypes": {**meta.get("dtypes", {}), **dtypes}}
-        self._save(self._snapshotter, self._snapshots / str(step), trees, meta, overwrite=True)
+        self._save(checkpointer, path, trees, meta, overwrite=True)
 
     def _save(
         self,
@@ -184,7 +210,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            for checkpointer in filter(None, (self._checkpointer, self._snapshotter)):
+            all_of_them = (self._checkpointer, self._snapshotter, self._keeper)
+            for checkpointer in filter(None, all_of_them):
                 with contextlib.suppress(Exception):  # only ever what `wait` has raised before
                     checkpointer.close()
 

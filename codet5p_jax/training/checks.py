@@ -22,6 +22,8 @@ from codet5p_jax.training.checkpoints import (
     saved_steps,
 )
 from codet5p_jax.training.conversion import check_exportable
+from codet5p_jax.training.early_stopping import EarlyStopping, check_metric, metric_names
+from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
 from codet5p_jax.training.init_from import plan_init
 from codet5p_jax.training.model_dir import ModelDir
@@ -45,6 +47,8 @@ def check_configuration(
     ema_decay: float | None = None,
     max_nonfinite: int = 20,
     checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
+    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    early_stopping: EarlyStopping | None = None,
     num_workers: int = 0,
     export_to: str | Path | None = None,
     export_arch: str | None = None,
@@ -73,6 +77,8 @@ def check_configuration(
     params = abstract_params(network.specs)
     for objective in objectives:  # whether the network has the heads that it needs
         jax.eval_shape(functools.partial(objective.init_state, network), params)
+    if early_stopping is not None:
+        _check_early_stopping(early_stopping, evaluation, objectives, network)
     optimizer.make(schedule.make(total_steps(phases)), split(network.specs)[0])
     if export_to is not None:
         check_exportable(model, export_arch)
@@ -168,6 +174,22 @@ def check_loss_weights(loss_weights: Mapping[str, float], objectives: Sequence[O
             raise ValueError(f"loss_weights: there is no loss {name!r} among {losses}{hint}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"loss_weights: {name!r} has to have 0 or more, found {weight}")
+
+
+def _check_early_stopping(
+    early_stopping: EarlyStopping,
+    evaluation: Evaluation,
+    objectives: Sequence[Objective],
+    network: CodeT5p,
+) -> None:
+    if evaluation.every is None:
+        raise ValueError(
+            "early_stopping compares evaluations, and evaluation.every is None: there are none; "
+            "set Evaluation.every to a number of steps, or early_stopping to None"
+        )
+    if early_stopping.metric not in evaluation.metrics:
+        names = [*evaluation.metrics, *metric_names(objectives, network)]
+        check_metric(early_stopping.metric, names)
 
 
 def _check_profile(steps: tuple[int, int] | None, total: int) -> None:

@@ -208,6 +208,8 @@ def export_weights(
     before, rows = stored.config.vocab_size, weights.config.vocab_size
     if rows < before:
         say(f"left out: rows {rows:,} to {before - 1:,} of the vocabulary")
+    if (arch or hf_config.default_architecture(weights.config)) in hf_config.COMPOSED:
+        tokens = tokens.of_seq2seq()
     _report_missing(weights.config, tokens, model_dir, say)
     encoder_tokenizer = stored.encoder_tokenizer
     left_out = export_hugging_face(

@@ -14,8 +14,10 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, ParamSpec, abstract_params, count, flatten, path_name
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import AXES, MeshConfig, partition_spec, ways
-from codet5p_jax.training.checkpoints import CheckpointPolicy, snapshot_bytes, state_bytes
+from codet5p_jax.training.checkpoints import BEST, CheckpointPolicy, snapshot_bytes, state_bytes
 from codet5p_jax.training.checks import check_configuration
+from codet5p_jax.training.early_stopping import EarlyStopping
+from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.freezing import (
     Split,
@@ -45,14 +47,16 @@ def describe(
     accumulate: int = 1,
     ema_decay: float | None = None,
     checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
+    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    early_stopping: EarlyStopping | None = None,
     schedule: Schedule = Constant(1.0),  # noqa: B008
     loss_weights: Mapping[str, float] | None = None,
 ) -> str:
     """A report on a run; needs neither its data nor its devices.
 
     Args:
-      model, objectives, phases, optimizer, mesh, trainable, accumulate, ema_decay, checkpoints: as
-        `train` takes them.
+      model, objectives, phases, optimizer, mesh, trainable, accumulate, ema_decay, checkpoints,
+        evaluation, early_stopping: as `train` takes them.
       schedule, loss_weights: likewise; only checked.
       rows: of each phase, the rows of each objective in a batch (`data.position.divide_rows` of the
         mixture's rates).
@@ -76,6 +80,8 @@ def describe(
         trainable=trainable,
         accumulate=accumulate,
         ema_decay=ema_decay,
+        evaluation=evaluation,
+        early_stopping=early_stopping,
     )
     sizes: dict[str, int] = dict(zip(AXES, mesh.shape(num_devices), strict=True))
     network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
@@ -94,7 +100,8 @@ def describe(
     lines += _state_memory(network, state, sizes)
     left_out = trainable is not None and not trainable.save_frozen
     saved = dataclasses.replace(state, frozen={}) if left_out else state
-    lines.append(_disk(saved, checkpoints, total_steps(phases)))
+    best = early_stopping is not None
+    lines.append(_disk(saved, checkpoints, total_steps(phases), best))
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
         lines += ["", *_phase(network, split, used, phase, numbers, ways)]
@@ -118,9 +125,13 @@ def _parameter_table(specs: Params, sizes: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _disk(state: TrainState, policy: CheckpointPolicy, steps: int) -> str:
+def _disk(state: TrainState, policy: CheckpointPolicy, steps: int, best: bool) -> str:
     size = state_bytes(state)
     most, parts = size * policy.most(steps), [f"a checkpoint of {size_text(size)}"]
+    if best:
+        small = snapshot_bytes(state, BEST)
+        most += 2 * small
+        parts.append(f"the best weights of {size_text(small)}")
     if policy.snapshots:
         small = snapshot_bytes(state, policy.snapshots)
         most += small * policy.snapshots.most(steps)

@@ -1,7 +1,7 @@
 """Losses on a held-out split during training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from codet5p_jax.training.phases import Phase, check_rows
 from codet5p_jax.training.state import TrainState, compiler_options
 from codet5p_jax.training.step import make_eval_step
 
+HeldOutMetric = Callable[[CodeT5p, Params], float]
+"""(the unbound network, its weights on the devices) -> a figure, the same on every process. It is
+called under the run's mesh, at every evaluation."""
+
 Rows = Mapping[str, np.ndarray]  # array name -> [rows, ...], of one objective
 
 
@@ -31,12 +35,14 @@ class Evaluation:
       batches: at most so many of the split, the same ones every time; None: all.
       batch_size: rows of each; None: those of the phase.
       split: of the phases' mixtures.
+      metrics: more held-out metrics by name, such as those of what the model generates.
     """
 
     every: int | None = None
     batches: int | None = 16
     batch_size: int | None = None
     split: str = "validation"
+    metrics: Mapping[str, HeldOutMetric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if any(n is not None and n < 1 for n in (self.every, self.batches, self.batch_size)):
@@ -71,6 +77,7 @@ class Evaluator:
         change: Callable[[Rows], Rows] = lambda rows: rows,
     ):
         self._settings, self._mesh, self._change = settings, mesh, change
+        self._model = model
         sized = [replace(p, batch_size=settings.batch_size or p.batch_size) for p in phases]
         covered: set[str] = set()
         self._parts = []
@@ -92,9 +99,15 @@ class Evaluator:
         self._step = make_eval_step(model, objectives, compiler_options(mesh))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """Means over the split, by name; of the averaged weights where there are such."""
+        """Means over the split and the other metrics, by name; of the averaged weights where there
+        are such."""
         params = merge(state.params if state.ema is None else state.ema, state.frozen)
-        return self.means(params, state.objective_state)
+        found = self.means(params, state.objective_state)
+        with jax.set_mesh(self._mesh):
+            return found | {
+                name: float(metric(self._model, params))
+                for name, metric in self._settings.metrics.items()
+            }
 
     def means(self, params: Params, objective_state: Mapping[str, Any]) -> dict[str, float]:
         """Means over the split, by name."""

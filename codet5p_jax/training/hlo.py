@@ -51,6 +51,8 @@ class Work:
 
     Attributes:
       dot_flops: FLOPs of its matrix products, loop bodies times their trip count.
+      sums: elements of those that have no batch axes, by how many terms each element sums up. The
+        gradient of a kernel sums over all positions.
       collectives: by kind (`all-gather`), likewise; over the fast links of a slice.
       between_slices: likewise, over the data-centre network.
       hbm_bytes: read and written by the operations that are left after fusion, likewise; what stays
@@ -58,6 +60,7 @@ class Work:
     """
 
     dot_flops: float
+    sums: Mapping[int, float]
     collectives: Mapping[str, Traffic]
     between_slices: Mapping[str, Traffic]
     hbm_bytes: float
@@ -117,7 +120,16 @@ def read_work(text: str, trips: int | None = None) -> Work:
             for k in kinds
         }
 
-    return Work(found.get("flops", 0.0), traffic("fast"), traffic("slow"), found["hbm"])
+    sums = {int(key[5:]): number for key, number in found.items() if key.startswith("sums ")}
+    flops = found.get("flops", 0.0)
+    return Work(flops, sums, traffic("fast"), traffic("slow"), found["hbm"])
+
+
+def argument_bytes(text: str, prefix: str) -> float:
+    """Bytes of the arguments of an optimised program whose names start so: `state.opt_state`."""
+    entry = next(body for is_entry, _, body in _computations(text) if is_entry)
+    named = (made for made in _parameters(entry).values() if f'op_name="{prefix}' in made.line)
+    return sum((made.num_bytes for made in named), 0.0)
 
 
 @dataclass(frozen=True)
@@ -189,7 +201,10 @@ def _own(name: str, body: _Body, devices: int) -> defaultdict[str, float]:
     starts = any('"AsyncCollectiveStart"' in made.line for made in body.values())
     for made in body.values():
         if made.op == "dot":
-            out["flops"] += _dot(made, body)
+            terms = _terms(made, body)
+            out["flops"] += 2.0 * math.prod(made.shape) * terms
+            if "batch_dims" not in made.line:
+                out[f"sums {terms}"] += math.prod(made.shape)
         elif made.op == "convolution":
             out["flops"] += _convolution(made, body)
         collective = _COLLECTIVE.match(made.op)
@@ -339,11 +354,11 @@ def _group_size(line: str, devices: int) -> int:
     return devices
 
 
-def _dot(made: _Instruction, body: _Body) -> float:
+def _terms(made: _Instruction, body: _Body) -> int:
+    """Of the sum that each element of a `dot` is."""
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", made.line)
     lhs = body[made.operands[0]].shape
-    inner = math.prod(lhs[int(i)] for i in contracted[1].split(",") if i) if contracted else 1
-    return 2.0 * math.prod(made.shape) * inner
+    return math.prod(lhs[int(i)] for i in contracted[1].split(",") if i) if contracted else 1
 
 
 def _convolution(made: _Instruction, body: _Body) -> float:

@@ -255,7 +255,7 @@ def _unlike(mine: ModelConfig, path: Path, foreign: ForeignWeights | None) -> li
     else:
         return []
     same = ("vocab_size", "encoder_vocab_size", "embed_dim", "matching_head", "pooling", "dropout")
-    same += ("prompt_to_decoder",)
+    same += ("prompt_to_decoder", "classes", "classify_pairs")
     towers = {}
     for name in ("encoder", "decoder"):
         stacks = getattr(mine, name), getattr(theirs, name)

@@ -195,16 +195,22 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def metrics_at(records: Sequence[Record], split: str, step: int) -> dict[str, float]:
+    """The metrics of the record of a split at a step; empty without one."""
+    found = (r for r in records if (r["split"], r["step"]) == (split, step))
+    return _metrics(next(found, {}))
+
+
 def first_and_last(
     records: Sequence[Record], split: str
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of the first and the last record of a split; empty without one."""
     found = [r for r in records if r["split"] == split] or [{}]
-    first, last = (
-        {k: v for k, v in r.items() if k not in ("step", "split", "timing")}
-        for r in (found[0], found[-1])
-    )
-    return first, last
+    return _metrics(found[0]), _metrics(found[-1])
+
+
+def _metrics(record: Record) -> dict[str, float]:
+    return {k: v for k, v in record.items() if k not in ("step", "split", "timing")}
 
 
 def _line(record: Record) -> str:

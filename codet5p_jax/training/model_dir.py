@@ -7,6 +7,7 @@ MODEL_DIR/
   encoder_tokenizer/      that of the encoder, where encoder and decoder have one each
   checkpoints/<step>/     weights, optimizer and data position
   snapshots/<step>/       weights alone, if asked for
+  best/<step>/            the weights of the best evaluation, if asked for
   operative_config.gin    the configuration of the latest start
   metrics.jsonl           one record per line
   tensorboard/            if asked for
@@ -68,6 +69,11 @@ class ModelDir:
     def snapshots(self) -> Path:
         """Folder of snapshots of weights alone."""
         return self.root / "snapshots"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the weights of the best evaluation."""
+        return self.root / "best"
 
     @property
     def operative_config(self) -> Path:
@@ -303,15 +309,18 @@ def require_space(
     number: int,
     snapshot_bytes: int = 0,
     snapshots: int = 0,
+    best_bytes: int = 0,
 ) -> None:
-    """Fails if the disk has no room for `number` checkpoints and some snapshots.
+    """Fails if the disk has no room for `number` checkpoints, some snapshots, and the weights of
+    the best evaluation besides those that they take the place of.
 
     Raises:
       OSError: with the sizes.
     """
     free = shutil.disk_usage(directory.root).free
-    if free < number * checkpoint_bytes + snapshots * snapshot_bytes:
+    if free < number * checkpoint_bytes + snapshots * snapshot_bytes + 2 * best_bytes:
         more = f" and {snapshots} snapshots of {size_text(snapshot_bytes)}" if snapshots else ""
+        more += f" and twice the best weights of {size_text(best_bytes)}" if best_bytes else ""
         raise OSError(
             f"{directory.root} has {size_text(free)} free; {number} checkpoints of "
             f"{size_text(checkpoint_bytes)}{more} are to be written. Free some space, set "

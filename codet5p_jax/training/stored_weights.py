@@ -186,12 +186,13 @@ def lasting(path: Path) -> dict[str, dict[str, Any] | None]:
     """Which parameters of a checkpoint stay where they are, by path: those of one that was imported
     or composed, and those that it leaves out itself, with what it keeps of them.
 
-    A run deletes its checkpoints as it goes on, and its snapshots.
+    A run deletes its checkpoints as it goes on, its snapshots and its best weights.
     """
     meta = read_meta(path)
     stay: dict[str, dict[str, Any] | None] = dict(meta.get(ELSEWHERE, {}))
     of_a_run = any(name.startswith("training/") for name in meta["arrays"])
-    if not of_a_run and path.parent != model_dir_of(path).snapshots:
+    directory = model_dir_of(path)
+    if not of_a_run and path.parent not in (directory.snapshots, directory.best):
         names = (name.partition("/") for name in meta["arrays"])
         stay |= {name: None for part, _, name in names if part == "params"}
     return stay
@@ -382,7 +383,7 @@ def write_weights(
 
     for name, array in arrays:
         shapes[f"params/{name}"], dtypes[name] = list(array.shape), array.dtype.name
-        pending[name] = array
+        pending[name] = array.view(_Unchanging)
         del array
         if sum(x.nbytes for x in pending.values()) > _BUFFER:
             flush()
@@ -396,6 +397,13 @@ def write_weights(
     (staging / "state").rename(path / "params")
     shutil.rmtree(staging)
     seal(path)
+
+
+class _Unchanging(np.ndarray):
+    """An array that Orbax need not copy before it writes it, as nothing changes it meanwhile."""
+
+    def __deepcopy__(self, memo: Any) -> np.ndarray:
+        return self
 
 
 def release_memory() -> None:

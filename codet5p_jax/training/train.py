@@ -26,6 +26,7 @@ from codet5p_jax.training.batches import (
     train_batches,
 )
 from codet5p_jax.training.checkpoints import (
+    BEST,
     ELSEWHERE,
     CheckpointPolicy,
     Checkpoints,
@@ -43,6 +44,7 @@ from codet5p_jax.training.checks import (
     check_vocabulary,
 )
 from codet5p_jax.training.conversion import check_one_process, export_weights
+from codet5p_jax.training.early_stopping import EarlyStopping, Evaluated, evaluations_of
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
 from codet5p_jax.training.flops import peak_flops, step_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers, parts_table
@@ -58,7 +60,7 @@ from codet5p_jax.training.init_from import (
     token_ids,
 )
 from codet5p_jax.training.memory import memory_line
-from codet5p_jax.training.metrics import first_and_last, open_writers, read_records
+from codet5p_jax.training.metrics import first_and_last, metrics_at, open_writers, read_records
 from codet5p_jax.training.model_dir import (
     ModelDir,
     claim,
@@ -126,6 +128,8 @@ class TrainResult:
       interrupted: whether SIGTERM ended it; started again, it goes on.
       before, after: held-out metrics by name (`span_denoising/loss`, …) of the first and the
         latest evaluation; empty without evaluation.
+      best: those of the best evaluation; empty without `early_stopping`.
+      best_step: where that was, and the name of its folder in MODEL_DIR/best.
       metrics: path of `metrics.jsonl`.
     """
 
@@ -133,6 +137,8 @@ class TrainResult:
     interrupted: bool
     before: dict[str, float]
     after: dict[str, float]
+    best: dict[str, float]
+    best_step: int | None
     metrics: Path
 
 
@@ -155,6 +161,7 @@ def train(
     max_nonfinite: int = 20,
     checkpoints: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
     evaluation: Evaluation = Evaluation(),  # noqa: B008
+    early_stopping: EarlyStopping | None = None,
     logging: Logging = Logging(),
     num_workers: int = 0,
     data_timeout: float | None = 600.0,
@@ -188,6 +195,8 @@ def train(
         1 or more; fewer are skipped.
       checkpoints: when to save and what to keep.
       evaluation: how often, on how much.
+      early_stopping: which evaluation is the best, whose weights are kept and, if there is an
+        `export_to`, exported; and whether the run may end for want of a better one.
       logging: how often, where to.
       num_workers: processes that make batches; 0: a thread.
       data_timeout: seconds that a step may wait for its batch before all processes exit with a
@@ -218,6 +227,8 @@ def train(
         ema_decay=ema_decay,
         max_nonfinite=max_nonfinite,
         checkpoints=checkpoints,
+        evaluation=evaluation,
+        early_stopping=early_stopping,
         num_workers=num_workers,
         export_to=export_to,
         export_arch=export_arch,
@@ -313,7 +324,9 @@ def train(
         if outside and (inside := state_bytes(as_saved(abstract).frozen)):
             progress.say(f"checkpoints hold {size_text(inside)} of what is frozen: not all stays")
         size, snapshots = state_bytes(as_saved(abstract)), checkpoints.snapshots
-        small, number = 0, 0
+        small, number, best_size = 0, 0, 0
+        if early_stopping is not None:
+            best_size = snapshot_bytes(as_saved(abstract), BEST)
         if snapshots is not None:
             small = snapshot_bytes(as_saved(abstract), snapshots)
             written = saved_steps(directory.snapshots)
@@ -339,7 +352,7 @@ def train(
                 own_tokenizer,
             )
             most = max(checkpoints.most(total) - len(saved), 1)
-            require_space(directory, size, most, small, number)
+            require_space(directory, size, most, small, number, best_size)
         check_shared(directory.run)
         more = f", snapshots of {size_text(small)}" if snapshots else ""
         progress.say(f"{count(network.specs):,} parameters; state of {size_text(size)}{more}")
@@ -423,6 +436,10 @@ def train(
         ]
         goodput.go_on(meta.get("goodput", {}), latest_seconds(read_records(directory.metrics)))
         kept, services = start if restored else -1, (logging.tensorboard, logging.wandb_project)
+        evaluations: list[Evaluated] = []
+        if early_stopping is not None and restored:
+            records = read_records(directory.metrics)
+            evaluations = evaluations_of(early_stopping, records, evaluation.split, start)
         recorder = Recorder(
             open_writers(directory, model, kept, *services) if main else [],
             progress,
@@ -433,7 +450,7 @@ def train(
             max_nonfinite=max_nonfinite,
         )
         stack.callback(recorder.close)
-        saver = Checkpoints(directory.checkpoints, checkpoints)
+        saver = Checkpoints(directory.checkpoints, checkpoints, best=early_stopping is not None)
         stack.callback(saver.close)
 
         def save(step: int, write: Callable[[TrainState, int, Any], None] = saver.save) -> None:
@@ -456,17 +473,32 @@ def train(
                     meta[ELSEWHERE] = elsewhere
                 write(as_saved(state), step, meta)
 
-        def evaluate(step: int) -> None:
-            if evaluator is not None:
-                jax.block_until_ready(state)
-                with recorder.paused("evaluation"):
-                    recorder.evaluation(step, evaluation.split, evaluator(state))
+        def evaluate(step: int) -> bool:
+            """Whether it is the best so far, where that matters."""
+            if evaluator is None:
+                return False
+            jax.block_until_ready(state)
+            with recorder.paused("evaluation"):
+                found = evaluator(state)
+                recorder.evaluation(step, evaluation.split, found)
+            if early_stopping is None or step == 0:
+                return False
+            evaluations.append((step, early_stopping.value(found)))
+            return early_stopping.best(evaluations) == evaluations[-1]
+
+        def ended() -> bool:
+            return early_stopping is not None and early_stopping.ends(evaluations)
 
         progress.begin(start, total)
         stack.callback(progress.end)
         if restored is None:
             evaluate(0)
             laps.end("evaluate")
+        elif early_stopping is not None:
+            # Killed between the checkpoint and the weights of its evaluation, the best one.
+            best = early_stopping.best(evaluations)
+            if best and best[0] == start and start not in saved_steps(directory.best):
+                save(start, saver.save_best)
 
         # ------------------------------------------------------------ loop
         deadline = Deadline(data_timeout)
@@ -477,7 +509,7 @@ def train(
         )
         stack.callback(lambda: profiler.close(step, state))
         goodput.begin("steps")
-        while step < total and not terminated(step):
+        while step < total and not ended() and not terminated(step):
             profiler.at(step, state)
             late = (
                 f"no batch for step {step} within {data_timeout} s (data_timeout): the files of "
@@ -502,27 +534,46 @@ def train(
                 recorder.finish_interval(step)
             if step == total:
                 require_progress(state)
+            best_so_far = False
             if evaluation.every and (step % evaluation.every == 0 or step == total):
-                evaluate(step)
+                best_so_far = evaluate(step)
             if snapshots and (step % snapshots.every == 0 or step == total):
                 save(step, saver.save_snapshot)
-            if step % checkpoints.every == 0 or step == total:
+            if step % checkpoints.every == 0 or step == total or best_so_far:
                 save(step)
                 last_saved = step
+            if best_so_far:  # after the checkpoint: a run that goes on then knows of it
+                save(step, saver.save_best)
 
         # ------------------------------------------------------------ final save
         profiler.close(step, state)
+        if ended():
+            require_progress(state)
         if step != last_saved:
             save(step)
         with recorder.paused("checkpoint"):
             saver.wait()
         recorder.finish(step)
-        if step < total:
+        finished = step == total or ended()
+        weights, best = Path(model_dir), None
+        if early_stopping is not None and (best := early_stopping.best(evaluations)):
+            weights = directory.best / str(best[0])
+            progress.say(
+                f"{'stopped early' if ended() else 'done'} at step {step}: {early_stopping.metric} "
+                f"was best at step {best[0]}, {best[1]:.4f}; its weights are in {weights}"
+            )
+        if not finished:
             progress.say(f"stopped by SIGTERM; step {step} is saved, start again to resume")
         elif export_to is not None:
             if Path(export_to).exists():
                 progress.say(f"{export_to} exists and is left as it is")
             else:
-                export_weights(model_dir, export_to, arch=export_arch, say=progress.say)
-        before_after = first_and_last(read_records(directory.metrics), evaluation.split)
-        return TrainResult(step, step < total, *before_after, directory.metrics)
+                export_weights(weights, export_to, arch=export_arch, say=progress.say)
+        records = read_records(directory.metrics)
+        return TrainResult(
+            step,
+            not finished,
+            *first_and_last(records, evaluation.split),
+            *((metrics_at(records, evaluation.split, best[0]), best[0]) if best else ({}, None)),
+            directory.metrics,
+        )

@@ -105,6 +105,41 @@ def test_prepares_elsewhere_and_trains(folder: Path):
     assert "<extra_id_0>" in again.stdout
 
 
+def test_several_seeds(folder: Path):
+    more = ("--seeds=3,5", "--gin.train.Evaluation.every=1", "--gin.train.Evaluation.batches=1")
+    given = [flag.replace("'run'", "'seeds'") for flag in flags("cache", *more)]
+    done = codet5p(folder, "train", *given)
+    assert done.returncode == 0, done.stderr
+    runs = {seed: folder / f"seeds/seed_{seed}" for seed in (3, 5)}
+    summary = json.loads((folder / "seeds/seeds.json").read_text())
+    for seed, run in runs.items():
+        kept = gin_config.load(train, [str(run / "operative_config.gin")])
+        assert kept.arguments["seed"] == json.loads((run / "run.json").read_text())["seed"] == seed
+        records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        [last] = [r for r in records if (r["split"], r["step"]) == ("validation", 2)]
+        found = summary["seeds"][str(seed)]
+        assert found["step"] == 2
+        assert found["metrics"]["span_denoising/loss"] == last["span_denoising/loss"]
+    assert summary["spread"]["span_denoising/loss"] > 0
+    table = done.stdout.splitlines()[-4:]
+    assert table[0].startswith("held-out metric")
+    assert any(line.startswith("span_denoising/loss ") for line in table)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message", "code"),
+    [
+        ("--seeds=1,1", "expected different seeds such as 0,1,2, got '1,1'", 2),
+        ("--seeds=x", "expected an integer from 0 to 2**32 - 1, got 'x'", 2),
+    ],
+)
+def test_seeds_that_are_none(flag, message, code, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["train", flag])
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_one_of_two_processes_prepares_and_both_train(folder: Path):
     with socket.socket() as free:

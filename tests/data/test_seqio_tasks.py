@@ -89,7 +89,10 @@ def test_cached_examples_stop_at_the_placeholder(registered, vocabulary):
     assert len(list(cached_examples(task, "validation"))) == 5
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES.keys() - {"seq2seq"}))
+# Those of classes have examples of their own: tests/tasks/test_finetuning_tasks.py.
+@pytest.mark.parametrize(
+    "objective", [name for name in sorted(OBJECTIVES) if not name.endswith(("seq2seq", "tion"))]
+)
 def test_get_dataset_shows_finished_arrays(registered, vocabulary, objective):
     """What SeqIO shows is what the host half makes; `inputs` and `targets` are without padding."""
     task = add("t", objective, vocabulary)

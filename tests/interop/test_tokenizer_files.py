@@ -36,6 +36,22 @@ def test_sound_files_are_copied_and_read(folder, tmp_path):
     assert json.loads((tmp_path / "fewer/added_tokens.json").read_text()) == {}
 
 
+@pytest.mark.parametrize(("rows", "sentinels"), [(108, 100), (8, 0)])
+def test_a_bare_vocabulary_of_codet5_becomes_readable(tmp_path, rows, sentinels):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "theirs").mkdir()
+    vocab = VOCAB | {"b": 5, "ab": 6, "<mask>": 7}
+    (tmp_path / "theirs/vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "theirs/merges.txt").write_text("#version: 0.2\na b\n")
+    export_tokenizer(tmp_path / "theirs", tmp_path / "ours", rows)
+    (tmp_path / "ours/config.json").write_text('{"model_type": "t5"}')
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert read("aba<s>")["input_ids"] == [1, 6, 4, 1, 2]
+    assert (read.pad_token_id, read.eos_token_id) == (0, 2)
+    if sentinels:
+        assert read.convert_tokens_to_ids(["<extra_id_99>", "<extra_id_0>"]) == [8, 107]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [

@@ -27,6 +27,10 @@ def test_a_decoder_of_no_layers_is_none():
     assert model.specs.keys() == {"embedding", "encoder"}
     with pytest.raises(ValueError, match="matching_head reads the decoder"):
         dataclasses.replace(MODEL, decoder=none, matching_head=True)
+    with pytest.raises(ValueError, match="the head of classes reads the encoder"):
+        dataclasses.replace(MODEL, encoder=none, classes=2)
+    with pytest.raises(ValueError, match="classify_pairs is for a model with classes"):
+        dataclasses.replace(MODEL, classify_pairs=True)
     with pytest.raises(ValueError, match="num_layers has to be 0 or more, found -1"):
         dataclasses.replace(STACK, num_layers=-1)
 

@@ -142,6 +142,19 @@ def test_mean_pooling_averages_real_tokens():
     )
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_classes_are_read_off_the_first_state(pairs):
+    model = CodeT5p(dataclasses.replace(TINY, classes=3, classify_pairs=pairs))
+    bound = model.bind(init_params(model.specs, jax.random.key(0)))
+    one, other = jax.random.normal(jax.random.key(1), (2, 3, 4, 16))
+    segments = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]])
+    sides = [(one, segments), (other, segments)][: 1 + pairs]
+    head, first = bound.classifier, one[:, 0]
+    if pairs:
+        first = jnp.tanh(head.hidden(jnp.concatenate((first, other[:, 0]), axis=1)))
+    np.testing.assert_allclose(bound.classify(*sides), head.output(first), rtol=1e-5)
+
+
 def test_matching_reads_the_last_real_token(bound):
     states = jax.random.normal(jax.random.key(1), (2, 4, 16))
     logits = bound.match(states, jnp.array([[1, 1, 0, 0], [1, 1, 1, 1]]))

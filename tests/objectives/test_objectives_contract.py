@@ -19,14 +19,17 @@ NAMES = [
     "code_to_text",
     "seq2seq",
     "text_code_pairs",
+    "classification",
+    "pair_classification",
 ]
 
 
 def example(size: int) -> dict[str, np.ndarray]:
     """Has the features of every kind of cached example."""
     tokens = np.arange(8, 8 + size, dtype=np.int32)
-    names = ("tokens", "text", "code", "inputs", "targets")
-    return {name: tokens for name in names} | {"word_starts": np.ones(size, bool)}
+    names = ("tokens", "text", "code", "other", "inputs", "targets")
+    more = {"word_starts": np.ones(size, bool), "label": np.array(1, np.int32)}
+    return {name: tokens for name in names} | more
 
 
 def test_names():

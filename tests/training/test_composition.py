@@ -313,6 +313,12 @@ def test_folders_of_decoder_only_models_are_composed_as_model_directories_are(
     assert config.decoder.cross_attention == (2,)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
+    # It starts with what the language model starts with, so there is nothing to warn of.
+    export_weights(tmp_path / "of_folders", tmp_path / "exported")
+    assert "WARNING" not in capsys.readouterr().out
+    values = json.loads((tmp_path / "exported/generation_config.json").read_text())
+    assert values["decoder_start_token_id"] == 1
+
 
 @pytest.mark.parametrize("text", ["", "first:1", "last:0", "last:4", "every:9", "-1", "0,,1"])
 def test_layers_that_are_none(text):

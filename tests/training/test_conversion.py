@@ -14,7 +14,11 @@ from codet5p_jax.models import CodeT5p, init_params
 from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.checkpoints import InitFrom
-from codet5p_jax.training.conversion import export_weights, import_weights
+from codet5p_jax.training.conversion import (
+    check_exportable,
+    export_weights,
+    import_weights,
+)
 from codet5p_jax.training.init_from import load_init, plan_init
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.stored_weights import load_params
@@ -30,6 +34,16 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("published") / "t5"
     export_hugging_face(path, ArrayWeights(config, dict(flatten(params))), dtype="float16")
     return path, dict(flatten(params))
+
+
+def test_a_classifier_takes_the_encoder_and_is_written_without_its_head(folder):
+    config = tiny_config(num_decoder_layers=0, classes=2)
+    source = InitFrom(f"hf:{folder[0]}", new=("classifier/.*",), unused=("decoder/.*",))
+    plan = plan_init(source, CodeT5p(config).specs, model=config)
+    assert plan.fresh == ("classifier/output/bias", "classifier/output/kernel")
+    with pytest.raises(ValueError, match="no architecture has the network's classification head"):
+        check_exportable(config)
+    check_exportable(config, "t5_encoder")
 
 
 def test_each_device_is_given_its_part(folder):

@@ -14,13 +14,13 @@ import pytest
 from codet5p_jax.models import CodeT5p, Lora, codet5p_codegen
 from codet5p_jax.models.params import flatten
 from codet5p_jax.objectives import DecoderCLM, Seq2SeqCLM
-from codet5p_jax.training.freezing import freeze
+from codet5p_jax.training.freezing import Trainable, freeze
 from codet5p_jax.training.hlo import dot_flops
 from codet5p_jax.training.state import new_state
 from codet5p_jax.training.step import make_train_step
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/frozen_cost.py"
-ROWS, LENGTH = 2, 64
+ROWS, LENGTH = 3, 64  # 192 positions: no width
 LORA = Lora(rank=4, targets=("q", "k", "v", "o", "wi", "wo"))
 CONFIG = codet5p_codegen(
     num_decoder_layers=8, d_model=256, num_heads=4, num_encoder_layers=2, encoder_d_model=32,
@@ -72,8 +72,11 @@ def test_the_step_costs_what_trains_and_one_forward_pass(frozen_cost, objective,
     assert 0.9 * needed < dot_flops(text) < 1.1 * needed
     sizes = {name: math.prod(x.shape) for name, x in flatten(network.specs)}
     trainable = sum(n for name, n in sizes.items() if name not in split.frozen)
-    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.opt_state, state.params)))
-    assert kept <= 1.02 * 3 * 4 * trainable
+    kept, least = frozen_cost.kept_bytes(text, split, network, {ROWS * inputs, ROWS * LENGTH})
+    assert least == 3 * 4 * trainable
+    assert 2 / 3 * least <= kept <= 1.02 * least
+    if inputs > 1:  # otherwise the encoder has no gradient
+        assert kept >= 0.999 * least
     frozen = {name: x for name, x in flatten(state.frozen)}
     assert {x.dtype for x in frozen.values()} == {jnp.dtype(jnp.bfloat16)}
 
@@ -87,6 +90,18 @@ def test_cross_attention_further_down_costs_the_way_back(frozen_cost):
     text, _, _, split = frozen_cost.compile_step(config, [objective], {objective.name: ROWS})
     needed = frozen_cost.needed_flops(config, split, ROWS, LENGTH, LENGTH)
     assert dot_flops(text) > 1.5 * needed
+
+
+def test_gradients_of_more_than_what_trains_are_seen(frozen_cost):
+    """So that the count of bytes can fail: here the whole decoder has gradients."""
+    everything = Trainable((".*",))
+    objective = Seq2SeqCLM(inputs_length=LENGTH, targets_length=LENGTH)
+    text, _, network, _ = frozen_cost.compile_step(
+        CONFIG, [objective], {objective.name: ROWS}, everything
+    )
+    _, split = freeze(CodeT5p(CONFIG), frozen_cost.TRAINABLE)
+    kept, least = frozen_cost.kept_bytes(text, split, network, {ROWS * LENGTH})
+    assert kept > 2 * least
 
 
 def test_no_frozen_weight_is_widened(frozen_cost):

@@ -1,18 +1,16 @@
 """JSON lines and JSON lists, plain or gzipped. UTF-8, with or without a byte order mark."""
 
 import codecs
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from codet5p_jax.data.corpora.files import require_files
+from codet5p_jax.data.corpora.lines import numbered_lines, read_bytes
 from codet5p_jax.data.corpora.malformed import Malformed
 
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+_T = TypeVar("_T", dict, list)
 
 
 def read_jsonl(
@@ -56,13 +54,24 @@ def read_json_list(
     return _rows(file, malformed or Malformed())
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """A file that is one JSON object; decompressed where its name ends in `.gz`.
+
+    Raises:
+      FileNotFoundError: the file is missing.
+      ValueError: it is no object or damaged.
+    """
+    (file,) = require_files([Path(path)], "JSON file", "path")
+    return _whole(file, dict, "object")
+
+
 def is_json_list(path: Path) -> bool:
     """Whether a file begins as a JSON list; some call JSON lines `.json`.
 
     Raises:
       ValueError: a compressed file is damaged.
     """
-    return _read(path, 1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    return read_bytes(path, 1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def check_fields(record: Any, fields: Mapping[str, type]) -> None:
@@ -79,7 +88,9 @@ def _records(
     files: Sequence[Path], fields: Mapping[str, type], malformed: Malformed
 ) -> Iterator[dict[str, Any]]:
     for path in files:
-        for number, line in _lines(path):
+        for number, line in numbered_lines(path):
+            if not line.strip():
+                continue
             place = f"{path}:{number}"
             try:
                 record = json.loads(line.decode("utf-8"))
@@ -95,13 +106,7 @@ def _records(
 
 
 def _rows(path: Path, malformed: Malformed) -> Iterator[dict[str, Any]]:
-    text = _read(path)
-    try:
-        rows = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a JSON list: {error}; fetch the file again") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a JSON list, got {type(rows).__name__}")
+    rows = _whole(path, list, "list")
     for number, record in enumerate(rows):
         place = f"{path}:row {number}"
         try:
@@ -115,34 +120,18 @@ def _rows(path: Path, malformed: Malformed) -> Iterator[dict[str, Any]]:
     malformed.judge()
 
 
+def _whole(path: Path, kind: type[_T], name: str) -> _T:
+    text = read_bytes(path)
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        message = f"{path}: expected a JSON {name}: {error}; fetch the file again"
+        raise ValueError(message) from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: expected a JSON {name}, got {type(value).__name__}")
+    return value
+
+
 def _check_unicode(record: Any) -> None:
     """Half a surrogate pair: JSON allows it, Unicode does not."""
     json.dumps(record, ensure_ascii=False).encode("utf-8")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    with _open(path) as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if text.strip():
-                    yield number, text
-        except _DAMAGE as error:
-            raise _damaged(path, error, f" after line {number}") from error
-
-
-def _read(path: Path, size: int = -1) -> bytes:
-    with _open(path) as file:
-        try:
-            return file.read(size)
-        except _DAMAGE as error:
-            raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception, where: str = "") -> ValueError:
-    return ValueError(f"{path} is damaged{where}: {error}; fetch the file again")
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
