@@ -1,4 +1,4 @@
-"""Checkpoints: saved in the background, restored onto any mesh. Nothing else imports Orbax.
+"""Checkpoints: saved in the background, restored onto any mesh.
 
 A checkpoint is a folder named after its step. It appears under that name only when it is complete,
 and holds two trees, `params` and `training` (all the rest of the state), so that weights can be
@@ -10,7 +10,6 @@ goes on from. So are the weights of the best evaluation.
 """
 
 import contextlib
-import json
 import logging
 import math
 import re
@@ -24,20 +23,24 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from codet5p_jax.files import write_text
 from codet5p_jax.models.int8 import scale_of
 from codet5p_jax.models.params import flatten, nested, path_name
+from codet5p_jax.training.checkpoint_files import (
+    ELSEWHERE,
+    check_sizes,
+    context,
+    first_line,
+    is_no_damage,
+    is_one,
+    load,
+    read_error,
+    saved_steps,
+    seal,
+)
 from codet5p_jax.training.hosts import agreed
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
-ELSEWHERE = "frozen_elsewhere"
-"""Key of a checkpoint's `meta`: by path, where the frozen parameters are that it leaves out."""
-
-DRAWN = "drawn"
-"""Likewise, names of the parameters that were drawn when a model was composed."""
-
-_SIZES = "sizes.json"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
@@ -240,19 +243,19 @@ def restore_latest(
         path = (directory.checkpoints / str(step)).resolve()
         try:
             _check_everywhere(path)
-            meta = _load(path, {"meta": None})["meta"]
+            meta = load(path, {"meta": None})["meta"]
             wanted = _trees(without(abstract, meta.get(ELSEWHERE, ())))
             _check_structure(path, meta["arrays"], _shapes(wanted))
-            trees = _load(path, wanted)
+            trees = load(path, wanted)
         except _Mismatch as e:
             raise ValueError(str(e)) from None
         except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
-            if _is_no_damage(e):
+            if is_no_damage(e):
                 raise
             if jax.process_count() > 1 and not isinstance(e, _Damaged):
                 # The others may have read it, and wait for this process.
-                raise _unreadable(path, e) from e
-            say(f"checkpoint {step} cannot be read ({_first_line(e)}); trying the one before it")
+                raise read_error(path, e) from e
+            say(f"checkpoint {step} cannot be read ({first_line(e)}); trying the one before it")
             unreadable.append(path)
             continue
         if jax.process_index() == 0:
@@ -282,7 +285,7 @@ def newest_meta(directory: ModelDir) -> dict[str, Any]:
     for step in reversed(saved_steps(directory.checkpoints)):
         with contextlib.suppress(Exception):  # `restore_latest` tells
             path = (directory.checkpoints / str(step)).resolve()
-            return dict(_load(path, {"meta": None})["meta"])
+            return dict(load(path, {"meta": None})["meta"])
     return {}
 
 
@@ -294,7 +297,7 @@ def check_resumable(model_dir: Path, policy: CheckpointPolicy) -> None:
     Raises:
       ValueError: `model_dir` is a checkpoint or a snapshot, or has had checkpoints and lost them.
     """
-    if _is_one(model_dir):
+    if is_one(model_dir):
         raise ValueError(
             f"MODEL_DIR {model_dir} is itself a checkpoint or snapshot; set MODEL_DIR to another "
             "folder, and INITIAL_CHECKPOINT_PATH to this one to start from its weights"
@@ -309,14 +312,6 @@ def check_resumable(model_dir: Path, policy: CheckpointPolicy) -> None:
             f"{directory.snapshots / str(snapshots[-1])} and MODEL_DIR to a new folder; to begin "
             f"from step 0, move {directory.snapshots} away"
         )
-
-
-def saved_steps(checkpoints: Path) -> list[int]:
-    """Steps of the complete checkpoints of a folder, ascending."""
-    if not checkpoints.is_dir():
-        return []
-    names = [p.name for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir()]
-    return sorted(int(n) for n in names if _is_checkpoint(checkpoints / n))
 
 
 @dataclass(frozen=True)
@@ -356,40 +351,6 @@ class InitFrom:
                 ) from error
 
 
-def checkpoint_path(path: Path, step: int | None = None) -> Path:
-    """The folder of one checkpoint, given a model directory or such a folder.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: a step, and the path is already that of a checkpoint or snapshot.
-      OSError: one of its files is missing or truncated. No older checkpoint is taken instead: only
-        a run that goes on makes up for what lies between.
-    """
-    if _is_one(path):
-        if step is not None:
-            raise ValueError(
-                f"step {step} is for a model directory, and {path} is itself a checkpoint or "
-                "snapshot; leave the step out"
-            )
-        return _complete(path.resolve())
-    folder = ModelDir(path).checkpoints
-    steps = saved_steps(folder)
-    if not steps or (step is not None and step not in steps):
-        snapshots = ModelDir(path).snapshots
-        others = saved_steps(snapshots)
-        hint = f"; snapshots are named by their folder: {snapshots}/{others[-1]}" if others else ""
-        raise FileNotFoundError(
-            f"no checkpoint{'' if step is None else f' of step {step}'} in {path}: expected "
-            f"{folder}/<step>, found steps {steps}{hint}"
-        )
-    return _complete((folder / str(steps[-1] if step is None else step)).resolve())
-
-
-def model_dir_of(path: Path) -> ModelDir:
-    """The model directory of a checkpoint or snapshot, given its folder or the directory itself."""
-    return ModelDir(path.resolve().parents[1] if _is_one(path) else path)
-
-
 class _Mismatch(ValueError):
     pass
 
@@ -421,65 +382,6 @@ def _checkpointer(directory: Path, kept: Any) -> Any:
     )
 
 
-def context(*, partial: bool = False, pad: bool = False) -> ocp.Context:
-    """Settings of Orbax under which checkpoints are read and written."""
-    settings = ocp.Context()
-    # A folder that cannot be made is then an error at once, not threads that wait for it.
-    settings.asynchronous.create_directories_asynchronously = False
-    settings.pytree.loading.partial_load = partial
-    settings.array.loading.enable_padding_and_truncation = pad
-    registry = ocp.handlers.local_registry(include_global_registry=True)
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-    settings.checkpointables.registry = registry
-    return settings
-
-
-def _load(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
-    with context(**options):
-        return ocp.load_checkpointables(str(path), dict(wanted))
-
-
-def read(path: Path, wanted: Mapping[str, Any], **options: bool) -> dict[str, Any]:
-    """As `_load`, with one line for an error of Orbax's."""
-    try:
-        return _load(path, wanted, **options)
-    except Exception as e:  # Orbax and TensorStore raise whatever they stumbled on
-        if _is_no_damage(e):
-            raise
-        raise _unreadable(path, e) from e
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """What was saved with the arrays of a checkpoint.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    return dict(read(path, {"meta": None})["meta"])
-
-
-def _complete(path: Path) -> Path:
-    """A checkpoint that has all its files, with all their bytes."""
-    try:
-        _check_sizes(path)
-    except (OSError, ValueError) as e:
-        if _is_no_damage(e):
-            raise
-        raise _unreadable(path, e) from None
-    return path
-
-
-def _unreadable(path: Path, error: BaseException) -> OSError:
-    while error.__cause__ is not None:  # Orbax wraps what went wrong into a list of its handlers
-        error = error.__cause__
-    others = [step for step in saved_steps(path.parent) if str(step) != path.name]
-    older = f", or move it away to take the newest of steps {others}" if others else ""
-    return OSError(
-        f"checkpoint {path} cannot be read ({_first_line(error)}); nothing was changed. Copy it "
-        f"again from where it was written{older}"
-    )
-
-
 def _shapes(tree: Any) -> dict[str, list[int]]:
     """Shapes by path, as JSON."""
     return {
@@ -503,64 +405,17 @@ def _check_structure(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, A
         )
 
 
-def _sizes(path: Path) -> dict[str, int]:
-    files = (p for p in path.rglob("*") if p.is_file() and p.name != _SIZES)
-    return {str(p.relative_to(path)): p.stat().st_size for p in files}
-
-
-def seal(path: Path) -> None:
-    """Notes the sizes of a checkpoint's files, the last thing that is written."""
-    write_text(path / _SIZES, json.dumps(_sizes(path), indent=1) + "\n")
-
-
-def _check_sizes(path: Path) -> None:
-    # Orbax would find out as well, with dozens of lines from threads that nobody waits for.
-    if not (path / _SIZES).exists():
-        return  # killed before it was sealed
-    found = _sizes(path)
-    for name, size in json.loads((path / _SIZES).read_text(encoding="utf-8")).items():
-        if found.get(name) != size:
-            raise OSError(f"{name} has {found.get(name, 0):,} of {size:,} bytes")
-
-
 def _check_everywhere(path: Path) -> None:
-    """`_check_sizes` with one outcome for all processes."""
+    """`check_sizes` with one outcome for all processes."""
     found = ""
     try:
-        _check_sizes(path)
+        check_sizes(path)
     except (OSError, ValueError) as e:
-        if _is_no_damage(e):
+        if is_no_damage(e):
             raise
-        found = _first_line(e)
+        found = first_line(e)
     if not agreed(not found):
         raise _Damaged(found or "another process finds it damaged")
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return bool(ocp.is_orbax_checkpoint(str(path.resolve())))
-
-
-def _is_one(path: Path) -> bool:
-    """Whether a path is that of one checkpoint or snapshot."""
-    return path.name.isdigit() and _is_checkpoint(path)
-
-
-def _first_line(error: BaseException) -> str:
-    """Of a long line both ends: what was tried, and what the system said."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 240 else f"{line[:100]} … {line[-120:]}"
-
-
-def _is_no_damage(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, says that the checkpoint may well be good."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, MemoryError | PermissionError) or any(
-            code in text for code in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
-        ):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _move_away(path: Path, target: Path) -> None:
@@ -587,7 +442,7 @@ class _explained:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, Exception):
             raise OSError(
-                f"saving a checkpoint to {self.directory} failed: {_first_line(error)}. Earlier "
+                f"saving a checkpoint to {self.directory} failed: {first_line(error)}. Earlier "
                 "checkpoints are intact; make room or fix permissions and start again to resume"
             ) from error
 

@@ -15,12 +15,8 @@ from codet5p_jax.models.params import abstract_params, flatten
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.objectives.seq2seq import Seq2Seq
 from codet5p_jax.sharding import AXES, MeshConfig, ways
-from codet5p_jax.training.checkpoints import (
-    CheckpointPolicy,
-    InitFrom,
-    check_resumable,
-    saved_steps,
-)
+from codet5p_jax.training.checkpoint_files import saved_steps
+from codet5p_jax.training.checkpoints import CheckpointPolicy, InitFrom, check_resumable
 from codet5p_jax.training.conversion import check_exportable
 from codet5p_jax.training.early_stopping import EarlyStopping, check_metric, metric_names
 from codet5p_jax.training.evaluate import Evaluation

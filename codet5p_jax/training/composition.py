@@ -29,7 +29,7 @@ from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import ParamSpec, flatten, init_params, nested
 from codet5p_jax.models.stack import layer_groups
-from codet5p_jax.training.checkpoints import DRAWN
+from codet5p_jax.training.checkpoint_files import DRAWN
 from codet5p_jax.training.conversion import report_nonfinite
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import StoredWeights, write_weights

@@ -36,7 +36,7 @@ from codet5p_jax.interop.weights import (
     open_hugging_face,
 )
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.training.checkpoints import ELSEWHERE
+from codet5p_jax.training.checkpoint_files import ELSEWHERE
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
 from codet5p_jax.training.stored_weights import (
     StoredWeights,

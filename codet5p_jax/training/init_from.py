@@ -30,12 +30,8 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.int8 import scale_of, scales_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, init_params, logical_axes
 from codet5p_jax.sharding import param_shardings
-from codet5p_jax.training.checkpoints import (
-    DRAWN,
-    InitFrom,
-    checkpoint_path,
-    read_meta,
-)
+from codet5p_jax.training.checkpoint_files import DRAWN, checkpoint_path, read_meta
+from codet5p_jax.training.checkpoints import InitFrom
 from codet5p_jax.training.freezing import LORA
 from codet5p_jax.training.model_dir import (
     ModelDir,

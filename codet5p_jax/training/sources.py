@@ -16,7 +16,7 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.objectives.seq2seq_clm import Seq2SeqCLM
 from codet5p_jax.objectives.teacher_forcing import TeacherForced
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.checkpoints import model_dir_of
+from codet5p_jax.training.checkpoint_files import model_dir_of
 from codet5p_jax.training.evaluate import Evaluation, Evaluator, Rows
 from codet5p_jax.training.model_dir import (
     check_tokenizer,

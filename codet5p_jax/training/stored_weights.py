@@ -31,7 +31,7 @@ from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.int8 import dequantize, quantize, scale_of
 from codet5p_jax.models.params import Params, ParamSpec, flatten, logical_axes, nested
 from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
-from codet5p_jax.training.checkpoints import (
+from codet5p_jax.training.checkpoint_files import (
     ELSEWHERE,
     checkpoint_path,
     context,

@@ -25,15 +25,14 @@ from codet5p_jax.training.batches import (
     place,
     train_batches,
 )
+from codet5p_jax.training.checkpoint_files import ELSEWHERE, saved_steps
 from codet5p_jax.training.checkpoints import (
     BEST,
-    ELSEWHERE,
     CheckpointPolicy,
     Checkpoints,
     InitFrom,
     newest_meta,
     restore_latest,
-    saved_steps,
     snapshot_bytes,
     state_bytes,
     without,

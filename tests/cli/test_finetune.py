@@ -7,7 +7,7 @@ import pytest
 
 from codet5p_jax.cli import main
 from codet5p_jax.data.tokenizer import train_tokenizer
-from codet5p_jax.training.checkpoints import saved_steps
+from codet5p_jax.training.checkpoint_files import saved_steps
 from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.stored_weights import load_params

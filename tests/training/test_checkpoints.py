@@ -18,13 +18,13 @@ from codet5p_jax.models import CodeT5p, abstract_params, configs
 from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training import checkpoints
+from codet5p_jax.training.checkpoint_files import saved_steps
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
     Checkpoints,
     SnapshotPolicy,
     check_resumable,
     restore_latest,
-    saved_steps,
     snapshot_bytes,
     state_bytes,
 )
@@ -142,7 +142,7 @@ def test_want_of_memory_or_permission_is_not_damage(run, monkeypatch, error, wra
             raise ValueError("could not be read") from error
         raise error
 
-    monkeypatch.setattr(checkpoints, "_load", load)
+    monkeypatch.setattr(checkpoints, "load", load)
     said = []
     with pytest.raises(ValueError if wrapped else type(error)):
         restore_latest(run, abstract(), said.append)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codet5p_jax.training.checkpoints import saved_steps
+from codet5p_jax.training.checkpoint_files import saved_steps
 from codet5p_jax.training.early_stopping import EarlyStopping, evaluations_of
 from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.metrics import read_records

@@ -17,14 +17,8 @@ from codet5p_jax.interop.weights import ArrayWeights, open_hugging_face
 from codet5p_jax.models import CodeT5p, Lora, init_params
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives import SpanDenoising
-from codet5p_jax.training.checkpoints import (
-    ELSEWHERE,
-    CheckpointPolicy,
-    InitFrom,
-    SnapshotPolicy,
-    read_meta,
-    saved_steps,
-)
+from codet5p_jax.training.checkpoint_files import ELSEWHERE, read_meta, saved_steps
+from codet5p_jax.training.checkpoints import CheckpointPolicy, InitFrom, SnapshotPolicy
 from codet5p_jax.training.conversion import export_weights, import_weights
 from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.freezing import (

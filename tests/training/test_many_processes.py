@@ -17,7 +17,8 @@ from codet5p_jax.data.cache import open_mixture
 from codet5p_jax.data.loader import Loader
 from codet5p_jax.models import CodeT5p
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.checkpoints import restore_latest, saved_steps
+from codet5p_jax.training.checkpoint_files import saved_steps
+from codet5p_jax.training.checkpoints import restore_latest
 from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.optimizers import AdamW

@@ -17,7 +17,8 @@ import pytest
 from codet5p_jax.models import CodeT5p
 from codet5p_jax.objectives import SpanDenoising
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.checkpoints import InitFrom, restore_latest, saved_steps
+from codet5p_jax.training.checkpoint_files import saved_steps
+from codet5p_jax.training.checkpoints import InitFrom, restore_latest
 from codet5p_jax.training.evaluate import Evaluation
 from codet5p_jax.training.goodput import latest_seconds
 from codet5p_jax.training.metrics import read_records
