@@ -1,0 +1,183 @@
+"""`codet5p evaluate --benchmark`: a model, or predictions of one, through benchmarks."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codet5p_jax.cli.arguments import natural, positive, seed
+from codet5p_jax.cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from codet5p_jax.evaluation.benchmarks.base import Benchmark, Model, Settings
+
+_FREE = ("batch_size", "allow_weaker_sandbox")  # settings that a run may go on with others of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    add = parser.add_argument_group("benchmarks (docs/benchmarks.md)").add_argument
+    add("--benchmark", metavar="NAME,…", help="benchmarks to take a model through; `list` has them")
+    add("--checkpoint", type=Path, metavar="DIR", help="model directory, or a checkpoint in it")
+    add("--finetune_dir", type=Path, metavar="DIR", help="folder with a folder of each benchmark")
+    add("--predictions", type=Path, metavar="FILE", help="score these, without a model")
+    add(
+        "--out",
+        type=Path,
+        default=Path("benchmarks_run"),
+        metavar="DIR",
+        help="predictions and scores; a run goes on where it stopped (default: %(default)s)",
+    )
+    add("--limit", type=positive, metavar="N", help="the first N problems of each")
+    add("--size", metavar="SIZE", help="of the paper's figures (default: of the checkpoint)")
+    add("--samples", type=positive, help="programs of each problem")
+    add("--temperature", type=_not_negative, help="of sampling; 0: the most likely token")
+    add("--top_p", type=_probability, help="of sampling")
+    add("--max_tokens", type=positive, help="written at most")
+    add("--batch_size", type=positive, default=16, help="(default: %(default)s)")
+    add("--seed", type=seed, default=0, help="of sampling (default: %(default)s)")
+    add(
+        "--rerank",
+        type=natural,
+        default=0,
+        metavar="K",
+        help="the matching head orders the first K candidates of a search (released script: 32)",
+    )
+    add(
+        "--allow_weaker_sandbox",
+        action="store_true",
+        help="run programs even where layers of the sandbox are missing (docs/sandbox.md)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Checks everything, then predicts and scores, and prints the table."""
+    from codet5p_jax.evaluation.benchmarks import registry, table
+    from codet5p_jax.evaluation.benchmarks.base import Settings
+    from codet5p_jax.evaluation.benchmarks.published import SIZES, size_of
+    from codet5p_jax.evaluation.benchmarks.run import check_folder
+    from codet5p_jax.evaluation.benchmarks.run import run as run_one
+
+    if args.benchmark == "list":
+        for benchmark in registry.BENCHMARKS.values():
+            print(f"{benchmark.name:22}{benchmark.about}")
+        return
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    with _configuration():
+        benchmarks = registry.find(args.benchmark)
+        _check_options(args, len(benchmarks))
+        if args.size not in (None, *SIZES):
+            raise ConfigError(f"--size: expected one of {', '.join(SIZES)}, got {args.size!r}")
+        root = _data_folder(args)
+        data = {b.name: b.load(root, args.split) for b in benchmarks}
+        for benchmark in benchmarks:
+            benchmark.check_scoring(data[benchmark.name].first(args.limit), settings)
+        model, where, size = None, str(args.predictions), args.size
+        if args.predictions is None:
+            model, where = _model(args.checkpoint, benchmarks, settings)
+            size = size or size_of(model.network.config)
+        identity = _identity(args, settings, where)
+        for benchmark in benchmarks:
+            check_folder(args.out / benchmark.name, identity)
+        given = None
+        if args.predictions is not None:
+            given = benchmarks[0].parse(args.predictions, data[benchmarks[0].name])
+    if model is not None:
+        model = _with_weights(model, args.checkpoint)
+    for benchmark in benchmarks:
+        source = model if given is None else given
+        assert source is not None, "one of --checkpoint and --predictions is there"
+        run_one(
+            benchmark,
+            data[benchmark.name],
+            settings,
+            args.out / benchmark.name,
+            source=source,
+            limit=args.limit,
+            identity=identity,
+            size=size,
+        )
+    print(table.write(args.out, registry.BENCHMARKS))
+    print(f"{args.out}: scores.json, table.md, table.html", file=sys.stderr)
+
+
+@contextmanager
+def _configuration() -> Iterator[None]:
+    """What is wrong in here is the configuration: nothing has been predicted or written."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_options(args: argparse.Namespace, benchmarks: int) -> None:
+    if args.gin_file or args.gin_bindings:
+        raise ConfigError("--benchmark takes no gin; --checkpoint says which model")
+    if (args.checkpoint is None) == (args.predictions is None):
+        raise ConfigError("--benchmark: expected either --checkpoint or --predictions")
+    if args.predictions is not None and benchmarks > 1:
+        raise ConfigError(f"--predictions is of one benchmark, --benchmark names {benchmarks}")
+
+
+def _data_folder(args: argparse.Namespace) -> Path:
+    folder = args.finetune_dir or os.environ.get("CODET5P_FINETUNE_DIR")
+    if not folder:
+        raise ConfigError(
+            "--finetune_dir is missing: the folder with a folder of each benchmark "
+            "(docs/benchmarks.md)"
+        )
+    return Path(folder)
+
+
+def _identity(args: argparse.Namespace, settings: "Settings", where: str) -> dict[str, Any]:
+    """What predictions depend on, as `run.json` keeps it."""
+    chosen = {name: v for name, v in asdict(settings).items() if name not in _FREE}
+    return json.loads(json.dumps({"of": where, "split": args.split, **chosen}))
+
+
+def _model(
+    checkpoint: Path, benchmarks: "list[Benchmark]", settings: "Settings"
+) -> "tuple[Model, str]":
+    """The network without its weights, checked, and where they are."""
+    from codet5p_jax.data.tokenizer import Tokenizer
+    from codet5p_jax.evaluation.benchmarks.base import Model
+    from codet5p_jax.models.codet5p import CodeT5p
+    from codet5p_jax.training.checkpoints import checkpoint_path, model_dir_of
+    from codet5p_jax.training.model_dir import load_config
+
+    directory = model_dir_of(checkpoint)
+    network = CodeT5p(load_config(directory.root))
+    model = Model(network, None, Tokenizer.load(directory.tokenizer))
+    for benchmark in benchmarks:
+        benchmark.check_model(model, settings)
+    return model, str(checkpoint_path(checkpoint).resolve())
+
+
+def _with_weights(model: "Model", checkpoint: Path) -> "Model":
+    from dataclasses import replace
+
+    from codet5p_jax.training.stored_weights import load_params
+
+    return replace(model, params=load_params(checkpoint)[0])
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = _not_negative(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, of 1 at most, got {text!r}")
+    return value
