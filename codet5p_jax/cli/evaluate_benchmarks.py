@@ -16,7 +16,8 @@ from codet5p_jax.cli.errors import ConfigError
 if TYPE_CHECKING:
     from codet5p_jax.evaluation.benchmarks.base import Benchmark, Model, Settings
 
-_FREE = ("batch_size", "allow_weaker_sandbox")  # settings that a run may go on with others of
+# Settings that a run may go on with others of; more samples are drawn besides those there are.
+_FREE = ("batch_size", "samples", "allow_weaker_sandbox")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks everything, then predicts and scores, and prints the table."""
     from codet5p_jax.evaluation.benchmarks import registry, table
-    from codet5p_jax.evaluation.benchmarks.base import Settings
+    from codet5p_jax.evaluation.benchmarks.base import Settings, matched
     from codet5p_jax.evaluation.benchmarks.published import SIZES, size_of
     from codet5p_jax.evaluation.benchmarks.run import check_folder
     from codet5p_jax.evaluation.benchmarks.run import run as run_one
@@ -86,12 +87,16 @@ def run(args: argparse.Namespace) -> None:
             check_folder(args.out / benchmark.name, identity)
         given = None
         if args.predictions is not None:
-            given = benchmarks[0].parse(args.predictions, data[benchmarks[0].name])
+            (benchmark,) = benchmarks
+            found, asked = data[benchmark.name], data[benchmark.name].first(args.limit)
+            given = benchmark.parse(args.predictions, found)
+            matched(benchmark, asked, given, str(args.predictions))
     if model is not None:
         model = _with_weights(model, args.checkpoint)
     for benchmark in benchmarks:
         source = model if given is None else given
         assert source is not None, "one of --checkpoint and --predictions is there"
+        print(f"{benchmark.name}: {benchmark.about}", file=sys.stderr, flush=True)
         run_one(
             benchmark,
             data[benchmark.name],
@@ -111,7 +116,7 @@ def _configuration() -> Iterator[None]:
     """What is wrong in here is the configuration: nothing has been predicted or written."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:  # the sandbox's is the last
         raise ConfigError(str(error)) from error
 
 

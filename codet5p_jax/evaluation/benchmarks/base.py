@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import jax
+
 from codet5p_jax.data.tokenizer import Tokenizer
 
 Problem = dict[str, Any]  # what a reader yields, and `key`
@@ -179,9 +181,22 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def predict(
-        self, model: Model, data: Data, todo: Sequence[Problem], settings: Settings
+        self,
+        model: Model,
+        data: Data,
+        todo: Sequence[Problem],
+        settings: Settings,
+        key: jax.Array,
     ) -> Iterator[list[Prediction]]:
-        """Predictions of `todo`, a batch at a time, in any order."""
+        """Predictions of `todo`, a batch at a time, in any order.
+
+        Args:
+          model: passed `check_model`.
+          data: problems and candidates.
+          todo: problems; one for each prediction that is missing.
+          settings: of the run.
+          key: for sampling; another one each time that a run goes on.
+        """
 
     @abc.abstractmethod
     def parse(self, path: Path, data: Data) -> list[Prediction]:

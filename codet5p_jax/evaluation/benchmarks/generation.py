@@ -14,6 +14,9 @@ from codet5p_jax.evaluation.benchmarks.base import Model, Settings
 from codet5p_jax.evaluation.encoder import batches, pad
 from codet5p_jax.objectives.rows import wrap
 
+_SHORTEST = 64  # padded tokens of a prompt
+_compiled = cache(compiled)  # benchmarks of one command share what they can
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -71,7 +74,11 @@ def check_generation(name: str, model: Model) -> None:
 
 
 def generate_texts(
-    model: Model, prompts: Sequence[Prompt], decoding: Decoding, settings: Settings
+    model: Model,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    key: jax.Array,
+    batch_size: int,
 ) -> Iterator[list[tuple[int, str]]]:
     """A text for each prompt: (place of the prompt, text without special tokens), batch by batch.
 
@@ -81,17 +88,8 @@ def generate_texts(
     tokenizer, special = model.tokenizer, model.tokenizer.special
     lengths = [max(len(prompt.encoder), len(prompt.prefix)) for prompt in prompts]
 
-    @cache
-    def writer(prefix: int):
-        how = Sampling(
-            max_length=prefix + decoding.max_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-        )
-        return compiled(model.network, special, how)
-
-    key = jax.random.key(settings.seed)
-    for size, picked, real in batches(lengths, max(lengths, default=1), settings.batch_size):
+    longest = max(_SHORTEST, *lengths)  # one shape for all short ones
+    for size, picked, real in batches(lengths, longest, batch_size, _SHORTEST):
         rows = [prompts[i] for i in picked]
         width = max(len(row.encoder) for row in rows)
         width = 1 if width == 1 else size  # of completions, the encoder reads [CLM] alone
@@ -99,7 +97,12 @@ def generate_texts(
         ends = np.array([len(row.prefix) for row in rows], np.int32)
         forced, _ = pad([row.prefix for row in rows], size if ends.any() else 0, special.pad)
         batch_key = jax.random.fold_in(key, int(picked[0]))
-        run = writer(forced.shape[1])
+        how = Sampling(
+            max_length=forced.shape[1] + decoding.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+        )
+        run = _compiled(model.network, special, how)
         made = np.asarray(run(model.params, tokens, segments, forced, ends, batch_key).tokens)
         texts = [
             tokenizer.decode(row[end : end + decoding.max_tokens])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
+
 from codet5p_jax.evaluation import code_t, humaneval_x
 from codet5p_jax.evaluation.benchmarks.base import (
     Benchmark,
@@ -94,18 +96,25 @@ class ProgramBenchmark(Benchmark):
         check_generation(self.name, model)
 
     def predict(
-        self, model: Model, data: Data, todo: Sequence[Problem], settings: Settings
+        self,
+        model: Model,
+        data: Data,
+        todo: Sequence[Problem],
+        settings: Settings,
+        key: jax.Array,
     ) -> Iterator[list[Prediction]]:
         """Writes programs."""
         del data
-        prompts = [framed(model, self._asked(problem), self.inputs_length) for problem in todo]
-        for batch in generate_texts(model, prompts, self.decoding.of(settings), settings):
+        prompts = [framed(model, self.asked(problem), self.inputs_length) for problem in todo]
+        decoding = self.decoding.of(settings)
+        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size):
             yield [
                 {self.key: todo[place]["key"], self.value: self.finish(text)}
                 for place, text in batch
             ]
 
-    def _asked(self, problem: Problem) -> str:
+    def asked(self, problem: Problem) -> str:
+        """What the model reads."""
         text = problem["source"] if "source" in problem else problem["prompt"]
         return text.replace("    ", "\t") if self.tabs else text
 

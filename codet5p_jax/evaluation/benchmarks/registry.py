@@ -54,7 +54,10 @@ def _human_eval(folder: Path, split: str, *, setting: str) -> Records:
 
 
 def _human_eval_x(folder: Path, split: str, *, language: str, setting: str) -> Records:
-    return programs.human_eval_x(folder, language, setting=_only_test(split, setting))
+    """In Rust, what is to be continued is the declaration and the comment in its body."""
+    for problem in programs.human_eval_x(folder, language, setting=_only_test(split, setting)):
+        before = problem["declaration"] if language == "rust" else ""
+        yield {**problem, "source": before + problem["prompt"]}
 
 
 def _mxeval(folder: Path, split: str, *, names: tuple[str, ...], setting: str) -> Records:

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from codet5p_jax.evaluation.benchmarks.base import (
     Benchmark,
     Data,
@@ -111,10 +113,12 @@ def _predicted(
     ]
     if not todo:
         return found
+    # What is drawn depends on the place in `todo`, which begins anew when a run goes on.
+    key = jax.random.fold_in(jax.random.key(settings.seed), len(found))
     total = samples * len(data.problems)
     with progress_bar(f"{benchmark.name}: predictions", total) as advance:
         advance(total - len(todo))
-        for batch in benchmark.predict(model, data, todo, settings):
+        for batch in benchmark.predict(model, data, todo, settings, key):
             file.append(batch)
             found += batch
             advance(len(batch))

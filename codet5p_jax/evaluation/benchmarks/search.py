@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from codet5p_jax.data.corpora.finetuning import retrieval as readers
@@ -81,9 +82,15 @@ class SearchBenchmark(Benchmark):
             )
 
     def predict(
-        self, model: Model, data: Data, todo: Sequence[Problem], settings: Settings
+        self,
+        model: Model,
+        data: Data,
+        todo: Sequence[Problem],
+        settings: Settings,
+        key: jax.Array,
     ) -> Iterator[list[Prediction]]:
         """Ranks all candidates by cosine; with `rerank`, the first of them by logit + cosine."""
+        del key
         names = list(data.candidates)
         place = {name: column for column, name in enumerate(names)}
         codes = [model.tokenizer.encode(code) for code in data.candidates.values()]

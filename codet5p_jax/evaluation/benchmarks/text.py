@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import numpy as np
 
 from codet5p_jax.data.corpora.finetuning.completion import LINE_END
@@ -79,12 +80,18 @@ class TextBenchmark(Benchmark):
         return " ".join(text.split())
 
     def predict(
-        self, model: Model, data: Data, todo: Sequence[Problem], settings: Settings
+        self,
+        model: Model,
+        data: Data,
+        todo: Sequence[Problem],
+        settings: Settings,
+        key: jax.Array,
     ) -> Iterator[list[Prediction]]:
         """Writes."""
         del data
         prompts = [self.prompt(model, problem) for problem in todo]
-        for batch in generate_texts(model, prompts, self.decoding.of(settings), settings):
+        decoding = self.decoding.of(settings)
+        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size):
             yield [
                 {self.key: todo[place]["key"], self.value: self.finish(text)}
                 for place, text in batch
