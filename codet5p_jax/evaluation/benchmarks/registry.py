@@ -107,7 +107,7 @@ def _lines(name: str, corpus: str, stop: str) -> Benchmark:
         decoding=Decoding(max_tokens=100, beams=5),
         stop=stop,
         note="the last 924 tokens before and 100 to write are CodeGPT's, the paper states 1,024"
-        + (", and a line is cut at `{`, as UniXcoder does" if stop else ""),
+        + ("; a line is cut at `{`, as UniXcoder does" if stop else ""),
     )
 
 
