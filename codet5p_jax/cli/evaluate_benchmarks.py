@@ -16,8 +16,8 @@ from codet5p_jax.cli.errors import ConfigError
 if TYPE_CHECKING:
     from codet5p_jax.evaluation.benchmarks.base import Benchmark, Model, Settings
 
-# Settings that a run may go on with others of; more samples are drawn besides those there are.
-_FREE = ("batch_size", "samples", "allow_weaker_sandbox")
+# Settings that a run may go on with others of; more texts are drawn besides those there are.
+_FREE = ("batch_size", "samples", "code_t", "allow_weaker_sandbox")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the matching head orders the first K candidates of a search (released script: 32)",
     )
     add(
+        "--code_t",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="let the model write N texts with tests for each problem, and rank programs by how "
+        "many agree on how many tests (CodeT; its own: 100)",
+    )
+    add(
         "--allow_weaker_sandbox",
         action="store_true",
         help="run programs even where layers of the sandbox are missing (docs/sandbox.md)",
@@ -77,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
         root = _data_folder(args)
         data = {b.name: b.load(root, args.split) for b in benchmarks}
         for benchmark in benchmarks:
+            if settings.code_t and not benchmark.also(settings):
+                raise ConfigError(f"--code_t: {benchmark.name} has no prompt for tests")
             benchmark.check_scoring(data[benchmark.name].first(args.limit), settings)
         model, where, size = None, str(args.predictions), args.size
         if args.predictions is None:
@@ -125,6 +135,8 @@ def _check_options(args: argparse.Namespace, benchmarks: int) -> None:
         raise ConfigError("--benchmark takes no gin; --checkpoint says which model")
     if (args.checkpoint is None) == (args.predictions is None):
         raise ConfigError("--benchmark: expected either --checkpoint or --predictions")
+    if args.predictions is not None and args.code_t:
+        raise ConfigError("--code_t needs --checkpoint: the model that writes tests")
     if args.predictions is not None and benchmarks > 1:
         raise ConfigError(f"--predictions is of one benchmark, --benchmark names {benchmarks}")
 

@@ -329,6 +329,26 @@ def test_samples_drawn_after_an_interruption_are_others(evaluate, checkpoints, s
     assert scores(out, "humaneval")["predictions"] == 7
 
 
+def test_programs_ranked_by_tests_that_the_model_writes(evaluate, checkpoints, sandbox):
+    """What a random model writes is no test; then, two of three programs agree on two of three."""
+    command = ("--benchmark=humaneval", f"--checkpoint={checkpoints[False]}", "--code_t=2")
+    options = ("--samples=3", "--temperature=1", "--max_tokens=4", "--batch_size=2", "--limit=1")
+    out = evaluate(*command, *options)
+    assert scores(out, "humaneval")["scores"] == {"pass@1": 0, "code_t_pass@1": 0}
+    tests = out / "humaneval" / "tests.jsonl"
+    assert len(jsonl_rows(tests.read_text())) == 2
+
+    def put(file, *texts):
+        file.write_text(jsonl(*({"task_id": "HumanEval/0", "completion": t} for t in texts)))
+
+    put(tests, "f(1) == 2\n    assert f(2) == 3\n", "f(1) == 1")
+    programs = ("    return x\n", "    return x + 1\n", "    return 1 + x\n")
+    put(out / "humaneval" / "predictions.jsonl", *programs)
+    evaluate(*command, *options)
+    found = scores(out, "humaneval")["scores"]
+    assert found == {"pass@1": pytest.approx(2 / 3), "code_t_pass@1": 1}
+
+
 SOLUTIONS = {  # predictions, one right of each two
     "humaneval": [
         {"task_id": f"HumanEval/{task}", "completion": text}
@@ -410,6 +430,7 @@ def test_mistakes_are_found_before_any_work(evaluate, checkpoints, tmp_path):
     says("defect does not exist", "--benchmark=defect", model, f"--finetune_dir={tmp_path}")
     says("no reference", "--benchmark=concode", model, "--split=test")
     says("the only one there is", "--benchmark=complete_py150", model, "--split=validation")
+    says("defect has no prompt for tests", "--benchmark=defect", model, "--code_t=1")
     two = ("--benchmark=defect,clone", f"--predictions={tmp_path / 'found'}")
     says("--predictions is of one benchmark", *two)
 

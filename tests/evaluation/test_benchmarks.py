@@ -84,6 +84,18 @@ def test_humaneval_reads_tabs_and_ends_where_the_released_script_does(tokenizer)
     assert humaneval.finish("\treturn 1\n# x\nif y:") == "    return 1"
 
 
+def test_tests_are_asked_for_as_in_codet():
+    humaneval = registry.BENCHMARKS["humaneval"]
+    ((writer, settings, _),) = humaneval.also(Settings(samples=200, temperature=0.2, code_t=5))
+    assert writer.asked({"prompt": 'def f():\n    """x"""\n', "entry_point": "f"}) == (
+        'def f():\n\t"""x"""\n\tpass\n\n# check the correctness of f\nassert '
+    )
+    decoding = writer.decoding.of(settings)
+    assert (decoding.samples, decoding.temperature, decoding.max_tokens) == (5, 0.8, 300)
+    assert writer.finish("f(1) == 2\n# x") == "f(1) == 2\n# x"
+    assert humaneval.also(Settings()) == []
+
+
 def test_settings_change_decoding():
     paper = registry.BENCHMARKS["summarize_go"].decoding
     assert paper.of(Settings()) == Decoding(max_tokens=128, beams=5)

@@ -37,6 +37,7 @@ class Settings:
       temperature, top_p: of sampling.
       max_tokens: written at most.
       rerank: candidates of a query that the matching head reads; 0: none.
+      code_t: texts with tests that are written for each problem, to rank programs by; 0: none.
       allow_weaker_sandbox: run programs where layers of the sandbox are missing.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     top_p: float | None = None
     max_tokens: int | None = None
     rerank: int = 0
+    code_t: int = 0
     allow_weaker_sandbox: bool = False
 
 
@@ -163,6 +165,11 @@ class Benchmark(abc.ABC):
         """What differs from the paper in a run of a model."""
         del settings
         return self.note
+
+    def also(self, settings: Settings) -> "list[tuple[Benchmark, Settings, str]]":
+        """What is asked besides, how, and in which file the answers are when scores are made."""
+        del settings
+        return []
 
     def check_scoring(self, data: Data, settings: Settings) -> None:
         """Fails where scoring would, for what is not there."""

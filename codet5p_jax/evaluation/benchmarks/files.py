@@ -64,6 +64,11 @@ class GrowingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def name(self) -> str:
+        """Without its folder."""
+        return self._path.name
+
     def read(self) -> list[dict[str, Any]]:
         """What is there; a last line that was cut short is taken away.
 

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
 from codet5p_jax.evaluation import code_t, humaneval_x
+from codet5p_jax.evaluation.benchmarks.agreement import agreed_pass_at_k
 from codet5p_jax.evaluation.benchmarks.base import (
     Benchmark,
     Data,
@@ -38,7 +39,9 @@ from codet5p_jax.evaluation.sandbox.pool import Sandbox, run_programs
 from codet5p_jax.evaluation.sandbox.program import Outcome, Program, PythonSource
 
 Check = Callable[[Problem, str], tuple[Program, Callable[[Outcome], Verdict]]]
-RESULTS = "results.jsonl"
+RESULTS, TESTS = "results.jsonl", "tests.jsonl"
+# Of texts with tests; CodeT's.
+_OF_TESTS = Decoding(max_tokens=300, temperature=0.8, top_p=0.95, samples=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class ProgramBenchmark(Benchmark):
       stop: ends a program, and is not part of it.
       imports: packages of this Python that programs may import.
       readable: more that they may read.
+      ending: follows the prompt.
+      tests_prompt: the same the prompt where the model is to write tests; "": it cannot be asked.
       task_id: the field of a problem that names it; None: its number.
     """
 
@@ -65,6 +70,8 @@ class ProgramBenchmark(Benchmark):
     stop: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     readable: Callable[[], Sequence[str]] = tuple
+    ending: str = ""
+    tests_prompt: str = ""
     task_id: str | None = "task_id"
 
     key: ClassVar[str] = "task_id"
@@ -77,6 +84,14 @@ class ProgramBenchmark(Benchmark):
     def samples(self, settings: Settings) -> int:
         """Programs of each problem."""
         return self.decoding.of(settings).samples
+
+    def also(self, settings: Settings) -> list[tuple[Benchmark, Settings, str]]:
+        """Tests, for CodeT."""
+        if not settings.code_t or not self.tests_prompt:
+            return []
+        writer = replace(self, ending=self.tests_prompt, stop=(), decoding=_OF_TESTS)
+        given = replace(settings, samples=settings.code_t, temperature=None, top_p=None)
+        return [(writer, given, TESTS)]
 
     def check_scoring(self, data: Data, settings: Settings) -> None:
         """The sandbox has to start, and what programs are compiled with has to be there."""
@@ -116,6 +131,8 @@ class ProgramBenchmark(Benchmark):
     def asked(self, problem: Problem) -> str:
         """What the model reads."""
         text = problem["source"] if "source" in problem else problem["prompt"]
+        if self.ending:
+            text += self.ending.format(entry_point=problem["entry_point"])
         return text.replace("    ", "\t") if self.tabs else text
 
     def finish(self, text: str) -> str:
@@ -148,7 +165,12 @@ class ProgramBenchmark(Benchmark):
         right = Counter(result[self.key] for result in results if result["passed"])
         counts, correct = list(total.values()), [right[key] for key in total]
         ks = [k for k in sorted({1, *self.ks}) if k <= min(counts)]
-        return {f"pass@{k}": pass_at_k(counts, correct, k) for k in ks}
+        figures = {f"pass@{k}": pass_at_k(counts, correct, k) for k in ks}
+        if settings.code_t:
+            texts = GrowingFile(folder / TESTS).read()
+            sandbox = self._sandbox(settings)
+            figures |= agreed_pass_at_k(data.problems, results, texts, ks, sandbox)
+        return figures
 
     def _results(
         self, data: Data, predictions: Sequence[Prediction], settings: Settings, folder: Path

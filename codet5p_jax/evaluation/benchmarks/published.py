@@ -39,6 +39,11 @@ def _pass(size: str, *figures: float, how: str = "zero-shot") -> Published:
     return Published(size, dict(zip(names, figures, strict=True)), how)
 
 
+def _code_t(*figures: float, how: str) -> Published:
+    names = ("code_t_pass@1", "code_t_pass@10", "code_t_pass@100")
+    return Published("16B", dict(zip(names, figures, strict=True)), how)
+
+
 HUMANEVAL = (
     _pass("220M", 12.0, 20.7, 31.6),
     _pass("770M", 15.5, 27.2, 42.7),
@@ -46,6 +51,8 @@ HUMANEVAL = (
     _pass("6B", 28.0, 47.2, 69.8),
     _pass("16B", 30.9, 51.6, 76.7),
     _pass("16B", 35.0, 54.5, 77.9, how="InstructCodeT5+"),
+    _code_t(38.5, 63.6, 77.1, how="zero-shot, CodeT"),
+    _code_t(42.9, 67.8, 78.7, how="InstructCodeT5+, CodeT"),
 )
 MATHQA = _tuned("pass@80", 85.6, 87.4)
 GSM8K = _tuned("pass@100", 70.5, 73.8)

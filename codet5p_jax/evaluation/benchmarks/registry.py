@@ -16,7 +16,7 @@ from codet5p_jax.data.corpora.finetuning import (
     summarization,
 )
 from codet5p_jax.evaluation import humaneval_x
-from codet5p_jax.evaluation.benchmarks import labels, published, search, text
+from codet5p_jax.evaluation.benchmarks import agreement, labels, published, search, text
 from codet5p_jax.evaluation.benchmarks.base import Benchmark, Metric
 from codet5p_jax.evaluation.benchmarks.generation import Decoding
 from codet5p_jax.evaluation.benchmarks.programs import (
@@ -219,8 +219,11 @@ _ALL = (
         folder="humaneval",
         files="`humaneval/HumanEval.jsonl`",
         read=_human_eval,
-        metrics=_pass_at(1, 10, 100),
-        metric_source="human-eval's evaluator",
+        metrics=(
+            *_pass_at(1, 10, 100),
+            *(Metric(f"code_t_pass@{k}", percent=True) for k in (1, 10, 100)),
+        ),
+        metric_source="human-eval's evaluator; with `--code_t`, microsoft/CodeT",
         published=published.HUMANEVAL,
         published_source="§5, zero-shot on HumanEval",
         check=with_its_test(HUMANEVAL_SECONDS),
@@ -229,6 +232,7 @@ _ALL = (
         inputs_length=800,
         tabs=True,
         stop=HUMANEVAL_STOP,
+        tests_prompt=agreement.PROMPT,
         imports=("numpy",),
         note="the paper has temperature 0.2, 0.6, 0.8 for k = 1, 10, 100: a run with "
         "`--temperature` for each",

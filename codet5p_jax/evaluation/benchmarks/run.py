@@ -81,6 +81,8 @@ def run(
     asked = data.first(limit)
     if isinstance(source, Model):
         found = _predicted(benchmark, source, asked, settings, GrowingFile(folder / PREDICTIONS))
+        for other, how, file in benchmark.also(settings):
+            _predicted(other, source, asked, how, GrowingFile(folder / file))
         predictions = matched(benchmark, asked, found, str(folder / PREDICTIONS))
         remark = benchmark.remark(settings)
     else:
@@ -116,7 +118,7 @@ def _predicted(
     # What is drawn depends on the place in `todo`, which begins anew when a run goes on.
     key = jax.random.fold_in(jax.random.key(settings.seed), len(found))
     total = samples * len(data.problems)
-    with progress_bar(f"{benchmark.name}: predictions", total) as advance:
+    with progress_bar(f"{benchmark.name}: {file.name}", total) as advance:
         advance(total - len(todo))
         for batch in benchmark.predict(model, data, todo, settings, key):
             file.append(batch)
