@@ -14,7 +14,7 @@ from codet5p_jax.cli.arguments import natural, positive, seed
 from codet5p_jax.cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from codet5p_jax.evaluation.benchmarks.base import Benchmark, Model, Settings
+    from codet5p_jax.evaluation.benchmarks.base import Benchmark, Data, Model, Settings
 
 # Settings that a run may go on with others of; more texts are drawn besides those there are.
 _FREE = ("batch_size", "samples", "code_t", "allow_weaker_sandbox")
@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> None:
         if args.predictions is None:
             model, where = _model(args.checkpoint, benchmarks, settings)
             size = size or size_of(model.network.config)
-        identity = _identity(args, settings, where)
-        for benchmark in benchmarks:
-            check_folder(args.out / benchmark.name, identity)
+        identities = {name: _identity(args, settings, where, read) for name, read in data.items()}
+        for name, identity in identities.items():
+            check_folder(args.out / name, identity)
         given = None
         if args.predictions is not None:
             (benchmark,) = benchmarks
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
             args.out / benchmark.name,
             source=source,
             limit=args.limit,
-            identity=identity,
+            identity=identities[benchmark.name],
             size=size,
         )
     print(table.write(args.out, registry.BENCHMARKS))
@@ -151,10 +151,13 @@ def _data_folder(args: argparse.Namespace) -> Path:
     return Path(folder)
 
 
-def _identity(args: argparse.Namespace, settings: "Settings", where: str) -> dict[str, Any]:
+def _identity(
+    args: argparse.Namespace, settings: "Settings", where: str, data: "Data"
+) -> dict[str, Any]:
     """What predictions depend on, as `run.json` keeps it."""
     chosen = {name: v for name, v in asdict(settings).items() if name not in _FREE}
-    return json.loads(json.dumps({"of": where, "split": args.split, **chosen}))
+    found = {"of": where, "split": args.split, "data": data.fingerprint(), **chosen}
+    return json.loads(json.dumps(found))
 
 
 def _model(

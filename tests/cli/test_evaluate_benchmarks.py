@@ -323,7 +323,8 @@ def test_samples_drawn_after_an_interruption_are_others(evaluate, checkpoints, s
     assert again[:2] == lines[:2]
     assert len({*again}) == 6
     results = jsonl_rows((out / "humaneval" / "results.jsonl").read_text())
-    assert [r["completion"] for r in results] == [json.loads(line)["completion"] for line in again]
+    judged = [result["completion"] for result in results]
+    assert len({*judged}) == len(judged) == len({*lines, *again})
     evaluate(*options, "--samples=7", *drawn[1:])
     assert file.read_text().startswith("".join(again))
     assert scores(out, "humaneval")["predictions"] == 7
@@ -341,12 +342,14 @@ def test_programs_ranked_by_tests_that_the_model_writes(evaluate, checkpoints, s
     def put(file, *texts):
         file.write_text(jsonl(*({"task_id": "HumanEval/0", "completion": t} for t in texts)))
 
+    before = (out / "humaneval" / "results.jsonl").read_text()
     put(tests, "f(1) == 2\n    assert f(2) == 3\n", "f(1) == 1")
     programs = ("    return x\n", "    return x + 1\n", "    return 1 + x\n")
     put(out / "humaneval" / "predictions.jsonl", *programs)
     evaluate(*command, *options)
     found = scores(out, "humaneval")["scores"]
     assert found == {"pass@1": pytest.approx(2 / 3), "code_t_pass@1": 1}
+    assert (out / "humaneval" / "results.jsonl").read_text().startswith(before)
 
 
 SOLUTIONS = {  # predictions, one right of each two
@@ -435,12 +438,19 @@ def test_mistakes_are_found_before_any_work(evaluate, checkpoints, tmp_path):
     says("--predictions is of one benchmark", *two)
 
 
-def test_a_folder_holds_one_run(evaluate, checkpoints):
+def test_a_folder_holds_one_run(evaluate, checkpoints, data):
     options = ("--benchmark=summarize_go", f"--checkpoint={checkpoints[False]}")
     evaluate(*options, *GREEDY)
     said = evaluate(*options, *GREEDY, "--max_tokens=3", fails=3)
     assert "holds a run with max_tokens 4, asked for 3; set --out to another folder" in said
     evaluate(*options, *GREEDY, "--batch_size=3")  # of no consequence
+    other = data / "summarization/go/test.jsonl"
+    before = other.read_text()
+    try:
+        other.write_text(before.replace("one", "two"))
+        assert "holds a run with data" in evaluate(*options, *GREEDY, fails=3)
+    finally:
+        other.write_text(before)
 
 
 def test_equal_samples_are_refused(evaluate, checkpoints, sandbox):

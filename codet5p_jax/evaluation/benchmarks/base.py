@@ -1,7 +1,9 @@
 """What every benchmark is: problems out of published files, predictions of them, figures."""
 
 import abc
+import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +92,16 @@ class Data(NamedTuple):
 
     problems: list[Problem]
     candidates: Mapping[Any, str] = {}
+
+    def fingerprint(self) -> str:
+        """Of all that was read, wherever it was."""
+        digest = hashlib.sha256()
+        for problem in self.problems:
+            said = {name: value for name, value in problem.items() if name != "place"}
+            digest.update(json.dumps(said, sort_keys=True).encode())
+        for name, code in self.candidates.items():
+            digest.update(json.dumps([name, code]).encode())
+        return digest.hexdigest()[:16]
 
     def first(self, limit: int | None) -> "Data":
         """The first problems, and all candidates."""

@@ -87,13 +87,11 @@ class GrowingFile:
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds lines."""
+        if not records:
+            return
         # ASCII: what a model writes may hold lone surrogates, which UTF-8 has no bytes for.
         lines = "".join(json.dumps(record) + "\n" for record in records)
         with open(self._path, "ab") as file:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
-
-    def clear(self) -> None:
-        """Empties it."""
-        self._path.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +40,7 @@ from codet5p_jax.evaluation.sandbox.program import Outcome, Program, PythonSourc
 
 Check = Callable[[Problem, str], tuple[Program, Callable[[Outcome], Verdict]]]
 RESULTS, TESTS = "results.jsonl", "tests.jsonl"
+_TOGETHER = 32  # verdicts that are written at once
 # Of texts with tests; CodeT's.
 _OF_TESTS = Decoding(max_tokens=300, temperature=0.8, top_p=0.95, samples=100)
 
@@ -175,30 +176,44 @@ class ProgramBenchmark(Benchmark):
     def _results(
         self, data: Data, predictions: Sequence[Prediction], settings: Settings, folder: Path
     ) -> list[dict[str, Any]]:
+        """A verdict for each prediction; equal programs run once."""
         problems = {problem["key"]: problem for problem in data.problems}
         file = GrowingFile(folder / RESULTS)
-        results = file.read()
-        same = [
-            all(result[name] == prediction[name] for name in (self.key, self.value))
-            for result, prediction in zip(results, predictions, strict=False)
-        ]
-        if len(results) > len(predictions) or not all(same):
-            file.clear()  # other programs than these
-            results = []
-        left = predictions[len(results) :]
-        if not left:
-            return results
-        checks = [self.check(problems[p[self.key]], p[self.value]) for p in left]
-        with progress_bar(f"{self.name}: programs", len(predictions)) as advance:
-            advance(len(results))
+        known = {self._program(result): result for result in file.read()}
+        asked = dict.fromkeys(map(self._program, predictions))
+        todo = [program for program in asked if program not in known]
+        if todo:
+            self._run([(problems[key], text) for key, text in todo], known, file, settings)
+        return [known[self._program(p)] for p in predictions]
+
+    def _run(
+        self,
+        todo: Sequence[tuple[Problem, str]],
+        known: dict[tuple[str, str], dict[str, Any]],
+        file: GrowingFile,
+        settings: Settings,
+    ) -> None:
+        """Runs programs, and adds verdicts to `known` and the file as they come."""
+        checks = [self.check(problem, text) for problem, text in todo]
+        new: list[dict[str, Any]] = []
+        with progress_bar(f"{self.name}: programs", len(todo)) as advance:
             programs = (program for program, _ in checks)
             outcomes = run_programs(programs, progress=advance, **self._sandbox(settings))
-            for prediction, (_, judge), outcome in zip(left, checks, outcomes, strict=True):
-                judged = judge(outcome)
-                named = {name: prediction[name] for name in (self.key, self.value)}
-                results.append({**named, "passed": judged.passed, "result": judged.result})
-                file.append(results[-1:])
-        return results
+            try:
+                for (problem, text), (_, judge), outcome in zip(
+                    todo, checks, outcomes, strict=True
+                ):
+                    named = {self.key: problem["key"], self.value: text}
+                    new.append({**named, **asdict(judge(outcome))})
+                    known[self._program(named)] = new[-1]
+                    if len(new) == _TOGETHER:
+                        file.append(new)
+                        new.clear()
+            finally:
+                file.append(new)
+
+    def _program(self, record: Mapping[str, Any]) -> tuple[str, str]:
+        return record[self.key], record[self.value]
 
     def _sandbox(self, settings: Settings) -> dict[str, Any]:
         return {
