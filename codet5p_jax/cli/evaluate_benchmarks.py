@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codet5p_jax.cli.arguments import natural, positive, seed
 from codet5p_jax.cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from codet5p_jax.evaluation.benchmarks.base import Benchmark, Data, Model, Settings
+    from codet5p_jax.evaluation.benchmarks.base import (
+        Benchmark,
+        Data,
+        Model,
+        Prediction,
+        Settings,
+    )
 
 # Settings that a run may go on with others of; more texts are drawn besides those there are.
 _FREE = ("batch_size", "samples", "code_t", "allow_weaker_sandbox")
@@ -67,58 +73,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks everything, then predicts and scores, and prints the table."""
     from codet5p_jax.evaluation.benchmarks import registry, table
-    from codet5p_jax.evaluation.benchmarks.base import Settings, matched
-    from codet5p_jax.evaluation.benchmarks.published import SIZES, size_of
-    from codet5p_jax.evaluation.benchmarks.run import check_folder
+    from codet5p_jax.evaluation.benchmarks.base import Model
     from codet5p_jax.evaluation.benchmarks.run import run as run_one
 
     if args.benchmark == "list":
         for benchmark in registry.BENCHMARKS.values():
             print(f"{benchmark.name:22}{benchmark.about}")
         return
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     with _configuration():
-        benchmarks = registry.find(args.benchmark)
-        _check_options(args, len(benchmarks))
-        if args.size not in (None, *SIZES):
-            raise ConfigError(f"--size: expected one of {', '.join(SIZES)}, got {args.size!r}")
-        root = _data_folder(args)
-        data = {b.name: b.load(root, args.split) for b in benchmarks}
-        for benchmark in benchmarks:
-            if settings.code_t and not benchmark.also(settings):
-                raise ConfigError(f"--code_t: {benchmark.name} has no prompt for tests")
-            benchmark.check_scoring(data[benchmark.name].first(args.limit), settings)
-        model, where, size = None, str(args.predictions), args.size
-        if args.predictions is None:
-            model, where = _model(args.checkpoint, benchmarks, settings)
-            size = size or size_of(model.network.config)
-        identities = {name: _identity(args, settings, where, read) for name, read in data.items()}
-        for name, identity in identities.items():
-            check_folder(args.out / name, identity)
-        given = None
-        if args.predictions is not None:
-            (benchmark,) = benchmarks
-            found, asked = data[benchmark.name], data[benchmark.name].first(args.limit)
-            given = benchmark.parse(args.predictions, found)
-            matched(benchmark, asked, given, str(args.predictions))
-    if model is not None:
-        model = _with_weights(model, args.checkpoint)
-    for benchmark in benchmarks:
-        source = model if given is None else given
-        assert source is not None, "one of --checkpoint and --predictions is there"
+        plan = _plan(args)
+    source = plan.source
+    if isinstance(source, Model):
+        source = _with_weights(source, args.checkpoint)
+    for benchmark in plan.benchmarks:
         print(f"{benchmark.name}: {benchmark.about}", file=sys.stderr, flush=True)
         run_one(
             benchmark,
-            data[benchmark.name],
-            settings,
+            plan.data[benchmark.name],
+            plan.settings,
             args.out / benchmark.name,
             source=source,
             limit=args.limit,
-            identity=identities[benchmark.name],
-            size=size,
+            identity=plan.identities[benchmark.name],
+            size=plan.size,
         )
     print(table.write(args.out, registry.BENCHMARKS))
     print(f"{args.out}: scores.json, table.md, table.html", file=sys.stderr)
+
+
+class _Plan(NamedTuple):
+    """What is going to run, checked; data and identities by name of benchmark."""
+
+    benchmarks: "list[Benchmark]"
+    data: "dict[str, Data]"
+    settings: "Settings"
+    source: "Model | list[Prediction]"  # the model without its weights
+    size: str | None
+    identities: dict[str, dict[str, Any]]
+
+
+def _plan(args: argparse.Namespace) -> _Plan:
+    from codet5p_jax.evaluation.benchmarks.base import Settings, matched
+    from codet5p_jax.evaluation.benchmarks.published import size_of
+    from codet5p_jax.evaluation.benchmarks.registry import find
+    from codet5p_jax.evaluation.benchmarks.run import check_folder
+
+    benchmarks = find(args.benchmark)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    _check_options(args, benchmarks, settings)
+    root, data = _data_folder(args), {}
+    for benchmark in benchmarks:
+        data[benchmark.name] = benchmark.load(root, args.split)
+        benchmark.check_scoring(data[benchmark.name].first(args.limit), settings)
+    size = args.size
+    if args.predictions is None:
+        source, where = _model(args.checkpoint, benchmarks, settings)
+        size = size or size_of(source.network.config)
+    else:
+        (benchmark,), where = benchmarks, args.predictions.resolve()
+        source = benchmark.parse(args.predictions, data[benchmark.name])
+        matched(benchmark, data[benchmark.name].first(args.limit), source, str(args.predictions))
+    identities = {
+        name: _identity(args, settings, str(where), found) for name, found in data.items()
+    }
+    for name, identity in identities.items():
+        check_folder(args.out / name, identity)
+    return _Plan(benchmarks, data, settings, source, size, identities)
 
 
 @contextmanager
@@ -130,15 +150,24 @@ def _configuration() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _check_options(args: argparse.Namespace, benchmarks: int) -> None:
+def _check_options(
+    args: argparse.Namespace, benchmarks: "list[Benchmark]", settings: "Settings"
+) -> None:
+    from codet5p_jax.evaluation.benchmarks.published import SIZES
+
     if args.gin_file or args.gin_bindings:
         raise ConfigError("--benchmark takes no gin; --checkpoint says which model")
     if (args.checkpoint is None) == (args.predictions is None):
         raise ConfigError("--benchmark: expected either --checkpoint or --predictions")
     if args.predictions is not None and args.code_t:
         raise ConfigError("--code_t needs --checkpoint: the model that writes tests")
-    if args.predictions is not None and benchmarks > 1:
-        raise ConfigError(f"--predictions is of one benchmark, --benchmark names {benchmarks}")
+    if args.predictions is not None and len(benchmarks) > 1:
+        raise ConfigError(f"--predictions is of one benchmark, --benchmark names {len(benchmarks)}")
+    if args.size not in (None, *SIZES):
+        raise ConfigError(f"--size: expected one of {', '.join(SIZES)}, got {args.size!r}")
+    for benchmark in benchmarks:
+        if settings.code_t and not benchmark.also(settings):
+            raise ConfigError(f"--code_t: {benchmark.name} has no prompt for tests")
 
 
 def _data_folder(args: argparse.Namespace) -> Path:
