@@ -13,6 +13,7 @@ from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.evaluation import humaneval_x
 from codet5p_jax.evaluation.benchmarks.programs import ProgramBenchmark
 from codet5p_jax.evaluation.benchmarks.registry import BENCHMARKS
+from codet5p_jax.evaluation.sandbox import system_calls
 from codet5p_jax.evaluation.sandbox.pool import LayerMissing, Sandbox
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
@@ -386,6 +387,22 @@ def test_programs_pass_if_they_are_right(name, evaluate, tmp_path, request):
     assert [result["completion"] for result in results] == [
         prediction["completion"] for prediction in SOLUTIONS[name]
     ]
+
+
+def test_a_weaker_sandbox_has_to_be_allowed(evaluate, tmp_path, monkeypatch, sandbox):
+    def missing():
+        raise ImportError("no libseccomp")
+
+    monkeypatch.setattr(system_calls, "compiled", missing)
+    (tmp_path / "found").write_text(jsonl(*SOLUTIONS["mbpp"]))
+    options = ("--benchmark=mbpp", f"--predictions={tmp_path / 'found'}")
+    said = evaluate(*options, fails=3)
+    assert "no system calls" in said
+    assert "give --allow_weaker_sandbox" in said
+    assert not (tmp_path / "out").exists()
+    with pytest.warns(UserWarning, match="a weaker sandbox: no system calls"):
+        out = evaluate(*options, "--allow_weaker_sandbox")
+    assert scores(out, "mbpp")["scores"] == {"pass@1": 0.5}
 
 
 MALFORMED = {  # benchmark, text of the file -> what is said
