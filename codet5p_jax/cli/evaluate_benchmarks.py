@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=positive, metavar="N", help="the first N problems of each")
     add("--size", metavar="SIZE", help="of the paper's figures (default: of the checkpoint)")
     add("--samples", type=positive, help="programs of each problem")
+    add("--beams", type=positive, help="of beam search; 1: none")
     add("--temperature", type=_not_negative, help="of sampling; 0: the most likely token")
     add("--top_p", type=_probability, help="of sampling")
     add("--max_tokens", type=positive, help="written at most")

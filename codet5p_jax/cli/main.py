@@ -27,6 +27,11 @@ COMMANDS = {
     "convert": "weights from and to Hugging Face folders",
     "compose": "an encoder and a decoder that exist, joined by new cross-attention",
     "evaluate": "a model on benchmarks, or its losses on a held-out split",
+    "generate": "write from a prompt",
+    "complete": "continue a file after one of its lines",
+    "summarize": "say in words what functions do",
+    "chat": "talk with a model tuned on instructions",
+    "embed": "vectors of texts or code",
     "search": "find functions by meaning with a trained model",
     "report": "curves and goodput of several runs, and how they differ, on one page",
 }
@@ -44,7 +49,8 @@ QUIET = {
 # A step on CPU allocates and frees gigabytes; without huge pages, a fifth of its time goes into
 # page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-COMPUTING = ("train", "evaluate", "search")
+WRITES = ("generate", "complete", "summarize", "chat", "embed")
+COMPUTING = ("train", "evaluate", "search", *WRITES)
 COMPILING = {*COMPUTING, "quickstart"}  # and keep it; `precompile` is there to compile
 WRITING = ("convert", "compose")  # folders which no signal may leave half-written
 

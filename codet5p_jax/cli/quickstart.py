@@ -261,7 +261,7 @@ class Quickstart:
         """Completions by stage 1 and docstrings by stage 2, of functions of the test modules."""
         import jax
 
-        from codet5p_jax.decoding.generate import Sampling
+        from codet5p_jax.decoding.sampling import Sampling
         from codet5p_jax.evaluation import held_out
         from codet5p_jax.evaluation import samples as writing
 

@@ -179,6 +179,11 @@ class Tokenizer:
             table.get(i, b"") for i in map(int, ids) if not (skip_special and i in special)
         )
 
+    @cached_property
+    def token_bytes(self) -> dict[int, bytes]:
+        """Bytes of every token that stands for text."""
+        return dict(self._ordinary())
+
     def token_to_id(self, token: str) -> int | None:
         """Id of a token by its stored string (`Ġ` for a leading space), special or not."""
         return self._vocab.get(token)

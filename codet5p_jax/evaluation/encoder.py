@@ -6,52 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float32, Int
 
+from codet5p_jax.data.buckets import batches, pad
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.objectives import contrastive
 from codet5p_jax.objectives.rows import wrap
 from codet5p_jax.objectives.text_code_pairs import TextCodePairs
 
 TokenIds = Sequence[int] | Int[np.ndarray, "_"]
-
-
-def buckets(length: int, shortest: int = 64) -> list[int]:
-    """Padded lengths: powers of two from `shortest`, then `length` itself; buckets(160) is
-    [64, 128, 160]."""
-    sizes = []
-    while shortest < length:
-        sizes.append(shortest)
-        shortest *= 2
-    return [*sizes, length]
-
-
-def batches(
-    lengths: Sequence[int], longest: int, batch_size: int, shortest: int = 64
-) -> Iterator[tuple[int, Int[np.ndarray, " batch"], int]]:
-    """Yields (padded length, row numbers, real rows) so that rows of like length go together.
-
-    Every batch has `batch_size` rows; the last of a bucket repeats a row to fill up.
-    """
-    sizes = np.asarray(buckets(longest, shortest))
-    bucket_of_row = np.searchsorted(sizes, np.asarray(lengths, np.int64))
-    for bucket, size in enumerate(sizes):
-        rows = np.flatnonzero(bucket_of_row == bucket)
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            yield int(size), np.resize(chunk, batch_size), len(chunk)
-
-
-def pad(
-    rows: Sequence[Int32[np.ndarray, "_"]], length: int, fill: int
-) -> tuple[Int32[np.ndarray, "batch length"], Int32[np.ndarray, "batch length"]]:
-    """Right-pads rows; returns tokens and segments (1 where a token is real)."""
-    tokens = np.full((len(rows), length), fill, np.int32)
-    segments = np.zeros_like(tokens)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-        segments[i, : len(row)] = 1
-    return tokens, segments
 
 
 class PairEncoder:

@@ -1,17 +1,18 @@
 """What a model writes: the rest of functions, and docstrings of functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from codet5p_jax.data.buckets import pad
 from codet5p_jax.data.tokenizer import Tokenizer
-from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.decoding.generate import compiled
+from codet5p_jax.decoding.prompts import Prompt, make_prompt
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.evaluation.documents import head
-from codet5p_jax.evaluation.encoder import pad
-from codet5p_jax.objectives.rows import wrap
 
 
 def is_presentable(code: str) -> bool:
@@ -54,11 +55,9 @@ def completions(
     A beginning that is too long keeps its end, as in training. It goes to the decoder as well where
     the model has `prompt_to_decoder`.
     """
-    room = inputs_length - 1
-    prompts = [np.array(tokenizer.encode(text)[-room:], np.int32) for text in beginnings]
-    rows = [np.append(tokenizer.special.unk, prompt).astype(np.int32) for prompt in prompts]
-    prefixes = prompts if model.config.prompt_to_decoder else [prompt[:0] for prompt in prompts]
-    return _write(model, params, tokenizer, rows, prefixes, inputs_length, sampling, key)
+    make = partial(make_prompt, kind="completion", tokenizer=tokenizer, config=model.config)
+    prompts = [make(text, length=inputs_length) for text in beginnings]
+    return _write(model, params, tokenizer, prompts, inputs_length, sampling, key)
 
 
 def docstrings(
@@ -72,32 +71,25 @@ def docstrings(
     key: jax.Array,
 ) -> list[str]:
     """Describes functions as the code-to-text LM does: `<s> code </s>`, decoder prefix [TDEC]."""
-    special = tokenizer.special
-    if special.tdec is None:
-        raise ValueError("writing docstrings needs a vocabulary with [TDEC] (stage 2)")
-    rows = [wrap(np.array(tokenizer.encode(c), np.int32), inputs_length, special) for c in codes]
-    prefixes = [np.array([special.tdec], np.int32)] * len(rows)
-    return _write(model, params, tokenizer, rows, prefixes, inputs_length, sampling, key)
+    make = partial(make_prompt, kind="description", tokenizer=tokenizer, config=model.config)
+    prompts = [make(code, length=inputs_length) for code in codes]
+    return _write(model, params, tokenizer, prompts, inputs_length, sampling, key)
 
 
 def _write(
     model: Any,
     params: Any,
     tokenizer: Tokenizer,
-    rows: list[np.ndarray],
-    prefixes: list[np.ndarray],
+    prompts: Sequence[Prompt],
     inputs_length: int,
     sampling: Sampling,
     key: jax.Array,
 ) -> list[str]:
-    """What is written after the prefixes, after which `max_length` counts."""
-    tokens, segments = pad(rows, inputs_length, tokenizer.special.pad)
-    lengths = np.array([len(prefix) for prefix in prefixes], np.int32)
-    width = int(lengths.max())
-    forced, _ = pad(prefixes, width, tokenizer.special.pad)
-    run = compiled(
-        model, tokenizer.special, replace(sampling, max_length=sampling.max_length + width)
+    """What is written after the prefixes."""
+    tokens, segments = pad([p.encoder for p in prompts], inputs_length, tokenizer.special.pad)
+    lengths = np.array([len(p.prefix) for p in prompts], np.int32)
+    forced, _ = pad([p.prefix for p in prompts], int(lengths.max()), tokenizer.special.pad)
+    made = compiled(model, tokenizer.special, sampling)(
+        params, tokens, segments, forced, lengths, key
     )
-    made = run(params, tokens, segments, forced, lengths, key)
-    rest = zip(np.asarray(made.tokens), lengths, strict=True)
-    return [tokenizer.decode(row[n : n + sampling.max_length]) for row, n in rest]
+    return [tokenizer.decode(row) for row in np.asarray(made.tokens)]

@@ -1,6 +1,9 @@
 """Attention: one function, one contract, and the two ways of telling it about positions."""
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +86,59 @@ def attention(
     out = jnp.einsum("BGRTS,BSGK->BGRTK", weights_BGRTS, v_BSGK, preferred_element_type=jnp.float32)
     out_BHTK = (out.reshape(B, H, T, K) / total_BHT1).astype(v_BSGK.dtype)
     return jnp.einsum("BHTK->BTHK", out_BHTK)
+
+
+class Keys(NamedTuple):
+    """Keys and values that queries of a cache look at.
+
+    Attributes:
+      k, v: [B, G, S, K], read by all N queries of a row, or [B, N, G, S, K], one's own.
+      mask: [#B, 1, #N, S], as of `as_mask`.
+      bias: [1, H, 1, S], or None.
+    """
+
+    k: Array
+    v: Array
+    mask: Array
+    bias: Array | None = None
+
+
+def attend(
+    q_BNHK: Float[Array, "B N H K"], parts: Sequence[Keys], *, scale: float = 1.0
+) -> Float[Array, "B N H K"]:
+    """`attention` to several sets of keys at once: one softmax over all of them.
+
+    Arrays of keys are read where they are: nothing as long as they are is made but scores.
+    """
+    B, N, H, K = q_BNHK.shape
+    G = parts[0].k.shape[-3]
+    # Products with G heads first are what libraries do fastest; only the small arrays turn round.
+    q_BGRNK = jnp.einsum("BNGRK->BGRNK", q_BNHK.reshape(B, N, G, H // G, K))
+    scores = []
+    for part in parts:
+        layout = "BGSK" if part.k.ndim == 4 else "BNGSK"
+        s = jnp.einsum(
+            f"BGRNK,{layout}->BGRNS", q_BGRNK, part.k, preferred_element_type=jnp.float32
+        ).reshape(B, H, N, -1)
+        s = s * scale + part.mask
+        scores.append(s if part.bias is None else s + part.bias)
+    tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
+    top_BHN1 = functools.reduce(jnp.maximum, tops)
+    weights = [jnp.exp(s - top_BHN1) for s in scores]
+    total_BHN1 = functools.reduce(jnp.add, [jnp.sum(w, axis=-1, keepdims=True) for w in weights])
+    outs = []
+    for part, w in zip(parts, weights, strict=True):
+        layout = "BGSK" if part.v.ndim == 4 else "BNGSK"
+        w_BGRNS = w.astype(part.v.dtype).reshape(B, G, H // G, N, -1)
+        outs.append(
+            jnp.einsum(
+                f"BGRNS,{layout}->BGRNK", w_BGRNS, part.v, preferred_element_type=jnp.float32
+            )
+        )
+    out_BHNK = (functools.reduce(jnp.add, outs).reshape(B, H, N, K) / total_BHN1).astype(
+        parts[0].v.dtype
+    )
+    return jnp.einsum("BHNK->BNHK", out_BHNK)
 
 
 def relative_bucket(
@@ -171,7 +227,7 @@ def relative_bias_row(
 
 def rotary(
     x_BTHK: Float[Array, "B T H K"],
-    positions_T: Int[Array, "T"],
+    positions_T: Int[Array, "*#B #T"],
     *,
     dim: int,
     base: float,
@@ -183,8 +239,8 @@ def rotary(
     Pairs are features (2i, 2i+1) when interleaved (GPT-J), (i, i + dim/2) otherwise (LLaMA).
     """
     frequencies = base ** -(np.arange(0, dim, 2, dtype=np.float32) / dim)
-    angles_TF = positions_T[:, None].astype(jnp.float32) / scale * frequencies
-    cos_T1F, sin_T1F = jnp.cos(angles_TF)[:, None], jnp.sin(angles_TF)[:, None]
+    angles_TF = positions_T[..., None].astype(jnp.float32) / scale * frequencies
+    cos_T1F, sin_T1F = jnp.cos(angles_TF)[..., None, :], jnp.sin(angles_TF)[..., None, :]
     rotated, rest = x_BTHK[..., :dim].astype(jnp.float32), x_BTHK[..., dim:]
     if interleaved:
         a, b = rotated[..., 0::2], rotated[..., 1::2]

@@ -1,7 +1,7 @@
 """CodeT5p: an encoder, a decoder, and every way the paper uses them, alone or together."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from codet5p_jax.models.stack import Stack
 from codet5p_jax.sharding import looked_up
 
 INITIAL_TEMPERATURE = 0.07
+
+
+class StepWeights(NamedTuple):
+    """What steps of decoding read: layers, and the output projection with the vocabulary last, as
+    products of few rows want it (on CPU, half the time)."""
+
+    layers: dict[str, Any]
+    head_DV: Array
 
 
 class Dense(nnx.Module):
@@ -186,11 +194,15 @@ class CodeT5p(nnx.Module):
             label_smoothing=label_smoothing,
         )
 
-    def logits(self, states_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """fp32 logits; for decoding, where T is 1, and for tests."""
+    def logits(
+        self, states_BTD: Float[Array, "B T D"], weights: "StepWeights | None" = None
+    ) -> Float[Array, "B T V"]:
+        """fp32 logits; for decoding, where T is small, and for tests."""
         states = self._scale_for_head(states_BTD)
-        head = self._head().astype(states.dtype)
-        y = jnp.einsum("BTD,VD->BTV", states, head, preferred_element_type=jnp.float32)
+        head_DV = self._head().T if weights is None else weights.head_DV
+        y = jnp.einsum(
+            "BTD,DV->BTV", states, head_DV.astype(states.dtype), preferred_element_type=jnp.float32
+        )
         return y + self.lm_head_bias[...] if self.config.head_bias else y
 
     def init_cache(
@@ -199,22 +211,53 @@ class CodeT5p(nnx.Module):
         encoder_segments_BS: Int[Array, "B S"] | None,
         max_length: int,
         batch: int | None = None,
+        *,
+        rows: int = 1,
+        beams: bool = False,
+        prefix_BP: Int[Array, "B P"] | None = None,
+        prefix_segments_BP: Int[Array, "B P"] | None = None,
     ) -> dict[str, Any]:
         """A decoder cache for `max_length` positions; encoder rows must not be packed.
 
-        Without `encoded_BSD`, `batch` says for how many rows, and cross-attention is bypassed.
+        Args:
+          encoded_BSD, encoder_segments_BS: None: cross-attention is bypassed.
+          max_length: positions after the prefix.
+          batch: number of prompts, where there are no encoder states.
+          rows: that continue each prompt: the N of `decode_step`.
+          beams: whether rows are exchanged by `stack.reorder`.
+          prefix_BP, prefix_segments_BP: what the decoder has read before, padded on the left.
         """
         if encoded_BSD is not None:
             batch = encoded_BSD.shape[0]
         assert batch is not None, "without encoder states, `batch` is needed"
-        encoded_BSD = self._for_decoder(encoded_BSD)
-        return self.decoder.init_cache(encoded_BSD, encoder_segments_BS, batch, max_length)
+        prefix = None
+        if prefix_BP is not None:
+            assert prefix_segments_BP is not None, "a prefix comes with its segments"
+            prefix = self._embed_tokens(prefix_BP, self.embedding), prefix_segments_BP
+        return self.decoder.init_cache(
+            self._for_decoder(encoded_BSD),
+            encoder_segments_BS,
+            batch,
+            max_length,
+            rows=rows,
+            beams=beams,
+            prefix=prefix,
+        )
+
+    def step_weights(self) -> "StepWeights":
+        """Parameters as a step of decoding reads them, to be made once, outside of the loop."""
+        return StepWeights(self.decoder.layer_params(), self._head().T.astype(self.config.dtype))
 
     def decode_step(
-        self, tokens_B1: Int[Array, "B 1"], cache: dict[str, Any]
-    ) -> tuple[Float[Array, "B 1 D"], dict[str, Any]]:
-        """Decoder states of the next position. Call it at most `max_length` times."""
-        return self.decoder.step(self._embed_tokens(tokens_B1, self.embedding), cache)
+        self,
+        tokens_BN: Int[Array, "B N"],
+        cache: dict[str, Any],
+        weights: "StepWeights | None" = None,
+    ) -> tuple[Float[Array, "B N D"], dict[str, Any]]:
+        """Decoder states of the next position of N rows of each prompt. Call it at most
+        `max_length` times."""
+        x_BND = self._embed_tokens(tokens_BN, self.embedding)
+        return self.decoder.step(x_BND, cache, None if weights is None else weights.layers)
 
     def _pool(
         self, states_BSD: Float[Array, "B S D"], segments_BS: Int[Array, "B S"]

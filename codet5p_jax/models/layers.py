@@ -1,14 +1,15 @@
 """The parts of a block, and the block: norms, projections, attention and feed-forward layers."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from codet5p_jax.models.attention import attention, rotary
+from codet5p_jax.models.attention import Keys, attend, attention, rotary
 from codet5p_jax.models.configs import Lora, StackConfig
 from codet5p_jax.models.dense import dense
 from codet5p_jax.models.dropout import dropout
@@ -22,7 +23,21 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 
-Cache = dict[str, Any]  # arrays of one block: k, v [B, max_length, G, K] and cross_k, cross_v
+Cache = dict[str, Any]  # arrays of one block: k, v; prefix_k, prefix_v; cross_k, cross_v
+
+
+class StepContext(NamedTuple):
+    """What all layers read in a step of decoding.
+
+    Attributes:
+      positions: int32 [#B, 1], of the row that is read.
+      written, prefix, cross: (mask, bias) of the parts of a cache, as in `Keys`; None: not there.
+    """
+
+    positions: Array
+    written: tuple[Array, Array | None]
+    prefix: tuple[Array, Array | None] | None
+    cross: tuple[Array, None] | None
 
 
 class Norm(nnx.Module):
@@ -125,7 +140,7 @@ class Attention(nnx.Module):
             self.o_bias = declare((D,), ("norm",), zeros)
 
     def queries(
-        self, x_BTD: Float[Array, "B T D"], positions_T: Int[Array, "T"]
+        self, x_BTD: Float[Array, "B T D"], positions_T: Int[Array, "*#B #T"]
     ) -> Float[Array, "B T H K"]:
         """Projected and rotated queries."""
         q = _project(self, "q", x_BTD)
@@ -134,7 +149,7 @@ class Attention(nnx.Module):
         return self._rotate(q, positions_T)
 
     def keys_values(
-        self, x_BSD: Float[Array, "B S Dkv"], positions_S: Int[Array, "S"]
+        self, x_BSD: Float[Array, "B S Dkv"], positions_S: Int[Array, "*#B #S"]
     ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
         """Projected keys, rotated, and values."""
         k = _project(self, "k", x_BSD)
@@ -155,16 +170,30 @@ class Attention(nnx.Module):
         key: jax.Array | None,
     ) -> Float[Array, "B T D"]:
         """Attention and its output projection."""
-        out_BTHK = attention(
-            q_BTHK,
-            k_BSGK,
-            v_BSGK,
-            mask_B1TS=mask_B1TS,
-            bias_PHTS=bias_PHTS,
-            scale=self.cfg.head_dim**-0.5 if self.cfg.scale_attention else 1.0,
-            dropout_rate=dropout_rate,
-            key=key,
+        return self._output(
+            attention(
+                q_BTHK,
+                k_BSGK,
+                v_BSGK,
+                mask_B1TS=mask_B1TS,
+                bias_PHTS=bias_PHTS,
+                scale=self._scale,
+                dropout_rate=dropout_rate,
+                key=key,
+            )
         )
+
+    def attend_parts(
+        self, q_BNHK: Float[Array, "B N H K"], parts: list[Keys]
+    ) -> Float[Array, "B N D"]:
+        """Attention to the parts of a cache, and its output projection."""
+        return self._output(attend(q_BNHK, parts, scale=self._scale))
+
+    @property
+    def _scale(self) -> float:
+        return self.cfg.head_dim**-0.5 if self.cfg.scale_attention else 1.0
+
+    def _output(self, out_BTHK: Array) -> Array:
         y = _project(self, "o", out_BTHK, axes=2)
         return y + self.o_bias[...].astype(y.dtype) if self.cfg.out_bias else y
 
@@ -239,41 +268,32 @@ class Block(nnx.Module):
         *,
         mask_B1TS: Float[Array, "#B 1 #T S"],
         bias_PHTS: Float[Array, "P H T S"] | None,
-        positions_T: Int[Array, "T"],
+        positions_T: Int[Array, "*#B #T"],
         encoded_BSD: Float[Array, "B Se De"] | None,
         cross_mask_B1TS: Float[Array, "#B 1 #T Se"] | None,
-        cache: Cache | None = None,
-        cache_index: Int[Array, ""] | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Runs the block over whole sequences, or over one position against a cache.
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Runs the block over whole sequences; also what a cache keeps of them: keys and values
+        [B, G, T, K], and those of the encoder.
 
-        Without `encoded_BSD` (and without a cache) cross-attention is bypassed.
+        Without `encoded_BSD` cross-attention is bypassed.
         """
         keys = (None,) * 6 if key is None else jax.random.split(key, 6)
         rate = self.dropout_rate
-        new_cache = cache
+        kept: Cache = {}
 
         def self_attention(u: Array) -> Array:
-            nonlocal new_cache
             k, v = self.attention.keys_values(u, positions_T)
-            if cache is not None:
-                assert cache_index is not None, "a cache comes with the position to write"
-                at = (0, cache_index, 0, 0)
-                k = jax.lax.dynamic_update_slice(cache["k"], k, at)
-                v = jax.lax.dynamic_update_slice(cache["v"], v, at)
-                new_cache = {**cache, "k": k, "v": v}
+            kept["prefix_k"], kept["prefix_v"] = _by_heads(k), _by_heads(v)
             q = self.attention.queries(u, positions_T)
             y = self.attention.attend(q, k, v, mask_B1TS, bias_PHTS, rate, keys[0])
             return dropout(y, rate, keys[1])
 
         def cross_attention(u: Array) -> Array:
             assert cross_mask_B1TS is not None, "`encoded` comes with its segments"
-            if cache is None:
-                assert encoded_BSD is not None, "else cross-attention is bypassed"
-                k, v = self.cross_keys_values(encoded_BSD)
-            else:
-                k, v = cache["cross_k"], cache["cross_v"]
+            assert encoded_BSD is not None, "else cross-attention is bypassed"
+            k, v = self._encoder_keys_values(encoded_BSD)
+            kept["cross_k"], kept["cross_v"] = _by_heads(k), _by_heads(v)
             q = self.cross_attention.queries(u, positions_T)
             y = self.cross_attention.attend(q, k, v, cross_mask_B1TS, None, rate, keys[2])
             return dropout(y, rate, keys[3])
@@ -281,25 +301,75 @@ class Block(nnx.Module):
         def feed_forward(u: Array) -> Array:
             return dropout(self.feed_forward(u, rate, keys[4]), rate, keys[5])
 
-        reads_encoder = self.cross and (
-            encoded_BSD is not None if cache is None else "cross_k" in cache
+        reads_encoder = self.cross and encoded_BSD is not None
+        y = self._joined(
+            x_BTD, self_attention, cross_attention if reads_encoder else None, feed_forward
         )
+        return y, kept
+
+    def step(
+        self,
+        x_BND: Float[Array, "B N D"],
+        cache: Cache,
+        context: StepContext,
+        write: Callable[[Array, Array], tuple[Array, Array]],
+    ) -> Float[Array, "B N D"]:
+        """Runs the block over one position of N rows of each prompt.
+
+        `write` puts keys and values [B, N, G, K] into the cache, and gives all that were written.
+        """
+
+        def self_attention(u: Array) -> Array:
+            k, v = write(*self.attention.keys_values(u, context.positions))
+            parts = [Keys(k, v, *context.written)]
+            if context.prefix is not None:
+                parts.insert(0, Keys(cache["prefix_k"], cache["prefix_v"], *context.prefix))
+            q = self.attention.queries(u, context.positions)
+            return self.attention.attend_parts(q, parts)
+
+        def cross_attention(u: Array) -> Array:
+            assert context.cross is not None, "else cross-attention is bypassed"
+            q = self.cross_attention.queries(u, context.positions)
+            encoder = Keys(cache["cross_k"], cache["cross_v"], *context.cross)
+            return self.cross_attention.attend_parts(q, [encoder])
+
+        def feed_forward(u: Array) -> Array:
+            return self.feed_forward(u, 0.0, None)
+
+        reads_encoder = "cross_k" in cache
+        return self._joined(
+            x_BND, self_attention, cross_attention if reads_encoder else None, feed_forward
+        )
+
+    def _joined(
+        self,
+        x: Array,
+        self_attention: Callable[[Array], Array],
+        cross_attention: Callable[[Array], Array] | None,
+        feed_forward: Callable[[Array], Array],
+    ) -> Array:
         parallel_cross = self.cfg.parallel_cross_attention
-        u = self.attention_norm(x_BTD)
-        y = x_BTD + self_attention(u)
+        u = self.attention_norm(x)
+        y = x + self_attention(u)
         if self.cfg.parallel:
-            y += feed_forward(u if self.cfg.shared_norm else self.feed_forward_norm(x_BTD))
-        if reads_encoder and parallel_cross:
+            y += feed_forward(u if self.cfg.shared_norm else self.feed_forward_norm(x))
+        if cross_attention and parallel_cross:
             y += cross_attention(u)
-        if reads_encoder and not parallel_cross:
+        if cross_attention and not parallel_cross:
             y += cross_attention(self.cross_attention_norm(y))
         if not self.cfg.parallel:
             y += feed_forward(self.feed_forward_norm(y))
-        return y, new_cache
+        return y
 
-    def cross_keys_values(
-        self, encoded_BSD: Float[Array, "B S De"]
-    ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
-        """What cross-attention reads; encoder positions count from 0."""
-        positions_S = jnp.arange(encoded_BSD.shape[1])
-        return self.cross_attention.keys_values(encoded_BSD, positions_S)
+    def cross_keys_values(self, encoded_BSD: Float[Array, "B S De"]) -> Cache:
+        """What a cache keeps for cross-attention: keys and values [B, G, S, K]."""
+        k, v = self._encoder_keys_values(encoded_BSD)
+        return {"cross_k": _by_heads(k), "cross_v": _by_heads(v)}
+
+    def _encoder_keys_values(self, encoded_BSD: Array) -> tuple[Array, Array]:
+        # Encoder positions count from 0.
+        return self.cross_attention.keys_values(encoded_BSD, jnp.arange(encoded_BSD.shape[1]))
+
+
+def _by_heads(x_BSGK: Array) -> Array:
+    return jnp.einsum("BSGK->BGSK", x_BSGK)

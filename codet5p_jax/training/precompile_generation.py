@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from codet5p_jax.data.tokens import SpecialTokens
-from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.decoding.generate import compiled
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.models.params import Params, abstract_params, logical_axes
@@ -82,7 +83,7 @@ def precompile_generation(
     check_rows({"generation": rows}, device_mesh, 1)
     network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
     prefix = inputs if model.prompt_to_decoder else 0
-    length = prefix + generation.outputs_length
+    length = generation.outputs_length
     by_rows = batch_sharding(device_mesh)
     shardings = param_shardings(
         logical_axes(network.specs), abstract_params(network.specs), device_mesh
@@ -99,7 +100,7 @@ def precompile_generation(
     batch = (tokens(rows, inputs), tokens(rows, inputs), tokens(rows, prefix), tokens(rows))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(device_mesh))
-    wanted = _flops(network, params, generation, length) / len(devices)
+    wanted = _flops(network, params, generation, prefix) / len(devices)
     run = compiled(network, SPECIAL, Sampling(max_length=length, min_length=length))
     program, seconds = compile_for(run, (params, *batch, key), device_mesh)
     memory, speed, advice = measure(
@@ -112,21 +113,25 @@ def precompile_generation(
     return report_of(topology, num_slices, chip, device_mesh, network, split, [phase])
 
 
-def _flops(network: CodeT5p, params: Params, generation: Generation, length: int) -> float:
-    """Of the encoder and of `length` steps of the decoder, each against a cache of that length."""
-    rows, inputs = generation.rows, generation.inputs_length
+def _flops(network: CodeT5p, params: Params, generation: Generation, prefix: int) -> float:
+    """Of the encoder, of a prefix through the decoder, and of the steps of the decoder, each
+    against a cache of full length."""
+    rows, inputs, length = generation.rows, generation.inputs_length, generation.outputs_length
 
-    def start(params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
+    def start(params: Params, tokens: jax.Array, given: jax.Array) -> dict[str, jax.Array]:
         bound = network.bind(params)
-        return bound.init_cache(bound.encode(tokens, tokens), tokens, length)
+        read = given if prefix else None
+        return bound.init_cache(
+            bound.encode(tokens, tokens), tokens, length, prefix_BP=read, prefix_segments_BP=read
+        )
 
     def step(params: Params, tokens: jax.Array, cache: dict[str, jax.Array]) -> jax.Array:
         bound = network.bind(params)
         return bound.logits(bound.decode_step(tokens, cache)[0])
 
     params = abstract_params(network.specs)
-    prompts, last = (jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (inputs, 1))
-    cache = jax.eval_shape(start, params, prompts)
-    first = count_flops(jax.make_jaxpr(start)(params, prompts).jaxpr)
+    prompts, given, last = (jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (inputs, prefix, 1))
+    cache = jax.eval_shape(start, params, prompts, given)
+    first = count_flops(jax.make_jaxpr(start)(params, prompts, given).jaxpr)
     each = count_flops(jax.make_jaxpr(step)(params, last, cache).jaxpr)
     return first + length * each

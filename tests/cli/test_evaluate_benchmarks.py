@@ -68,7 +68,7 @@ X = {  # language -> fields of the problem, a solution
     ),
 }
 X_NAMES = {"python": "Python", "cpp": "CPP", "java": "Java", "js": "JavaScript", "rust": "Rust"}
-GREEDY = ("--samples=1", "--temperature=0", "--max_tokens=4", "--batch_size=2")
+GREEDY = ("--beams=1", "--samples=1", "--temperature=0", "--max_tokens=4", "--batch_size=2")
 
 
 def jsonl(*rows):
@@ -274,7 +274,7 @@ def test_several_at_once_with_a_limit(evaluate, checkpoints):
     lines = (out / "table.md").read_text().splitlines()
     (row,) = (line for line in lines if line.startswith("| summarize_go |"))
     assert row.endswith("| 19.64 (770M, fine-tuned) | 2 of 3 |")
-    assert "published with 5 beams, decoded here without" in (out / "table.md").read_text()
+    assert "published with 5 beams, decoded here with 1" in (out / "table.md").read_text()
 
 
 def test_reranked_by_the_matching_head(evaluate, checkpoints):

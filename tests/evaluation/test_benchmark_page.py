@@ -69,7 +69,7 @@ def test_decoding(cell):
             )
         else:
             beams = decoding.beams
-            said.append(f"published with {beams} beams" if beams > 1 else "greedy")
+            said.append(f"{beams} beams" if beams > 1 else "greedy")
     assert lengths == "; ".join(dict.fromkeys(read))
     (text,) = {*said}
     assert how.partition(";")[0] == text

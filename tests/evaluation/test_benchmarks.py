@@ -54,6 +54,22 @@ def test_texts_do_not_depend_on_what_they_are_batched_with(both, tokenizer):
     assert not any(together[i].startswith(text) for i, text in enumerate(TEXTS))
 
 
+def test_beams_and_stops(tokenizer):
+    asked = model(tokenizer)
+    prompts = [framed(asked, text, 32) for text in TEXTS]
+    greedy = written(asked, prompts, 4)
+    beams = Decoding(max_tokens=6, beams=3)
+    (batch,) = generate_texts(asked, prompts, beams, jax.random.key(0), 4)
+    assert dict(batch).keys() == greedy.keys()
+    assert dict(batch) != greedy
+    stop = greedy[0][0]
+    assert stop != "\ufffd", "half a character is no text"
+    how = Decoding(max_tokens=6)
+    (batch,) = generate_texts(asked, prompts[:1], how, jax.random.key(0), 1, (stop,))
+    assert batch == [(0, stop)]
+    assert len(greedy[0]) > 1
+
+
 def test_what_is_read(tokenizer):
     ids, special = tokenizer.encode("x = 1"), tokenizer.special
     prompt = framed(model(tokenizer), "x = 1", 32)

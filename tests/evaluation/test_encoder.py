@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codet5p_jax.evaluation.encoder import PairEncoder, batches, buckets
+from codet5p_jax.data.buckets import batches, buckets
+from codet5p_jax.evaluation.encoder import PairEncoder
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.objectives import TextCodePairs
 from codet5p_jax.objectives.rows import wrap

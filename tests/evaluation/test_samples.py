@@ -8,7 +8,8 @@ import pytest
 
 from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
-from codet5p_jax.decoding.generate import Generation, Sampling
+from codet5p_jax.decoding.generate import Generation
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.evaluation import samples
 
 CORPUS = ["def add(a, b):\n    return a + b\n", "def parse_date(text): return text\n"] * 4
@@ -36,7 +37,8 @@ def calls(monkeypatch, tokenizer):
 
 
 def model_with(**config):
-    return SimpleNamespace(config=SimpleNamespace(**config))
+    both = SimpleNamespace(num_layers=1)
+    return SimpleNamespace(config=SimpleNamespace(encoder=both, **config))
 
 
 MODEL = model_with(prompt_to_decoder=False)

@@ -10,7 +10,8 @@ import pytest
 
 from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokens import SpecialTokens
-from codet5p_jax.decoding.generate import Sampling, generate
+from codet5p_jax.decoding.generate import generate
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.interop import hf_config
 from codet5p_jax.interop.causal_families import FAMILIES
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
@@ -133,13 +134,13 @@ def logits_of(config, params):
 def greedy(config, params, prompts, new):
     start, prefix = jnp.asarray(prompts[:, 0]), jnp.asarray(prompts[:, 1:])
     lengths = jnp.full(len(prompts), prefix.shape[1])
-    sampling = Sampling(max_length=prefix.shape[1] + new)
+    sampling = Sampling(max_length=new)
 
     def run(params):
         model, key = CodeT5p(config).bind(params), jax.random.key(0)
         return generate(model, None, None, prefix, lengths, key, SPECIAL, sampling, start)
 
-    return np.asarray(jax.jit(run)(params).tokens)[:, prefix.shape[1] :]
+    return np.asarray(jax.jit(run)(params).tokens)
 
 
 def theirs_greedy(model, prompts, new):

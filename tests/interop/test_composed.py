@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
-from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.decoding.generate import compiled
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.interop import hf_config
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.token_ids import TokenIds
@@ -190,7 +191,7 @@ def test_prompts_go_to_the_decoder_as_well(tmp_path):
     tokens, segments, _, _ = rows_of(PUBLISHED)
     tokens[1, 10] = 2  # the row's last real token
     lengths = segments.sum(1) - [0, 1, 0]
-    run = compiled(CodeT5p(PUBLISHED), SPECIAL, Sampling(max_length=18 + 12))
+    run = compiled(CodeT5p(PUBLISHED), SPECIAL, Sampling(max_length=12))
     prefix = np.where(np.arange(18) < lengths[:, None], tokens, 0)
     mine = run(params, tokens, segments, prefix, lengths, jax.random.key(0)).tokens
     ids, mask = (torch.tensor(x).long() for x in (tokens, segments))
@@ -200,11 +201,12 @@ def test_prompts_go_to_the_decoder_as_well(tmp_path):
         for i, length in enumerate(lengths):
             before = 18 - length
             assert theirs[i, : before + 1].tolist() == [2] * before + [1]
-            found = theirs[i, before + 1 :]
-            assert len(found) > length + 3
+            assert theirs[i, before + 1 : 19].tolist() == tokens[i, :length].tolist()
+            found = theirs[i, 19:]
+            assert len(found) > 3
             np.testing.assert_array_equal(found, mine[i, : len(found)])
-    one = model.generate(input_ids=ids[1:2, :11], **options).numpy()[0]
-    np.testing.assert_array_equal(one[1:], mine[1, : len(one) - 1])
+    one = model.generate(input_ids=ids[1:2, :11], **options).numpy()[0, 11:]
+    np.testing.assert_array_equal(one, mine[1, : len(one)])
     other = model.generate(ids[:1], decoder_start_token_id=5, **options)
     assert other[0, :3].tolist() == [5, *tokens[0, :2].tolist()]
 

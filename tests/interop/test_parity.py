@@ -11,7 +11,8 @@ import pytest
 
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.data.tokens import SpecialTokens
-from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.decoding.generate import compiled
+from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.token_ids import TokenIds
 from codet5p_jax.interop.tokenizer_files import export_tokenizer

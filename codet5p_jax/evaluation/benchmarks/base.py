@@ -37,6 +37,7 @@ class Settings:
       seed: of sampling.
       samples: programs of each problem.
       temperature, top_p: of sampling.
+      beams: of beam search, where nothing is sampled.
       max_tokens: written at most.
       rerank: candidates of a query that the matching head reads; 0: none.
       code_t: texts with tests that are written for each problem, to rank programs by; 0: none.
@@ -48,6 +49,7 @@ class Settings:
     samples: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    beams: int | None = None
     max_tokens: int | None = None
     rerank: int = 0
     code_t: int = 0

@@ -2,20 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32
 
-from codet5p_jax.decoding.generate import Sampling, compiled
+from codet5p_jax.decoding.beam import BeamSearch
+from codet5p_jax.decoding.prompts import Prompt
+from codet5p_jax.decoding.sampling import Sampling
+from codet5p_jax.decoding.stop import stop_table
+from codet5p_jax.decoding.writer import Writer
 from codet5p_jax.evaluation.benchmarks.base import Model, Settings
-from codet5p_jax.evaluation.encoder import batches, pad
 from codet5p_jax.objectives.rows import wrap
-
-_SHORTEST = 64  # padded tokens of a prompt
-_compiled = cache(compiled)  # benchmarks of one command share what they can
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,17 @@ class Decoding:
     samples: int = 1
 
     def of(self, settings: Settings) -> "Decoding":
-        """As the settings of a run change it."""
-        names = ("max_tokens", "temperature", "top_p", "samples")
+        """As the settings of a run change it; what is sampled has no beams."""
+        names = ("max_tokens", "beams", "temperature", "top_p", "samples")
         given = {name: getattr(settings, name) for name in names}
         changed = replace(self, **{k: v for k, v in given.items() if v is not None})
-        if changed.temperature and changed.beams > 1:
-            changed = replace(changed, beams=1)
-        return changed
+        return replace(changed, beams=1) if changed.temperature else changed
 
-
-class Prompt(NamedTuple):
-    """What the encoder reads, and what the decoder reads after its start token."""
-
-    encoder: Int32[np.ndarray, "n"]
-    prefix: Int32[np.ndarray, "m"]
+    def how(self) -> Sampling | BeamSearch:
+        """One text of a prompt."""
+        if self.beams > 1:
+            return BeamSearch(max_length=self.max_tokens, beams=self.beams)
+        return Sampling(max_length=self.max_tokens, temperature=self.temperature, top_p=self.top_p)
 
 
 def framed(model: Model, text: str, length: int) -> Prompt:
@@ -79,33 +73,28 @@ def generate_texts(
     decoding: Decoding,
     key: jax.Array,
     batch_size: int,
+    stop: Sequence[str] = (),
 ) -> Iterator[list[tuple[int, str]]]:
-    """A text for each prompt: (place of the prompt, text without special tokens), batch by batch.
+    """A text for each prompt, a batch at a time: (place of the prompt, no special tokens).
 
-    Prompts of like length go together. For several texts of a prompt, it is given several times.
-    There is no beam search yet: where `decoding.beams` asks for it, the most likely token is taken.
+    Prompts of like length go together. For several texts of a prompt, it is given several times. A
+    text ends with the token that completes one of `stop`.
     """
-    tokenizer, special = model.tokenizer, model.tokenizer.special
-    lengths = [max(len(prompt.encoder), len(prompt.prefix)) for prompt in prompts]
-
-    longest = max(_SHORTEST, *lengths)  # one shape for all short ones
-    for size, picked, real in batches(lengths, longest, batch_size, _SHORTEST):
-        rows = [prompts[i] for i in picked]
-        width = max(len(row.encoder) for row in rows)
-        width = 1 if width == 1 else size  # of completions, the encoder reads [CLM] alone
-        tokens, segments = pad([row.encoder for row in rows], width, special.pad)
-        ends = np.array([len(row.prefix) for row in rows], np.int32)
-        forced, _ = pad([row.prefix for row in rows], size if ends.any() else 0, special.pad)
-        batch_key = jax.random.fold_in(key, int(picked[0]))
-        how = Sampling(
-            max_length=forced.shape[1] + decoding.max_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-        )
-        run = _compiled(model.network, special, how)
-        made = np.asarray(run(model.params, tokens, segments, forced, ends, batch_key).tokens)
-        texts = [
-            tokenizer.decode(row[end : end + decoding.max_tokens])
-            for row, end in zip(made[:real], ends, strict=False)
-        ]
-        yield list(zip(map(int, picked[:real]), texts, strict=True))
+    rows = model.network.config.vocab_size
+    table = stop_table(stop, model.tokenizer.token_bytes, rows) if stop else None
+    writer = Writer(
+        model.network,
+        model.params,
+        model.tokenizer.special,
+        decoding.how(),
+        batch_size=batch_size,
+        stop_table=table,
+    )
+    batch = []
+    for place, (tokens,) in writer.write(prompts, key):
+        batch.append((place, model.tokenizer.decode(tokens)))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codet5p_jax.data.buckets import batches, pad
 from codet5p_jax.evaluation.benchmarks.base import (
     Benchmark,
     Data,
@@ -19,7 +20,6 @@ from codet5p_jax.evaluation.benchmarks.base import (
     Settings,
 )
 from codet5p_jax.evaluation.benchmarks.files import is_json, read_objects, read_texts
-from codet5p_jax.evaluation.encoder import batches, pad
 from codet5p_jax.evaluation.metrics import classification
 from codet5p_jax.objectives.rows import wrap
 

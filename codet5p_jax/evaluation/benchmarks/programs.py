@@ -91,7 +91,7 @@ class ProgramBenchmark(Benchmark):
         if not settings.code_t or not self.tests_prompt:
             return []
         writer = replace(self, ending=self.tests_prompt, stop=(), decoding=_OF_TESTS)
-        given = replace(settings, samples=settings.code_t, temperature=None, top_p=None)
+        given = replace(settings, samples=settings.code_t, temperature=None, top_p=None, beams=None)
         return [(writer, given, TESTS)]
 
     def check_scoring(self, data: Data, settings: Settings) -> None:
@@ -123,7 +123,8 @@ class ProgramBenchmark(Benchmark):
         del data
         prompts = [framed(model, self.asked(problem), self.inputs_length) for problem in todo]
         decoding = self.decoding.of(settings)
-        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size):
+        size = settings.batch_size
+        for batch in generate_texts(model, prompts, decoding, key, size, self.stop):
             yield [
                 {self.key: todo[place]["key"], self.value: self.finish(text)}
                 for place, text in batch

@@ -40,21 +40,23 @@ class TextBenchmark(Benchmark):
       figures: of references and predictions.
       decoding: the paper's.
       inputs_length: tokens of the encoder at most.
+      stop: ends a prediction, and is not part of it.
       numbered: a line of a file of predictions is `number<tab>text`, not the text alone.
     """
 
     figures: Figures
     decoding: Decoding
     inputs_length: int = 256
+    stop: str = ""
     numbered: bool = False
 
     value: ClassVar[str] = "prediction"
 
     def remark(self, settings: Settings) -> str:
-        """Beams are missing."""
-        beams = self.decoding.of(settings).beams
-        greedy = f"published with {beams} beams, decoded here without" if beams > 1 else ""
-        return "; ".join(filter(None, (self.note, greedy)))
+        """Another number of beams."""
+        theirs, ours = self.decoding.beams, self.decoding.of(settings).beams
+        beams = f"published with {theirs} beams, decoded here with {ours}" if ours != theirs else ""
+        return "; ".join(filter(None, (self.note, beams)))
 
     def check_scoring(self, data: Data, settings: Settings) -> None:
         """References have to be there: those of some tests are not published."""
@@ -76,7 +78,8 @@ class TextBenchmark(Benchmark):
         return framed(model, problem["source"], self.inputs_length)
 
     def finish(self, text: str) -> str:
-        """A prediction is one line."""
+        """A prediction is one line, up to what stops it."""
+        text = text.split(self.stop)[0] if self.stop else text
         return " ".join(text.split())
 
     def predict(
@@ -91,7 +94,8 @@ class TextBenchmark(Benchmark):
         del data
         prompts = [self.prompt(model, problem) for problem in todo]
         decoding = self.decoding.of(settings)
-        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size):
+        stop = (self.stop,) if self.stop else ()
+        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size, stop):
             yield [
                 {self.key: todo[place]["key"], self.value: self.finish(text)}
                 for place, text in batch
@@ -134,11 +138,9 @@ class LineBenchmark(TextBenchmark):
 
     Attributes:
       prefix_length: tokens, the last ones of the file before.
-      stop: ends a prediction, and is not part of it.
     """
 
     prefix_length: int = 924
-    stop: str = ""
 
     packages: ClassVar[tuple[str, ...]] = ("rapidfuzz",)
 
@@ -153,11 +155,6 @@ class LineBenchmark(TextBenchmark):
         return Prompt(
             np.array([special.unk], np.int32), np.array(tokens[-self.prefix_length :], np.int32)
         )
-
-    def finish(self, text: str) -> str:
-        """One line, up to what stops it."""
-        text = text.split(self.stop)[0] if self.stop else text
-        return super().finish(text)
 
 
 def summary_figures(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:

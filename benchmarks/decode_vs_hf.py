@@ -1,0 +1,195 @@
+"""Generation speed of one T5 shape here and in `transformers` on PyTorch, on this machine.
+
+    python benchmarks/decode_vs_hf.py
+    python benchmarks/decode_vs_hf.py --rounds 5 --cases 32128x1 8192x4
+
+Both sides write 128 tokens for each of 8 prompts of 256 tokens, with a cache, at fp32: 4 + 4
+layers, width 256, 4 heads × 64, gated feed-forward 1024, tied embeddings; greedy, and with 4 beams.
+End tokens are forbidden, so that all write as much. Encoding the prompts counts, compiling does
+not.
+
+Both live in processes of their own that take turns, a generation each: whatever else the machine
+does meets both. The medians of the rounds are compared, and the best round of each: what a side
+reaches when it is let be. PyTorch's threads sleep while they wait (OMP_WAIT_POLICY), which matters
+to it where other programs run and to nobody else.
+
+The floor is reading the weights of the decoder and the output projection once a step, at the
+bandwidth that summing an array as large as these reaches in the same turns. Needs the `torch`
+extra.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+B, S, T = 8, 256, 128
+D, H, K, F, LAYERS = 256, 4, 64, 1024, 4
+CASES = ("32128x1", "8192x1", "32128x4", "8192x4")
+SIDES = ("jax", "transformers")
+
+
+def weight_bytes(vocabulary: int) -> int:
+    """That a step reads: q, k, v, o; q, o of cross-attention; feed-forward; output projection."""
+    return 4 * (LAYERS * (6 * D * H * K + 3 * D * F) + vocabulary * D)
+
+
+def jax_case(vocabulary: int, beams: int) -> Callable[[], object]:
+    """A function that writes once."""
+    import jax
+    import numpy as np
+
+    from codet5p_jax.data.tokens import SpecialTokens
+    from codet5p_jax.decoding.beam import BeamSearch
+    from codet5p_jax.decoding.generate import compiled
+    from codet5p_jax.decoding.sampling import Sampling
+    from codet5p_jax.models import CodeT5p, init_params, t5
+
+    model = CodeT5p(
+        t5(
+            vocab_size=vocabulary, d_model=D, num_heads=H, head_dim=K, d_ff=F, gated=True,
+            num_encoder_layers=LAYERS, num_decoder_layers=LAYERS, activation="gelu_tanh",
+            scan_layers=False,
+        )
+    )  # fmt: skip
+    params = jax.jit(lambda key: init_params(model.specs, key))(jax.random.key(0))
+    special = SpecialTokens(pad=0, bos=1, eos=2, unk=3, sentinels=(), decoder_start=0)
+    lengths = dict(max_length=T, min_length=T)
+    how = Sampling(**lengths) if beams == 1 else BeamSearch(**lengths, beams=beams)
+    run = compiled(model, special, how)
+    tokens = np.random.default_rng(0).integers(3, vocabulary, (B, S), dtype=np.int32)
+    prompts = tokens, np.ones_like(tokens), np.zeros((B, 0), np.int32), np.zeros(B, np.int32)
+
+    def once() -> object:
+        return np.asarray(run(params, *prompts, jax.random.key(0)).tokens)
+
+    return once
+
+
+def torch_case(vocabulary: int, beams: int) -> Callable[[], object]:
+    """The same of `transformers`."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocabulary, d_model=D, num_heads=H, d_kv=K, d_ff=F, num_layers=LAYERS,
+            num_decoder_layers=LAYERS, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    tokens = torch.randint(3, vocabulary, (B, S))
+    options = dict(max_new_tokens=T, min_new_tokens=T, num_beams=beams, do_sample=False)
+
+    def once() -> object:
+        with torch.no_grad():
+            return model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+
+    return once
+
+
+def serve(side: str, vocabulary: int, beams: int) -> None:
+    """Answers each line on stdin with the seconds of one generation (and of one reading)."""
+    once = (jax_case if side == "jax" else torch_case)(vocabulary, beams)
+    once()
+    read = reader(weight_bytes(vocabulary)) if side == "jax" else None
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        made = once()
+        found = {"seconds": time.perf_counter() - began}
+        assert made.shape[-1] in (T, T + 1), made.shape  # theirs begin with the start token
+        if read is not None:
+            found["read"] = read()
+        print(json.dumps(found), flush=True)
+
+
+def reader(size: int) -> Callable[[], float]:
+    """A function that reads so many bytes once with all cores; the seconds, best of 5."""
+    import jax
+    import jax.numpy as jnp
+
+    array = jnp.ones((size // 4 // 1024, 1024))
+    total = jax.jit(lambda x: jnp.sum(x, axis=0))
+    total(array).block_until_ready()
+
+    def read() -> float:
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            total(array).block_until_ready()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    return read
+
+
+def measure(case: str, rounds: int) -> dict[str, float]:
+    """Tokens/s of both sides in turns, their ratio, and the floor."""
+    vocabulary = int(case.split("x")[0])
+    environment = {
+        **os.environ, "OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TRANSFORMERS_VERBOSITY": "error",
+    }  # fmt: skip
+    children = {
+        side: subprocess.Popen(
+            [sys.executable, __file__, f"--serve={side}", "--cases", case], env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for side in SIDES
+    }  # fmt: skip
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for child in children.values():
+        assert child.stdout.readline().strip() == "ready"
+    for _ in range(rounds):
+        for side, child in children.items():
+            print(file=child.stdin, flush=True)
+            found[side].append(json.loads(child.stdout.readline()))
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    seconds = {side: [x["seconds"] for x in found[side]] for side in SIDES}
+    floor = min(x["read"] for x in found["jax"])
+    return {
+        **{side: B * T / statistics.median(seconds[side]) for side in SIDES},
+        **{f"best {side}": B * T / min(seconds[side]) for side in SIDES},
+        "ratio": statistics.median(
+            theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)
+        ),
+        "ratio of best": min(seconds["transformers"]) / min(seconds["jax"]),
+        "gigabytes_s": weight_bytes(vocabulary) / floor / 1e9,
+        "floor": B / floor,
+    }
+
+
+def main() -> int:
+    """Measures, or is one of the measured processes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="generations of each side")
+    parser.add_argument("--cases", nargs="+", default=CASES, help="VOCABULARYxBEAMS")
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve, *map(int, args.cases[0].split("x")))
+        return 0
+    print(f"tokens/s; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    print(f"{'vocabulary x beams':20s}{'jax':>8s}{'HF':>8s}{'ratio':>7s}"
+          f"{'best jax':>10s}{'best HF':>9s}{'ratio':>7s}{'floor':>9s}")  # fmt: skip
+    results = {}
+    for case in args.cases:
+        x = results[case] = measure(case, args.rounds)
+        print(f"{case:20s}{x['jax']:8,.0f}{x['transformers']:8,.0f}{x['ratio']:7.2f}"
+              f"{x['best jax']:10,.0f}{x['best transformers']:9,.0f}{x['ratio of best']:7.2f}"
+              f"{x['floor']:9,.0f} ({x['gigabytes_s']:.0f} GB/s)", flush=True)  # fmt: skip
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
