@@ -1,4 +1,8 @@
-"""Losses of a trained model on a held-out split, and what it loses without its source.
+"""A model on benchmarks; or its losses on a held-out split, and what it loses without its source.
+
+  codet5p evaluate --benchmark=humaneval,mbpp --checkpoint=MODEL_DIR --finetune_dir=DATA --out=OUT
+  codet5p evaluate --benchmark=defect --predictions=FILE --finetune_dir=DATA --out=OUT
+  codet5p evaluate --benchmark=list
 
   codet5p evaluate --gin_file=RUN/operative_config.gin
   codet5p evaluate --gin_file=runs/quickstart_frozen_llm.gin --split=test \\
@@ -10,7 +14,7 @@ are in CACHE_DIR already. All sources are judged on the same targets.
 
 import argparse
 
-from codet5p_jax.cli import gin_flags
+from codet5p_jax.cli import evaluate_benchmarks, gin_flags
 from codet5p_jax.cli.arguments import positive
 from codet5p_jax.cli.errors import ConfigError
 
@@ -19,8 +23,11 @@ SOURCES = ("own", "other", "none", "prompt")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `codet5p evaluate`."""
+    evaluate_benchmarks.add_arguments(parser)
     gin_flags.add_arguments(parser)
-    parser.add_argument("--split", help="default: that of the run's evaluations")
+    parser.add_argument(
+        "--split", help="default: that of the run's evaluations; of benchmarks, their own"
+    )
     parser.add_argument("--batches", type=positive, help="at most so many (default: all)")
     parser.add_argument(
         "--sources",
@@ -49,9 +56,13 @@ def parse_sources(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates, and prints a line of losses for each source."""
+    """Prints a table of benchmarks, or a line of losses for each source."""
+    if args.benchmark:
+        return evaluate_benchmarks.run(args)
     if not args.gin_file:
-        raise ConfigError("--gin_file is missing; for example --gin_file=RUN/operative_config.gin")
+        raise ConfigError(
+            "--gin_file is missing, such as --gin_file=RUN/operative_config.gin; or --benchmark"
+        )
     from dataclasses import replace
 
     from codet5p_jax.cli import gin_config

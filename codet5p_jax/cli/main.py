@@ -26,7 +26,7 @@ COMMANDS = {
     "inspect-data": "print examples of a mixture as the model sees them",
     "convert": "weights from and to Hugging Face folders",
     "compose": "an encoder and a decoder that exist, joined by new cross-attention",
-    "evaluate": "losses of a trained model on a held-out split",
+    "evaluate": "a model on benchmarks, or its losses on a held-out split",
     "generate": "write from a prompt",
     "complete": "continue a file after one of its lines",
     "summarize": "say in words what functions do",

@@ -1,6 +1,7 @@
-"""Python programs from a description: HumanEval (to evaluate on) and MBPP."""
+"""Programs from a description: MBPP, and those to evaluate on, HumanEval, HumanEval-X and the tasks
+of mxeval."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,44 @@ def human_eval(
     Raises:
       FileNotFoundError: at once, if the file is missing.
     """
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, "HumanEval.jsonl", setting=setting), malformed)
-    names = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+    fields = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+    return _tested(folder, ("HumanEval.jsonl",), fields, malformed, setting)
 
-    def convert(record: Record) -> Record:
-        check_fields(record, dict.fromkeys(names, str))
-        return {name: record[name] for name in names}
 
-    return converted(records, convert, malformed)
+def human_eval_x(
+    folder: str | Path,
+    language: str,
+    *,
+    malformed: Malformed | None = None,
+    setting: str = "folder",
+) -> Iterator[dict[str, str]]:
+    """The problems of HumanEval-X in a language: as of `human_eval` but for `entry_point`, and with
+    `declaration`.
+
+    Args:
+      folder: holds `humaneval_<language>.jsonl`.
+      language: `python`, `cpp`, `java`, `js`, `go` or `rust`.
+      malformed, setting: as for `human_eval`, which says what is raised.
+    """
+    fields = ("task_id", "prompt", "canonical_solution", "test", "declaration")
+    return _tested(folder, (f"humaneval_{language}.jsonl",), fields, malformed, setting)
+
+
+def mxeval(
+    folder: str | Path,
+    *names: str,
+    malformed: Malformed | None = None,
+    setting: str = "folder",
+) -> Iterator[dict[str, str]]:
+    """MBPP or MathQA-Python as mxeval publishes them: `task_id`, `prompt`, `entry_point`, `test`.
+
+    Args:
+      folder: holds one file of `names`.
+      names: what the file may be called.
+      malformed, setting: as for `human_eval`, which says what is raised.
+    """
+    fields = ("task_id", "prompt", "entry_point", "test")
+    return _tested(folder, names, fields, malformed, setting)
 
 
 def mbpp(
@@ -71,6 +101,24 @@ def mbpp(
     records = read_json_records(find_file(folder, "mbpp.jsonl", setting=setting), malformed)
     problems = converted(records, _mbpp, malformed)
     return (problem for problem in problems if problem["task_id"] in MBPP_IDS[split])
+
+
+def _tested(
+    folder: str | Path,
+    names: Sequence[str],
+    fields: Sequence[str],
+    malformed: Malformed | None,
+    setting: str,
+) -> Iterator[Record]:
+    """Records of a file of problems with tests, `fields` of them and `place`."""
+    malformed = malformed or intolerant()
+    records = read_json_records(find_file(folder, *names, setting=setting), malformed)
+
+    def convert(record: Record) -> Record:
+        check_fields(record, dict.fromkeys(fields, str))
+        return {name: record[name] for name in fields}
+
+    return converted(records, convert, malformed)
 
 
 def _mbpp(record: Record) -> Record:

@@ -35,7 +35,8 @@ def escaped(text: str) -> str:
 def functions(
     folder: str | Path, split: str, *, malformed: Malformed | None = None, setting: str = "folder"
 ) -> Iterator[dict[str, str]]:
-    """Documented functions: `text`, `code`, `url`, `place`, of CodeSearchNet or AdvTest.
+    """Documented functions: `text`, `code`, `url`, `place`, of CodeSearchNet or AdvTest, and `idx`
+    where the file has it, as AdvTest's does.
 
     Args:
       folder: holds `{train,valid,test}.jsonl` (and, of CodeSearchNet, `codebase.jsonl`) of one
@@ -57,10 +58,11 @@ def functions(
         check_fields(record, {"url": str})
         code = escaped(joined(record, "function_tokens", "code_tokens"))
         full(code=code)
+        named = {name: record[name] for name in ("url", "idx") if name in record}
         if split == "codebase":
-            return {"text": "", "code": code, "url": record["url"]}
+            return {"text": "", "code": code, **named}
         text = escaped(joined(record, "docstring_tokens"))
-        return {**full(text=text, code=code), "url": record["url"]}
+        return {**full(text=text, code=code), **named}
 
     return converted(records, convert, malformed)
 
@@ -73,7 +75,7 @@ def cosqa(
     malformed: Malformed | None = None,
     setting: str = "folder",
 ) -> Iterator[dict[str, Any]]:
-    """Queries of CosQA with their functions: `text`, `code`, `retrieval_idx`, `place`.
+    """Queries of CosQA with their functions: `text`, `code`, `retrieval_idx`, `idx`, `place`.
 
     Args:
       folder: holds `cosqa-retrieval-{train-19604,dev-500,test-500}.json`, lists of {doc,
@@ -119,4 +121,5 @@ def _cosqa(record: Record) -> Record:
         **full(text=text, code=code),
         "label": record["label"],
         "retrieval_idx": record.get("retrieval_idx", -1),
+        "idx": str(record.get("idx", "")),
     }

@@ -1,0 +1,100 @@
+"""Texts that a model writes from many prompts: the one place where benchmarks call decoding."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from codet5p_jax.decoding.beam import BeamSearch
+from codet5p_jax.decoding.prompts import Prompt
+from codet5p_jax.decoding.sampling import Sampling
+from codet5p_jax.decoding.stop import stop_table
+from codet5p_jax.decoding.writer import Writer
+from codet5p_jax.evaluation.benchmarks.base import Model, Settings
+from codet5p_jax.objectives.rows import wrap
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How texts are found.
+
+    Attributes:
+      max_tokens: written at most, end token included.
+      beams: of beam search; 1: none.
+      temperature: 0: the most likely token.
+      top_p: sample among the fewest tokens whose probabilities add up to this.
+      samples: texts of each prompt.
+    """
+
+    max_tokens: int
+    beams: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+
+    def of(self, settings: Settings) -> "Decoding":
+        """As the settings of a run change it; what is sampled has no beams."""
+        names = ("max_tokens", "beams", "temperature", "top_p", "samples")
+        given = {name: getattr(settings, name) for name in names}
+        changed = replace(self, **{k: v for k, v in given.items() if v is not None})
+        return replace(changed, beams=1) if changed.temperature else changed
+
+    def how(self) -> Sampling | BeamSearch:
+        """One text of a prompt."""
+        if self.beams > 1:
+            return BeamSearch(max_length=self.max_tokens, beams=self.beams)
+        return Sampling(max_length=self.max_tokens, temperature=self.temperature, top_p=self.top_p)
+
+
+def framed(model: Model, text: str, length: int) -> Prompt:
+    """`<s> text </s>` to the encoder, as the tokenizers of CodeT5 frame inputs; where the network
+    has `prompt_to_decoder`, the bare text to both, as for CodeT5+ 2B and more. What is too long
+    loses its end."""
+    ids = np.array(model.tokenizer.encode(text), np.int32)
+    if model.network.config.prompt_to_decoder:
+        return Prompt(ids[:length], ids[:length])
+    return Prompt(wrap(ids, length, model.tokenizer.special), ids[:0])
+
+
+def check_generation(name: str, model: Model) -> None:
+    """Raises ValueError where a network cannot write."""
+    config = model.network.config
+    for tower in ("encoder", "decoder"):
+        if not getattr(config, tower).num_layers:
+            raise ValueError(
+                f"{name} needs a model with encoder and decoder; --checkpoint has no {tower}"
+            )
+
+
+def generate_texts(
+    model: Model,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    key: jax.Array,
+    batch_size: int,
+    stop: Sequence[str] = (),
+) -> Iterator[list[tuple[int, str]]]:
+    """A text for each prompt, a batch at a time: (place of the prompt, no special tokens).
+
+    Prompts of like length go together. For several texts of a prompt, it is given several times. A
+    text ends with the token that completes one of `stop`.
+    """
+    rows = model.network.config.vocab_size
+    table = stop_table(stop, model.tokenizer.token_bytes, rows) if stop else None
+    writer = Writer(
+        model.network,
+        model.params,
+        model.tokenizer.special,
+        decoding.how(),
+        batch_size=batch_size,
+        stop_table=table,
+    )
+    batch = []
+    for place, (tokens,) in writer.write(prompts, key):
+        batch.append((place, model.tokenizer.decode(tokens)))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
