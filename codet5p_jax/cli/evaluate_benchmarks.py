@@ -197,7 +197,7 @@ def _model(
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.benchmarks.base import Model
     from codet5p_jax.models.codet5p import CodeT5p
-    from codet5p_jax.training.checkpoints import checkpoint_path, model_dir_of
+    from codet5p_jax.training.checkpoint_files import checkpoint_path, model_dir_of
     from codet5p_jax.training.model_dir import load_config
 
     directory = model_dir_of(checkpoint)
