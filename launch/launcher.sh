@@ -63,6 +63,8 @@ parse() {
   [[ "$verb" != run || "$arguments" == *--gin_file=* ]] ||
     fail "nothing to train: options of codet5p train, at least --gin_file=FILE, come after --"
   [[ "$arguments$setup" != *$'\n'* ]] || fail "--setup and options of codet5p train are one line each"
+  # In a list of `&&`, `set -e` passes over all failures but the last.
+  [[ -z "$setup" ]] || setup="{ ${setup%;}; } || exit 1"
   [[ -z "$xla_flags" ]] || xla_environment "$xla_flags" >/dev/null
 }
 

@@ -94,8 +94,9 @@ def _search(args: argparse.Namespace, config: Any, settings: dict[str, Any]) -> 
     from codet5p_jax.training.precompile_report import trial_text
     from codet5p_jax.training.precompile_search import ranked, search
 
-    settings = {**config.arguments_of(precompile), **settings}
-    del settings["mesh"], settings["accumulate"]
+    tried = ("mesh", "accumulate")
+    found = {**config.arguments_of(precompile), **settings}
+    settings = {name: value for name, value in found.items() if name not in tried}
     trials = []
     for trial in search(**settings):
         trials.append(trial)

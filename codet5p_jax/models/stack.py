@@ -153,8 +153,11 @@ class Stack(nnx.Module):
             return constrain_between_blocks(y), kept if keep else None
 
         if self.model_cfg.remat != "none":
+            # Within a loop nothing merges what is computed again with what was computed before.
             body = jax.checkpoint(
-                body, policy=REMAT_POLICIES[self.model_cfg.remat], prevent_cse=False
+                body,
+                policy=REMAT_POLICIES[self.model_cfg.remat],
+                prevent_cse=not self.model_cfg.scan_layers,
             )
         if self.model_cfg.scan_layers:
             return jax.lax.scan(lambda x, layer: body(x, layer, args), x_BTD, (state, keys_L))

@@ -61,10 +61,12 @@ CHIPS: Mapping[str, Chip] = {
         # Hosts of 8 chips have 2 network cards of 100 Gbit/s.
         Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 25e9 / 8, 256, 2, f"{_DOCS}/v5e"),
         Chip("v5p", 459e12, 95 * GIB, 2_765e9, 1_200e9, 50e9 / 8, 8_960, 3, f"{_DOCS}/v5p"),
-        Chip("v6e", 918e12, 32 * GIB, 1_638e9, 800e9, None, 256, 2, f"{_DOCS}/v6e"),
-        # A chip of 2,307 TFLOP/s and 192 GiB shows as two devices.
+        Chip("v6e", 918e12, 32 * GIB, 1_638e9, 800e9, 100e9 / 8, 256, 2, f"{_DOCS}/v6e"),
+        # A chip of 2,307 TFLOP/s, 192 GiB, 7,380, 1,200 and 12.5 GB/s shows as two devices. That
+        # page also has the network of v6e.
         Chip(
-            *("tpu7x", 1_153.5e12, 96 * GIB, None, None, None, 9_216, 3, f"{_DOCS}/tpu7x"),
+            *("tpu7x", 1_153.5e12, 96 * GIB, 3_690e9, 600e9, 50e9 / 8),
+            *(9_216, 3, f"{_DOCS}/tpu7x"),
             per_chip=2,
         ),
     )

@@ -35,6 +35,7 @@ class Profiler:
     ):
         self._folder, self._asked, self._paused, self._say = folder, asked, paused, say
         self._first, self._end = steps or (0, 0)
+        self._later = (0, 0)  # steps asked for, put off by a trace on a signal
         self._from: int | None = None  # where the trace that is being taken begins
 
     def at(self, step: int, state: Any) -> None:
@@ -50,7 +51,10 @@ class Profiler:
             return
         if self._asked.is_set() and not self._first <= step < self._end:
             self._asked.clear()
+            self._later = (self._first, self._end) if step < self._first else self._later
             self._first, self._end = step, step + ON_SIGNAL
+        elif step >= self._end and step < self._later[1]:
+            self._first, self._end = self._later
         if self._first <= step < self._end:
             self._start(step, state)
 

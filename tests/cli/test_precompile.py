@@ -68,3 +68,16 @@ def test_the_tiny_model_on_four_chips(tmp_path: Path, cache: str, capsys):
     speed = phase["speed"]
     assert speed["dot_flops"] == pytest.approx(speed["model_flops"], rel=0.01)
     assert f"all-gather{speed['collectives']['all-gather']['count']:>20,}" in out
+
+
+def test_a_search_needs_neither_mesh_nor_micro_batches_of_the_run(cache: str, capsys, monkeypatch):
+    from codet5p_jax.training import precompile_search
+
+    given = {}
+    monkeypatch.setattr(precompile_search, "search", lambda **x: given.update(x) or [])
+    run = ("precompile", "--gin_file=runs/quickstart_stage1.gin", "--topology=v5e:2x2", "--search")
+    assert main.main([*run, *SMALL, cache]) == 0
+    assert main.main([*run, *SMALL, cache, "--gin_file=meshes/fsdp.gin"]) == 0
+    assert "none fits" in capsys.readouterr().out
+    assert {"model", "rows", "topology"} <= given.keys()
+    assert not {"mesh", "accumulate"} & given.keys()

@@ -172,7 +172,8 @@ def test_floors_are_work_over_published_peaks():
 
 
 def test_what_is_not_published_has_no_term():
-    speed = module._speed(CHIPS["tpu7x"], PROGRAM, 1e9, 819_000)
+    unknown = {f"{part}_bandwidth": None for part in ("hbm", "ici", "dcn")}
+    speed = module._speed(dataclasses.replace(CHIPS["v5e"], **unknown), PROGRAM, 1e9, 819_000)
     assert (speed.hbm_seconds, speed.ici_seconds, speed.dcn_seconds) == (None, None, None)
     assert speed.step_seconds == pytest.approx(2e9 / 1153.5e12)
     phase = PhaseReport("m", {}, 1.0, True, Memory({}, 0, 1, 1, 1, 3), (), speed)

@@ -90,3 +90,12 @@ def test_a_trace_that_fails_is_said_and_ends_nothing(tracing, tmp_path):
     t.stop = fail
     t.run(0, 9)
     assert t.said == ["the trace of steps 3 to 5 is lost: another profiler"]
+
+
+def test_a_request_before_the_named_steps_takes_nothing_from_them(tracing):
+    t = tracing((20, 22))
+    t.run(0, 3)
+    t.asked.set()
+    t.run(3, 30)
+    end = 3 + ON_SIGNAL
+    assert t.calls == [("start", 3), ("stop", end), ("start", 20), ("stop", 22)]
