@@ -173,11 +173,11 @@ def test_floors_are_work_over_published_peaks():
 
 def test_what_is_not_published_has_no_term():
     unknown = {f"{part}_bandwidth": None for part in ("hbm", "ici", "dcn")}
-    speed = module._speed(dataclasses.replace(CHIPS["v5e"], **unknown), PROGRAM, 1e9, 819_000)
+    chip = dataclasses.replace(CHIPS["tpu7x"], **unknown)
+    speed = module._speed(chip, PROGRAM, 1e9, 819_000)
     assert (speed.hbm_seconds, speed.ici_seconds, speed.dcn_seconds) == (None, None, None)
     assert speed.step_seconds == pytest.approx(2e9 / 1153.5e12)
     phase = PhaseReport("m", {}, 1.0, True, Memory({}, 0, 1, 1, 1, 3), (), speed)
-    chip = CHIPS["tpu7x"]
     text = report_text(Report("tpu7x:2x2x1", 2, chip, 16, {"replica": 2}, "0", 9, 9, (phase,)))
     assert "2 slices of tpu7x:2x2x1: 8 chips, 2 devices each, mesh replica 2;" in text
     assert "HBM at an unpublished rate" in text
