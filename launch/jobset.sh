@@ -26,15 +26,15 @@ name='' cluster='' location='' project='' image='' topology='' slices=1 restarts
 parse "run logs status stop" "name cluster location project image topology slices restarts claim spot?" "$@"
 require name cluster location
 [[ "$verb" != run ]] || require image topology claim
-known='^(v4|v5e|v5p|v6e|tpu7x):[0-9]+x[0-9]+(x[0-9]+)?$'
-[[ "$verb" != run || "$topology" =~ $known ]] ||
-  fail "--topology=$topology is unknown; expected CHIP:SIDES of v4, v5e, v5p, v6e or tpu7x, such as v5e:4x4"
+known='^((v5e|v6e):[1-9][0-9]*|(v4|v5p|tpu7x):[1-9][0-9]*x[1-9][0-9]*)x[1-9][0-9]*$'
+sides="${topology#*:}"
+[[ "$verb" != run ]] || [[ "$topology" =~ $known && $((${sides//x/*} % 4)) == 0 ]] ||
+  fail "--topology=$topology: expected such as v5e:4x4 (v6e) or v4:2x2x4 (v5p, tpu7x), in hosts of 4 chips"
 
 jobset() {
   local accelerator hosts
   accelerator="$(accelerator "${topology%%:*}")"
-  topology="${topology#*:}"
-  hosts=$((${topology//x/*} / 4))
+  hosts=$((${sides//x/*} / 4))
   cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -69,7 +69,7 @@ spec:
             dnsPolicy: ClusterFirstWithHostNet
             nodeSelector:
               cloud.google.com/gke-tpu-accelerator: $accelerator
-              cloud.google.com/gke-tpu-topology: $topology${spot:+
+              cloud.google.com/gke-tpu-topology: $sides${spot:+
               cloud.google.com/gke-spot: \"true\"}
             tolerations:
             - {key: google.com/tpu, operator: Exists, effect: NoSchedule}${spot:+

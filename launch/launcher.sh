@@ -63,9 +63,21 @@ parse() {
   [[ "$verb" != run || "$arguments" == *--gin_file=* ]] ||
     fail "nothing to train: options of codet5p train, at least --gin_file=FILE, come after --"
   [[ "$arguments$setup" != *$'\n'* ]] || fail "--setup and options of codet5p train are one line each"
+  check
   # In a list of `&&`, `set -e` passes over all failures but the last.
   [[ -z "$setup" ]] || setup="{ ${setup%;}; } || exit 1"
   [[ -z "$xla_flags" ]] || xla_environment "$xla_flags" >/dev/null
+}
+
+# Values that a shell or a scheduler would take for something else.
+check() {
+  local option
+  for option in processes devices port nodes gpus jobs cpus slices restarts; do
+    [[ -z "${!option:-}" || "${!option}" =~ ^[1-9][0-9]*$ || "$option ${!option}" == 'restarts 0' ]] ||
+      fail "--$option=${!option}: expected a whole number, 1 or more"
+  done
+  [[ -z "${name:-}" || "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
+    fail "--name=$name: expected letters, digits, '.', '_' and '-', such as stage1"
 }
 
 # require OPTION…: an error where one of them has no value.

@@ -20,6 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/hosts.sh"
 hosts='' name='' coordinator='' port=8476 extra=cuda
 parse "run logs stop" "hosts name coordinator port extra" "$@"
 require hosts name
+[[ ",$hosts," != *,,* ]] || fail "--hosts=$hosts: expected names with one comma between them"
 IFS=, read -r -a host_list <<<"$hosts"
 first="${host_list[0]##*@}"
 

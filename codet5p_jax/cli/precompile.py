@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--search compares training steps; leave out --generate")
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ConfigError(f"--json: there is no folder {args.json.absolute().parent}")
+    if args.json is not None and args.json.is_dir():
+        raise ConfigError(f"--json: {args.json} is a folder; expected a file")
     os.environ["JAX_PLATFORMS"] = "cpu"  # with libtpu there, JAX would look for a TPU
     from codet5p_jax.cli import dry_run, gin_config
     from codet5p_jax.training.checks import check_configuration

@@ -7,6 +7,7 @@ A record is one line of `metrics.jsonl`:
 Everything outside `timing` is the same whether or not the run was interrupted.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -182,16 +183,16 @@ def open_writers(
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a `metrics.jsonl`; a line that is not whole ends it."""
+    """The records of a `metrics.jsonl`, but for lines that are none, such as one not whole."""
     records: list[Record] = []
     if not path.exists():
         return records
     with path.open(encoding="utf-8") as file:
         for line in file:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                if isinstance(record, dict) and {"step", "split"} <= record.keys():
+                    records.append(record)
     return records
 
 

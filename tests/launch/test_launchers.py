@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -109,11 +110,26 @@ def _without_folder(word: str) -> str:
         ("ssh.sh", ["--xla_flags=h300"], "--xla_flags=h300 is unknown; expected v4, v5e,"),
         ("local.sh", ["--setup=a\nb"], "--setup and options of codet5p train are one line each"),
         ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e-16"], "such as v5e:4x4"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e:1x1"], "in hosts of 4 chips"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5p:4x4"], "or v4:2x2x4"),
+        ("ssh.sh", [*OPTIONS["ssh.sh"], "--hosts=a,,b"], "one comma between them"),
+        (
+            "ssh.sh",
+            [*OPTIONS["ssh.sh"], "--name=x;touch pwn"],
+            "--name=x;touch pwn: expected letters",
+        ),
+        ("local.sh", [*OPTIONS["local.sh"], "--processes=0"], "--processes=0: expected a whole"),
         ("sky.sh", ["--name=x"], "--accelerators=… is missing"),
     ],
 )
 def test_mistakes_are_found_first(script: str, options: list[str], message: str, machine: Machine):
     assert message in machine.launch(script, *options, "--", *TRAIN, code=2)
+
+
+def test_training_waits_for_a_set_up_that_works(machine: Machine, tmp_path: Path):
+    options = [*OPTIONS["local.sh"], "--setup=false && true", f"--logs={tmp_path / 'logs'}"]
+    machine.launch("local.sh", *options, "--", *TRAIN, code=1)
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--"], ["--", "--dry_run"]])

@@ -96,3 +96,11 @@ def test_wandb_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"pip install codet5p_jax\[wandb\]"):
         WandbWriter("project", tmp_path, {})
+
+
+def test_a_line_that_is_no_record_costs_no_other(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    whole = [{"step": n, "split": "train", "loss": 1.0} for n in (1, 2)]
+    lines = ["garbage", json.dumps(whole[0]), "5", "{}", json.dumps(whole[1]), '{"step": 3, "sp']
+    file.write_text("\n".join(lines))
+    assert read_records(file) == whole
