@@ -72,6 +72,12 @@ def _memory(memory: Memory) -> list[str]:
 def _verdict(phase: PhaseReport, report: Report) -> str:
     memory, capacity = phase.memory, report.chip.hbm_bytes
     assert memory.peak is not None
+    if phase.fits and memory.peak > capacity:
+        return (
+            f"fits, as the compiler finds, though the parts that it names add up to "
+            f"{size_text(memory.peak)}, more than {size_text(capacity)}: take a smaller batch, "
+            "more micro-batches or remat to be sure"
+        )
     if phase.fits:
         return (
             f"fits: peak {size_text(memory.peak)} of {size_text(capacity)}, "

@@ -179,6 +179,9 @@ def test_what_is_not_published_has_no_term():
     assert speed.step_seconds == pytest.approx(2e9 / 1153.5e12)
     phase = PhaseReport("m", {}, 1.0, True, Memory({}, 0, 1, 1, 1, 3), (), speed)
     text = report_text(Report("tpu7x:2x2x1", 2, chip, 16, {"replica": 2}, "0", 9, 9, (phase,)))
+    full = PhaseReport("m", {}, 1.0, True, Memory({}, 0, peak=2 * chip.hbm_bytes), (), speed)
+    told = report_text(Report("tpu7x:2x2x1", 2, chip, 16, {"replica": 2}, "0", 9, 9, (full,)))
+    assert "fits, as the compiler finds, though the parts that it names add up to 206.16 GB" in told
     assert "2 slices of tpu7x:2x2x1: 8 chips, 2 devices each, mesh replica 2;" in text
     assert "HBM at an unpublished rate" in text
     assert "at the published peaks: compute 0.002 ms (" in text
