@@ -66,11 +66,6 @@ class Work:
     hbm_bytes: float
 
 
-def dot_flops(text: str) -> float:
-    """FLOPs of the matrix products of an optimised program; see `read_work`."""
-    return read_work(text).dot_flops
-
-
 def read_work(text: str, trips: int | None = None) -> Work:
     """Products and collectives of an optimised program.
 

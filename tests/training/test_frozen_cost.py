@@ -15,7 +15,7 @@ from codet5p_jax.models import CodeT5p, Lora, codet5p_codegen
 from codet5p_jax.models.params import flatten
 from codet5p_jax.objectives import DecoderCLM, Seq2SeqCLM
 from codet5p_jax.training.freezing import Trainable, freeze
-from codet5p_jax.training.hlo import dot_flops
+from codet5p_jax.training.hlo import read_work
 from codet5p_jax.training.state import new_state
 from codet5p_jax.training.step import make_train_step
 
@@ -43,9 +43,9 @@ def test_products_are_counted_as_often_as_they_run():
 
     x, w = jnp.ones((8, 32)), jnp.ones((5, 32, 32))
     text = jax.jit(f).lower(x, w).compile().as_text()
-    assert dot_flops(text) == 6 * 2 * 8 * 32 * 32
+    assert read_work(text).dot_flops == 6 * 2 * 8 * 32 * 32
     with pytest.raises(ValueError, match="no ENTRY"):
-        dot_flops("nothing")
+        read_work("nothing")
 
 
 def test_a_loop_that_runs_as_often_as_it_likes_has_no_count():
@@ -54,7 +54,7 @@ def test_a_loop_that_runs_as_often_as_it_likes_has_no_count():
 
     text = jax.jit(f).lower(jnp.eye(8)).compile().as_text()
     with pytest.raises(ValueError, match="no known number of trips"):
-        dot_flops(text)
+        read_work(text)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_step_costs_what_trains_and_one_forward_pass(frozen_cost, objective,
         CONFIG, [objective], {objective.name: ROWS}
     )
     needed = frozen_cost.needed_flops(CONFIG, split, ROWS, inputs, LENGTH)
-    assert 0.9 * needed < dot_flops(text) < 1.1 * needed
+    assert 0.9 * needed < read_work(text).dot_flops < 1.1 * needed
     sizes = {name: math.prod(x.shape) for name, x in flatten(network.specs)}
     trainable = sum(n for name, n in sizes.items() if name not in split.frozen)
     kept, least = frozen_cost.kept_bytes(text, split, network, {ROWS * inputs, ROWS * LENGTH})
@@ -89,7 +89,7 @@ def test_cross_attention_further_down_costs_the_way_back(frozen_cost):
     config = dataclasses.replace(CONFIG, decoder=decoder)
     text, _, _, split = frozen_cost.compile_step(config, [objective], {objective.name: ROWS})
     needed = frozen_cost.needed_flops(config, split, ROWS, LENGTH, LENGTH)
-    assert dot_flops(text) > 1.5 * needed
+    assert read_work(text).dot_flops > 1.5 * needed
 
 
 def test_gradients_of_more_than_what_trains_are_seen(frozen_cost):
@@ -160,7 +160,7 @@ def test_kernels_in_8_bits_are_widened_one_layer_at_a_time(frozen_cost, lora, sc
     assert "f32" in {dtype for dtype, shape in found if shape in layers}  # the text does say so
     if lora is None:
         needed = frozen_cost.needed_flops(CONFIG, split, ROWS, LENGTH, LENGTH)
-        assert 0.9 * needed < dot_flops(text) < 1.1 * needed
+        assert 0.9 * needed < read_work(text).dot_flops < 1.1 * needed
     # An int8 array of a whole tower that is made anew would be a second copy of it.
     made = re.findall(r"= s8\[([\d,]+)\]\S* (copy|dynamic-update-slice|fusion)\(", text)
     assert not stacked & {shape for shape, _ in made}
