@@ -39,6 +39,10 @@ Records = Iterator[dict[str, Any]]
 _BLEU_AND_MATCH = (Metric("bleu"), Metric("exact_match"))
 _NOT_IN_PAPER = "not a benchmark of the paper"
 _ARITHMETIC = ("scipy", "numpy")  # what programs for mathematics import
+_ANSWERS = (
+    "the number of samples and the tolerance are not stated: as many as k; rounded as "
+    "program-of-thoughts does"
+)
 
 
 def _summaries(folder: Path, split: str, *, language: str, setting: str) -> Records:
@@ -263,8 +267,7 @@ _ALL = (
         inputs_length=256,
         imports=_ARITHMETIC,
         task_id=None,
-        note="the number of samples and the tolerance are not stated: as many as k; rounded as "
-        "program-of-thoughts does",
+        note=_ANSWERS,
     ),
     ProgramBenchmark(
         name="gsm8k_python",
@@ -282,8 +285,7 @@ _ALL = (
         inputs_length=246,
         imports=_ARITHMETIC,
         task_id=None,
-        note="the number of samples and the tolerance are not stated: as many as k; rounded as "
-        "program-of-thoughts does",
+        note=_ANSWERS,
     ),
     ProgramBenchmark(
         name="mbpp",
