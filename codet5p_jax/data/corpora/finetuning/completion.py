@@ -9,7 +9,6 @@ from codet5p_jax.data.corpora.finetuning.files import (
     converted,
     find_file,
     full,
-    read_json_records,
     split_name,
 )
 from codet5p_jax.data.corpora.jsonl import check_fields
@@ -56,9 +55,7 @@ def completion_questions(
     Raises:
       FileNotFoundError: at once, if the file is missing.
     """
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, "test.json", setting=setting), malformed)
-    return converted(records, _question, malformed)
+    return converted(find_file(folder, "test.json", setting=setting), _question, malformed)
 
 
 def _files(path: Path, malformed: Malformed) -> Iterator[dict[str, str]]:

@@ -8,11 +8,10 @@ from codet5p_jax.data.corpora.finetuning.files import (
     converted,
     find_file,
     full,
-    read_json_records,
     split_name,
 )
 from codet5p_jax.data.corpora.jsonl import check_fields
-from codet5p_jax.data.corpora.malformed import Malformed, intolerant
+from codet5p_jax.data.corpora.malformed import Malformed
 
 NAMES = {"train": "train", "validation": "dev", "test": "test"}
 
@@ -34,8 +33,6 @@ def concode(
     """
     name = split_name(split, NAMES)
     names = (f"{name}.json", f"{name}_no_answers.json") if split == "test" else (f"{name}.json",)
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, *names, setting=setting), malformed)
 
     def convert(record: Record) -> Record:
         check_fields(record, {"nl": str, "code": str})
@@ -45,4 +42,4 @@ def concode(
             full(code=target)
         return {"source": source, "target": target}
 
-    return converted(records, convert, malformed)
+    return converted(find_file(folder, *names, setting=setting), convert, malformed)

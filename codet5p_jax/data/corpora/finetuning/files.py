@@ -48,10 +48,17 @@ def read_json_records(path: Path, malformed: Malformed) -> Iterator[Record]:
 
 
 def converted(
-    records: Iterator[Record], convert: Callable[[Record], Record], malformed: Malformed | None
+    path: Path, convert: Callable[[Record], Record], malformed: Malformed | None
 ) -> Iterator[Record]:
-    """What `convert` makes of each record; one that it raises ValueError for is malformed."""
+    """What `convert` makes of each record of a file, as `read_json_records` reads it, and `place`;
+    one that it raises ValueError for is malformed."""
     malformed = malformed or intolerant()
+    return _converted(read_json_records(path, malformed), convert, malformed)
+
+
+def _converted(
+    records: Iterator[Record], convert: Callable[[Record], Record], malformed: Malformed
+) -> Iterator[Record]:
     for record in records:
         try:
             example = convert(record)

@@ -38,16 +38,16 @@ def defects(
     Raises:
       FileNotFoundError: at once, if a file is missing.
     """
-    name, malformed = split_name(split, NAMES), malformed or intolerant()
+    name = split_name(split, NAMES)
     done = find_optional(require_folder(folder, setting), f"{name}.jsonl")
     if done is not None:
-        return converted(read_json_records(done, malformed), _defect, malformed)
+        return converted(done, _defect, malformed)
     both = f"{name}.jsonl or function.json"
     functions = find_optional(Path(folder), "function.json")
     if functions is None:
         raise FileNotFoundError(f"{setting}: expected {both} (.gz too) in {folder}")
     numbers = find_file(folder, f"{name}.txt", setting=setting)
-    return _numbered(functions, numbers, malformed)
+    return _numbered(functions, numbers, malformed or intolerant())
 
 
 def clones(
@@ -99,8 +99,7 @@ def _defect(record: Record) -> Record:
 
 
 def _clones(functions: Path, pairs: Path, malformed: Malformed) -> Iterator[dict[str, Any]]:
-    records = read_json_records(functions, malformed)
-    by_idx = {r["idx"]: r["code"] for r in converted(records, _function, malformed)}
+    by_idx = {r["idx"]: r["code"] for r in converted(functions, _function, malformed)}
     for place, line in _stripped(pairs):
         fields = line.split("\t")
         try:

@@ -12,11 +12,10 @@ from codet5p_jax.data.corpora.finetuning.files import (
     find_file,
     find_optional,
     full,
-    read_json_records,
     split_name,
 )
 from codet5p_jax.data.corpora.jsonl import check_fields
-from codet5p_jax.data.corpora.malformed import Malformed, check_share, intolerant
+from codet5p_jax.data.corpora.malformed import Malformed, check_share
 
 NAMES = {"train": "train", "validation": "dev", "test": "test"}
 
@@ -38,9 +37,8 @@ def mathqa(
       FileNotFoundError: at once, if the file is missing.
     """
     name = split_name(split, NAMES)
-    malformed = malformed or intolerant()
     file = find_file(folder, f"{name}.jsonl", f"{name}.json", setting=setting)
-    return converted(read_json_records(file, malformed), _mathqa, malformed)
+    return converted(file, _mathqa, malformed)
 
 
 def gsm8k(
@@ -71,14 +69,14 @@ def gsm8k(
       ValueError: at once, if `held_out` is no share.
     """
     check_share(held_out, "held_out")
-    name, malformed = split_name(split, NAMES), malformed or intolerant()
+    name = split_name(split, NAMES)
     shares = None
     if split != "test" and find_optional(Path(folder), "dev.jsonl") is None:
         name, shares = "train", {"train": 1 - held_out, "validation": held_out}
-    records = read_json_records(find_file(folder, f"{name}.jsonl", setting=setting), malformed)
+    path = find_file(folder, f"{name}.jsonl", setting=setting)
     return (
         example
-        for example in converted(records, _gsm8k, malformed)
+        for example in converted(path, _gsm8k, malformed)
         if (example["target"] or split == "test")
         and (shares is None or split_of(example["source"], shares) == split)
     )

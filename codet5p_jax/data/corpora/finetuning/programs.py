@@ -10,10 +10,9 @@ from codet5p_jax.data.corpora.finetuning.files import (
     converted,
     find_file,
     full,
-    read_json_records,
 )
 from codet5p_jax.data.corpora.jsonl import check_fields
-from codet5p_jax.data.corpora.malformed import Malformed, intolerant
+from codet5p_jax.data.corpora.malformed import Malformed
 
 MBPP_IDS = {
     "prompt": range(1, 11),
@@ -97,9 +96,8 @@ def mbpp(
     """
     if split not in MBPP_IDS:
         raise ValueError(f"expected a split among {', '.join(MBPP_IDS)}, got {split!r}")
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, "mbpp.jsonl", setting=setting), malformed)
-    problems = converted(records, _mbpp, malformed)
+    path = find_file(folder, "mbpp.jsonl", setting=setting)
+    problems = converted(path, _mbpp, malformed)
     return (problem for problem in problems if problem["task_id"] in MBPP_IDS[split])
 
 
@@ -111,14 +109,12 @@ def _tested(
     setting: str,
 ) -> Iterator[Record]:
     """Records of a file of problems with tests, `fields` of them and `place`."""
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, *names, setting=setting), malformed)
 
     def convert(record: Record) -> Record:
         check_fields(record, dict.fromkeys(fields, str))
         return {name: record[name] for name in fields}
 
-    return converted(records, convert, malformed)
+    return converted(find_file(folder, *names, setting=setting), convert, malformed)
 
 
 def _mbpp(record: Record) -> Record:

@@ -11,12 +11,11 @@ from codet5p_jax.data.corpora.finetuning.files import (
     find_file,
     full,
     joined,
-    read_json_records,
     split_name,
     words,
 )
 from codet5p_jax.data.corpora.jsonl import check_fields, read_json_object
-from codet5p_jax.data.corpora.malformed import Malformed, intolerant
+from codet5p_jax.data.corpora.malformed import Malformed
 
 COSQA_NAMES = {"train": "train-19604", "validation": "dev-500", "test": "test-500"}
 
@@ -51,8 +50,7 @@ def functions(
       FileNotFoundError: at once, if the file is missing.
     """
     name = split_name(split, {**NAMES, "codebase": "codebase"})
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, f"{name}.jsonl", setting=setting), malformed)
+    path = find_file(folder, f"{name}.jsonl", setting=setting)
 
     def convert(record: Record) -> Record:
         check_fields(record, {"url": str})
@@ -64,7 +62,7 @@ def functions(
         text = escaped(joined(record, "docstring_tokens"))
         return {**full(text=text, code=code), **named}
 
-    return converted(records, convert, malformed)
+    return converted(path, convert, malformed)
 
 
 def cosqa(
@@ -90,9 +88,7 @@ def cosqa(
       FileNotFoundError: at once, if the file is missing.
     """
     name = f"cosqa-retrieval-{split_name(split, COSQA_NAMES)}.json"
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, name, setting=setting), malformed)
-    pairs = converted(records, _cosqa, malformed)
+    pairs = converted(find_file(folder, name, setting=setting), _cosqa, malformed)
     return (
         {name: value for name, value in pair.items() if name != "label"}
         for pair in pairs

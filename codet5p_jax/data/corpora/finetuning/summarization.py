@@ -10,10 +10,9 @@ from codet5p_jax.data.corpora.finetuning.files import (
     find_file,
     full,
     joined,
-    read_json_records,
     split_name,
 )
-from codet5p_jax.data.corpora.malformed import Malformed, intolerant
+from codet5p_jax.data.corpora.malformed import Malformed
 
 LANGUAGES = ("ruby", "javascript", "go", "python", "java", "php")
 
@@ -44,9 +43,7 @@ def summaries(
       FileNotFoundError: at once, if the file is missing.
     """
     name = f"{language}/{split_name(split, NAMES)}.jsonl"
-    malformed = malformed or intolerant()
-    records = read_json_records(find_file(folder, name, setting=setting), malformed)
-    return converted(records, _summary, malformed)
+    return converted(find_file(folder, name, setting=setting), _summary, malformed)
 
 
 def _summary(record: Record) -> Record:
