@@ -110,5 +110,6 @@ def _search(args: argparse.Namespace, config: Any, settings: dict[str, Any]) -> 
     for seconds, peak, trial in best:
         print(f"  {seconds / 3600:.2f} h, {peak / 1e9:.2f} GB: {trial.name}")
     if args.json is not None:
-        told = [dataclasses.asdict(trial) for *_, trial in best]
+        listed = [*(trial for *_, trial in best), *(trial for trial in trials if not trial.fits)]
+        told = [{"fits": trial.fits, **dataclasses.asdict(trial)} for trial in listed]
         args.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -4,13 +4,14 @@
 what it should nor how fast it runs.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
 from codet5p_jax.training.batches import abstract_batch
 from codet5p_jax.training.chips import GIB, Chip, parse_topology
+from codet5p_jax.training.compiling import RunStep
 from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.freezing import Split, Trainable, freeze, frozen_towers
 from codet5p_jax.training.hlo import Traffic, read_work
@@ -33,7 +35,6 @@ from codet5p_jax.training.optimizers import AdamW, Optimizer
 from codet5p_jax.training.phases import Phase, check_rows, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
 from codet5p_jax.training.state import abstract_state, compiler_options
-from codet5p_jax.training.step import make_train_step
 
 INSTALL = "pip install 'codet5p_jax[precompile]'"
 # libtpu asks a metadata server, which only a TPU's host has, who it is; and lets one process at a
@@ -57,7 +58,7 @@ class Memory:
       arguments: state and batch as the compiler lays them out, padding included.
       temporaries: gradients, activations, whatever else is there at the peak.
       program: the code.
-      peak: all of it, and results that do not take the place of arguments.
+      peak: all of it.
       available: what the compiler offers, where it said so; it does when a program does not fit.
     """
 
@@ -208,22 +209,23 @@ def precompile(
     learning_rate = schedule.make(total_steps(phases))
     rule = optimizer.make(learning_rate, split(network.specs)[0])
     state = abstract_state(network, used, rule, device_mesh, split=split, ema=ema_decay is not None)
+    step = RunStep(
+        device_mesh,
+        state,
+        network,
+        used,
+        loss_weights or {},
+        rule,
+        learning_rate,
+        seed,
+        accumulate,
+        ema_decay,
+    )
     reports = []
     for phase, numbers in zip(phases, rows, strict=True):
-        step = make_train_step(
-            network,
-            select_objectives(used, list(numbers)),
-            loss_weights or {},
-            rule,
-            learning_rate,
-            seed=seed,
-            accumulate=accumulate,
-            ema_decay=ema_decay,
-            state_shardings=jax.tree.map(lambda x: x.sharding, state),
-        )
         batch = abstract_batch(used, numbers, device_mesh)
         wanted = sum(step_flops(network, used, numbers, split).values()) / len(devices)
-        compiled, seconds = compile_for(step, (state, batch), device_mesh)
+        compiled, seconds = compile_for(functools.partial(step.lower, numbers), device_mesh)
         parts = {part: getattr(state, part) for part in PARTS}
         held = sum(_local_bytes(part) for part in parts.values())
         changes = _advice(held, chip, device_mesh.shape, numbers, accumulate, model)
@@ -259,11 +261,11 @@ def report_of(
     )
 
 
-def compile_for(function: Any, arguments: Sequence[Any], mesh: Mesh) -> tuple[Any, float]:
+def compile_for(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> tuple[Any, float]:
     """The compiled program, or what the compiler says where it has no room for it; and the time."""
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = function.lower(*arguments)
+        lowered = lower()
         try:
             compiled = lowered.compile(compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
@@ -311,10 +313,11 @@ def _local_bytes(tree: Any) -> int:
 
 def _laid_out(memory: Memory, found: Any) -> tuple[Memory, int]:
     """The memory of a compiled program, and the bytes that it reads and writes at least."""
-    arguments, results = found.argument_size_in_bytes, found.output_size_in_bytes
-    temporaries, program = found.temp_size_in_bytes, found.generated_code_size_in_bytes
-    filled = Memory(memory.state, memory.batch, arguments, temporaries, program, peak_bytes(found))
-    return filled, arguments + results
+    arguments, program = found.argument_size_in_bytes, found.generated_code_size_in_bytes
+    peak = peak_bytes(found, "tpu")
+    temporaries = peak - arguments - program
+    filled = Memory(memory.state, memory.batch, arguments, temporaries, program, peak)
+    return filled, arguments + found.output_size_in_bytes
 
 
 def _refused(memory: Memory, message: str) -> Memory:
@@ -324,20 +327,14 @@ def _refused(memory: Memory, message: str) -> Memory:
       ValueError: it says nothing of what it needs, so that this is something else.
     """
     size = r"([\d.]+)([KMGT])"
-    parts = re.search(rf"for HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
-    whole = re.search(rf"Used {size} of {size} hbm", message)
-    found = parts or whole
+    # Its "temporaries" are with arguments: programs are refused that need as much in all.
+    found = re.search(
+        rf"for HLO temporaries \({size}\) exceeds available HBM \({size}\)", message
+    ) or re.search(rf"Used {size} of {size} hbm", message)
     if found is None:
         raise ValueError(f"the compiler ran out of something: {message}")
     needed, available = _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
-    held = sum(memory.state.values()) + memory.batch
-    return Memory(
-        memory.state,
-        memory.batch,
-        temporaries=needed if parts else None,
-        peak=needed + held if parts else needed,
-        available=available,
-    )
+    return Memory(memory.state, memory.batch, peak=needed, available=available)
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -1,6 +1,7 @@
 """Generation compiled for TPUs that are not there, as `precompile` compiles the training step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def precompile_generation(
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(device_mesh))
     wanted = _flops(network, params, generation, prefix) / len(devices)
     run = compiled(network, SPECIAL, Sampling(max_length=length, min_length=length))
-    program, seconds = compile_for(run, (params, *batch, key), device_mesh)
+    program, seconds = compile_for(functools.partial(run.lower, params, *batch, key), device_mesh)
     memory, speed, advice = measure(
         program, chip, {"params": params}, batch, wanted, trips=length,
         advice=("batch: fewer rows at a time", "mesh: more chips, or tensor"),

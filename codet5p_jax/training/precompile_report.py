@@ -72,12 +72,6 @@ def _memory(memory: Memory) -> list[str]:
 def _verdict(phase: PhaseReport, report: Report) -> str:
     memory, capacity = phase.memory, report.chip.hbm_bytes
     assert memory.peak is not None
-    if phase.fits and memory.peak > capacity:
-        return (
-            f"fits, as the compiler finds, though the parts that it names add up to "
-            f"{size_text(memory.peak)}, more than {size_text(capacity)}: take a smaller batch, "
-            "more micro-batches or remat to be sure"
-        )
     if phase.fits:
         return (
             f"fits: peak {size_text(memory.peak)} of {size_text(capacity)}, "
@@ -97,7 +91,7 @@ def _speed(speed: Speed) -> list[str]:
         f"{speed.model_flops / 1e12:.3f} of the model: ratio "
         f"{speed.dot_flops / speed.model_flops:.3f}",
         f"  read and written in HBM: {size_text(speed.hbm_bytes)}",
-        "  collectives: times a step, bytes that a chip receives",
+        "  collectives: how often, and bytes that a chip receives",
         *_collectives(speed.collectives),
     ]
     if speed.between_slices:
@@ -114,7 +108,7 @@ def _speed(speed: Speed) -> list[str]:
         *lines,
         f"  at the published peaks: {told} (HBM: state and batch read once, results written once, "
         f"{size_text(speed.least_hbm_bytes)})",
-        f"  best possible: a step in {1e3 * speed.step_seconds:.3f} ms, "
+        f"  best possible: {1e3 * speed.step_seconds:.3f} ms, "
         f"{max(terms, key=terms.__getitem__)} the longest; MFU {100 * speed.mfu:.1f} %",
     ]
 

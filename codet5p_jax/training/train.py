@@ -18,13 +18,7 @@ from codet5p_jax.models.int8 import scales_of
 from codet5p_jax.models.params import count, flatten, nested
 from codet5p_jax.objectives.base import Objective
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training.batches import (
-    abstract_batch,
-    data_identity,
-    open_loaders,
-    place,
-    train_batches,
-)
+from codet5p_jax.training.batches import data_identity, open_loaders, place, train_batches
 from codet5p_jax.training.checkpoint_files import ELSEWHERE, saved_steps
 from codet5p_jax.training.checkpoints import (
     BEST,
@@ -42,6 +36,7 @@ from codet5p_jax.training.checks import (
     check_loss_weights,
     check_vocabulary,
 )
+from codet5p_jax.training.compiling import CompiledSteps, RunStep
 from codet5p_jax.training.conversion import check_one_process, export_weights
 from codet5p_jax.training.early_stopping import EarlyStopping, Evaluated, evaluations_of
 from codet5p_jax.training.evaluate import Evaluation, Evaluator
@@ -87,11 +82,9 @@ from codet5p_jax.training.startup import Laps, seconds_before
 from codet5p_jax.training.state import (
     TrainState,
     abstract_state,
-    compiler_options,
     init_state,
     require_progress,
 )
-from codet5p_jax.training.step import make_train_step
 from codet5p_jax.training.stored_weights import (
     describe_elsewhere,
     read_elsewhere,
@@ -358,34 +351,23 @@ def train(
         laps.end("setup")
 
         # ------------------------------------------------------------ compile (in the background)
-        def compile_phase(index: int) -> Any:
-            rows = loaders[index].rows
-            step = make_train_step(
-                network,
-                select_objectives(used, list(rows)),
-                loss_weights or {},
-                update_rule,
-                learning_rate,
-                seed=seed,
-                accumulate=accumulate,
-                ema_decay=ema_decay,
-                state_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-            )
-            with jax.set_mesh(device_mesh):  # a thread does not inherit it
-                lowered = step.lower(abstract, abstract_batch(used, rows, device_mesh))
-                return lowered.compile(compiler_options(device_mesh))
-
+        run_step = RunStep(
+            device_mesh,
+            abstract,
+            network,
+            used,
+            loss_weights or {},
+            update_rule,
+            learning_rate,
+            seed,
+            accumulate,
+            ema_decay,
+        )
         background = stack.enter_context(ThreadPoolExecutor(2))
-        compiling: dict[int, Future[Any]] = {}
-
-        def compiled(index: int) -> Future[Any]:
-            if index not in compiling:
-                compiling[index] = background.submit(compile_phase, index)
-            return compiling[index]
-
+        compiled = CompiledSteps(run_step, [x.rows for x in loaders], background)
         newest = saved[-1] if saved else 0
         if newest < total:
-            compiled(locate(phases, newest)[0])
+            compiled.begin(locate(phases, newest)[0])
 
         # ------------------------------------------------------------ restore, or initialise
         restored = restore_latest(directory, abstract, progress.say)
@@ -492,7 +474,8 @@ def train(
         stack.callback(progress.end)
         if restored is None:
             evaluate(0)
-            laps.end("evaluate")
+            if evaluator is not None:
+                laps.end("evaluate")
         elif early_stopping is not None:
             # Killed between the checkpoint and the weights of its evaluation, the best one.
             best = early_stopping.best(evaluations)
@@ -517,7 +500,7 @@ def train(
             with recorder.waiting(), deadline.of(late):
                 phase, batch = upcoming.result() if step == start else next(batches)
             with recorder.paused("compile"):
-                train_step = compiled(phase).result()
+                train_step = compiled.begin(phase).result()
             if step == start:
                 laps.end("compile")
                 progress.say(memory_line(train_step, jax.local_devices()))

@@ -81,3 +81,15 @@ def test_a_search_needs_neither_mesh_nor_micro_batches_of_the_run(cache: str, ca
     assert "none fits" in capsys.readouterr().out
     assert {"model", "rows", "topology"} <= given.keys()
     assert not {"mesh", "accumulate"} & given.keys()
+
+
+def test_a_search_writes_what_does_not_fit_too(cache: str, capsys, monkeypatch, tmp_path: Path):
+    from codet5p_jax.sharding import MeshConfig
+    from codet5p_jax.training import precompile_search
+
+    trials = [precompile_search.Trial(MeshConfig(), "none", 1, None, "3 rows on 4 devices")]
+    monkeypatch.setattr(precompile_search, "search", lambda **_: trials)
+    run = ("precompile", "--gin_file=runs/quickstart_stage1.gin", "--topology=v5e:2x2", "--search")
+    assert main.main([*run, *SMALL, cache, f"--json={tmp_path / 'found.json'}"]) == 0
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert (found["fits"], found["error"]) == (False, "3 rows on 4 devices")

@@ -1,13 +1,16 @@
 """Compiling for TPUs that are not there; what needs libtpu is skipped where there is none."""
 
 import dataclasses
+import functools
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.objectives import SpanDenoising
-from codet5p_jax.sharding import AXES, MeshConfig
+from codet5p_jax.sharding import AXES, MeshConfig, batch_sharding, make_mesh
 from codet5p_jax.training import precompile as module
 from codet5p_jax.training.chips import CHIPS, GIB
 from codet5p_jax.training.hlo import Traffic
@@ -96,6 +99,36 @@ def test_a_step_that_does_not_fit():
     assert phase.memory.peak > phase.memory.available
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_the_peak_is_what_the_compiler_holds_against_the_memory():
+    """Of programs whose size of temporaries is twice what is alive while there is room for it."""
+    mesh = make_mesh(MeshConfig(), topology_devices("v5e:2x2")[1])
+
+    def layers(x):
+        def layer(x, _):
+            a = jnp.sin(x @ weight)
+            return (jnp.cos(a @ weight) * a) @ weight, None
+
+        weight = jnp.eye(1024, dtype=x.dtype)
+        for length in (3, 5):
+            x, _ = jax.lax.scan(layer, x, None, length=length)
+        return x.sum(-1)
+
+    def memory(rows: int) -> Memory:
+        x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32, sharding=batch_sharding(mesh))
+        lower = functools.partial(jax.jit(layers).lower, x)
+        found, _ = module.compile_for(lower, mesh)
+        return module.measure(found, CHIPS["v5e"], {"x": x}, {}, 1.0, advice=())[0]
+
+    limit = 15.75 * GIB
+    row = 1024 * 4 * 3 / 4  # bytes on a chip: the argument and two like it, of four chips
+    for share in (0.2, 0.99, 1.01):
+        found = memory(8 * int(share * limit / row / 8))
+        assert found.peak == pytest.approx(share * limit, rel=0.005)
+        assert (found.available is None) == (share < 1)
+
+
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'codet5p_jax\[precompile\]'"):
@@ -103,27 +136,24 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("message", "peak", "temporaries"),
+    ("message", "peak"),
     [
         (  # libtpu 0.0.52
             "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
             "memory required for HLO temporaries (189.08G) exceeds available HBM (15.75G).",
-            189.08 * GIB + 7,
-            round(189.08 * GIB),
+            189.08,
         ),
         (
             "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm "
             "capacity by 4.75G.",
-            20.5 * GIB,
-            None,
+            20.5,
         ),
     ],
 )
-def test_what_the_compiler_says_of_a_step_that_does_not_fit(message, peak, temporaries):
+def test_what_the_compiler_says_of_a_step_that_does_not_fit(message, peak):
     found = module._refused(Memory({"params": 4}, 3), message)
     assert found.available == 15.75 * GIB
-    assert found.peak == pytest.approx(peak, abs=1)
-    assert found.temporaries == temporaries
+    assert found.peak == pytest.approx(peak * GIB, abs=1)
     with pytest.raises(ValueError, match="ran out of something: of patience"):
         module._refused(Memory({}, 0), "of patience")
 
@@ -179,9 +209,6 @@ def test_what_is_not_published_has_no_term():
     assert speed.step_seconds == pytest.approx(2e9 / 1153.5e12)
     phase = PhaseReport("m", {}, 1.0, True, Memory({}, 0, 1, 1, 1, 3), (), speed)
     text = report_text(Report("tpu7x:2x2x1", 2, chip, 16, {"replica": 2}, "0", 9, 9, (phase,)))
-    full = PhaseReport("m", {}, 1.0, True, Memory({}, 0, peak=2 * chip.hbm_bytes), (), speed)
-    told = report_text(Report("tpu7x:2x2x1", 2, chip, 16, {"replica": 2}, "0", 9, 9, (full,)))
-    assert "fits, as the compiler finds, though the parts that it names add up to 206.16 GB" in told
     assert "2 slices of tpu7x:2x2x1: 8 chips, 2 devices each, mesh replica 2;" in text
     assert "HBM at an unpublished rate" in text
     assert "at the published peaks: compute 0.002 ms (" in text
@@ -207,7 +234,7 @@ def test_the_network_between_slices_has_a_term_of_its_own():
     assert lines[lines.index("  collectives between slices") + 1].split() == [
         *("all-reduce", "1", "0.00", "MB")
     ]
-    assert any("a step in 0.001 ms, DCN the longest" in line for line in lines)
+    assert any("best possible: 0.001 ms, DCN the longest" in line for line in lines)
 
 
 @needs_libtpu
@@ -248,5 +275,5 @@ def test_the_report_says_what_was_found_and_what_it_does_not_prove():
     assert "21.47 GB needed, 16.11 GB of 17.18 GB there for a program, 5.37 GB too much" in refusal
     assert "    batch: less" in lines
     assert "    all-gather                   1       6.00 MB" in lines
-    assert any("a step in 0.030 ms, ICI the longest; MFU 16.9 %" in line for line in lines)
+    assert any("best possible: 0.030 ms, ICI the longest; MFU 16.9 %" in line for line in lines)
     assert "proves neither that the step computes what it should nor how fast" in lines[-1]
