@@ -60,7 +60,7 @@ parse() {
     esac
     shift
   done
-  [[ "$verb" != run || "$arguments" == *--gin_file=* ]] ||
+  [[ "$verb" != run || "$arguments" == *--gin_file[=\ ]* ]] ||
     fail "nothing to train: options of codet5p train, at least --gin_file=FILE, come after --"
   [[ "$arguments$setup" != *$'\n'* ]] || fail "--setup and options of codet5p train are one line each"
   check

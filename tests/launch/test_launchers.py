@@ -132,7 +132,12 @@ def test_training_waits_for_a_set_up_that_works(machine: Machine, tmp_path: Path
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--"], ["--", "--dry_run"]])
+def test_a_value_may_be_a_word_of_its_own(machine: Machine):
+    plan = machine.launch("ssh.sh", *OPTIONS["ssh.sh"], "--dry_run", "--", "--gin_file", "a.gin")
+    assert " train --gin_file a.gin --coordinator=" in plan
+
+
+@pytest.mark.parametrize("arguments", [[], ["--"], ["--", "--gin_files=a"], ["--", "--dry_run"]])
 def test_nothing_to_train_is_a_mistake(arguments: list[str], machine: Machine):
     message = machine.launch("local.sh", *OPTIONS["local.sh"], *arguments, code=2)
     assert "at least --gin_file=FILE, come after --" in message
