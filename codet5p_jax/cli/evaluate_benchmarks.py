@@ -194,15 +194,24 @@ def _model(
     checkpoint: Path, benchmarks: "list[Benchmark]", settings: "Settings"
 ) -> "tuple[Model, str]":
     """The network without its weights, checked, and where they are."""
+    import jax
+
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.benchmarks.base import Model
     from codet5p_jax.models.codet5p import CodeT5p
+    from codet5p_jax.sharding import MeshConfig, make_mesh, ways
     from codet5p_jax.training.checkpoint_files import checkpoint_path, model_dir_of
     from codet5p_jax.training.model_dir import load_config
+    from codet5p_jax.training.stored_weights import with_ends
 
     directory = model_dir_of(checkpoint)
     network = CodeT5p(load_config(directory.root))
-    model = Model(network, None, Tokenizer.load(directory.tokenizer))
+    tokenizer, mesh = Tokenizer.load(directory.tokenizer), None
+    if len(jax.devices()) > 1:
+        mesh = make_mesh(MeshConfig())
+        ways("--batch_size", (settings.batch_size,), ("batch",), mesh.shape)
+    special = with_ends(checkpoint, tokenizer.special)
+    model = Model(network, None, tokenizer, special, mesh)
     for benchmark in benchmarks:
         benchmark.check_model(model, settings)
     return model, str(checkpoint_path(checkpoint).resolve())
@@ -213,7 +222,7 @@ def _with_weights(model: "Model", checkpoint: Path) -> "Model":
 
     from codet5p_jax.training.stored_weights import load_params
 
-    return replace(model, params=load_params(checkpoint)[0])
+    return replace(model, params=load_params(checkpoint, model.mesh)[0])
 
 
 def _not_negative(text: str) -> float:

@@ -153,7 +153,7 @@ def open_writer(
     from codet5p_jax.decoding.writer import Writer
     from codet5p_jax.models.codet5p import CodeT5p
     from codet5p_jax.sharding import MeshConfig, make_mesh, ways
-    from codet5p_jax.training.stored_weights import load_params
+    from codet5p_jax.training.stored_weights import load_params, with_ends
 
     mesh = None
     if all_devices and len(jax.devices()) > 1:
@@ -167,7 +167,7 @@ def open_writer(
     writer = Writer(
         model,
         params,
-        tokenizer.special,
+        with_ends(args.model_dir, tokenizer.special),
         how,
         batch_size=batch_size,
         stop_table=table,

@@ -116,7 +116,7 @@ class Tokenizer:
             "model": self._spec["model"],
             "pre_tokenizer": self._spec["pre_tokenizer"],
             "added": [[t["id"], t["content"], t["special"]] for t in self._spec["added_tokens"]],
-            "special": vars(self.special),
+            "special": {k: v for k, v in vars(self.special).items() if k != "other_eos"},
         }
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 class SpecialTokens:
     """Ids of the tokens that objectives and decoding treat specially.
 
+    `other_eos` end a text as `eos` does, where a model's own files name several; a tokenizer
+    knows of none.
+
     `unk` doubles as the paper's [CLM] (paper §3.2). `sentinels[0]` is `<extra_id_0>`. `enc`, `tdec`
     and `cdec` are `[ENC]`, `[TDEC]`, `[CDEC]`, or None in vocabularies that have none of them.
     """
@@ -20,3 +23,9 @@ class SpecialTokens:
     enc: int | None = None
     tdec: int | None = None
     cdec: int | None = None
+    other_eos: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        return (self.eos, *self.other_eos)

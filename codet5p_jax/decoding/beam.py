@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding import stop
-from codet5p_jax.decoding.sampling import check_ranges, forbid_end, penalize
+from codet5p_jax.decoding.sampling import check_ranges, forbid_end, is_end, penalize
 from codet5p_jax.models.stack import reorder
 
 NEVER = -1e9  # the score of what cannot be chosen
@@ -89,8 +89,9 @@ def search(
 ) -> Texts:
     """The `how.outputs` best texts of each prompt.
 
-    As in transformers, 2 × beams candidates are looked at in each step, so that as many as there
-    are beams go on; of those that end, only the ones among the first `beams` are kept.
+    As in transformers, beams × (1 + number of end tokens) candidates are looked at in each step, so
+    that as many as there are beams go on; of those that end, only the ones among the first `beams`
+    are kept.
 
     Args:
       model, weights: bound, and its `step_weights()`.
@@ -115,9 +116,9 @@ def search(
         scores_BNV = logits_BNV - jax.nn.logsumexp(logits_BNV, axis=-1, keepdims=True)
         if state.seen_BNV is not None:
             scores_BNV = penalize(scores_BNV, state.seen_BNV, how.repetition_penalty)
-        scores_BNV = forbid_end(scores_BNV, state.step, special.eos, how.min_length)
+        scores_BNV = forbid_end(scores_BNV, state.step, special.ends, how.min_length)
         scores_BNV += state.running.scores_BN[..., None]
-        scores_BM, parents_BM, ids_BM = best_continuations(scores_BNV, 2 * N)
+        scores_BM, parents_BM, ids_BM = best_continuations(scores_BNV, (1 + len(special.ends)) * N)
         candidates = Texts(
             jax.lax.dynamic_update_slice(
                 _of(state.running.tokens_BNT, parents_BM), ids_BM[..., None], (0, 0, state.step)
@@ -125,7 +126,7 @@ def search(
             jnp.full_like(ids_BM, state.step + 1),
             scores_BM,
         )
-        ends_BM = (ids_BM == special.eos) | (state.step + 1 == T)
+        ends_BM = is_end(ids_BM, special.ends) | (state.step + 1 == T)
         stop_BM = None
         if stop_QV is not None:
             assert state.stop_BN is not None, "made with the table"
@@ -197,7 +198,7 @@ def _with_finished(
 ) -> tuple[Texts, Array]:
     """The best of what had ended and of what ends in this step, and which of them are texts."""
     N = how.beams
-    ends_BM = ends_BM & (jnp.arange(2 * N) < N)
+    ends_BM = ends_BM & (jnp.arange(ends_BM.shape[1]) < N)
     scores_BM = candidates.scores_BN / (state.step + 1.0) ** how.length_penalty
     closed_B = ~state.open_B
     if how.early_stopping is True:

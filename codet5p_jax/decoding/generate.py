@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.decoding import beam, stop
 from codet5p_jax.decoding.beam import BeamSearch
-from codet5p_jax.decoding.sampling import Sampling, choose, forbid_end, penalize
+from codet5p_jax.decoding.sampling import Sampling, choose, forbid_end, is_end, penalize
 from codet5p_jax.sharding import looked_up
 
 
@@ -226,13 +226,13 @@ def write(
         seen_BNV, stop_BN = state.seen_BNV, state.stop_BN
         if seen_BNV is not None:
             logits_BNV = penalize(logits_BNV, seen_BNV, sampling.repetition_penalty)
-        logits_BNV = forbid_end(logits_BNV, state.step, special.eos, sampling.min_length)
+        logits_BNV = forbid_end(logits_BNV, state.step, special.ends, sampling.min_length)
         keys_BN = None
         if state.keys_BN is not None:
             keys_BN = jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, state.step)))(state.keys_BN)
         next_BN = choose(logits_BNV, sampling, keys_BN)
         next_BN = jnp.where(state.ended_BN, special.pad, next_BN)
-        ended_BN = state.ended_BN | (next_BN == special.eos)
+        ended_BN = state.ended_BN | is_end(next_BN, special.ends)
         if stop_QV is not None:
             assert stop_BN is not None, "a state that was made with stop texts"
             stop_BN = stop.advance(stop_QV, stop_BN, next_BN)

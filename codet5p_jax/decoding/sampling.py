@@ -1,5 +1,6 @@
 """How the next token is chosen: penalties, filters, the most likely one or a drawn one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -78,12 +79,17 @@ def penalize(
     return jnp.where(seen_BNV, penalized, logits_BNV)
 
 
-def forbid_end(logits: Array, step: Array, eos: int, min_length: int) -> Array:
-    """-inf for the end token where a text that ends in this step would be too short."""
+def forbid_end(logits: Array, step: Array, ends: Sequence[int], min_length: int) -> Array:
+    """-inf for the end tokens where a text that ends in this step would be too short."""
     if min_length <= 1:
         return logits
-    is_end = jnp.arange(logits.shape[-1]) == eos
-    return jnp.where(is_end & (step + 1 < min_length), -jnp.inf, logits)
+    end = is_end(jnp.arange(logits.shape[-1]), ends)
+    return jnp.where(end & (step + 1 < min_length), -jnp.inf, logits)
+
+
+def is_end(ids: Int[Array, "*B"], ends: Sequence[int]) -> Bool[Array, "*B"]:
+    """Whether a token is one of those that end a text."""
+    return (ids[..., None] == jnp.asarray(ends)).any(-1)
 
 
 def filter_logits(

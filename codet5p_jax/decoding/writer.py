@@ -67,8 +67,9 @@ class Writer:
     def write(
         self, prompts: Sequence[Prompt], key: jax.Array
     ) -> Iterator[tuple[int, list[Int32[np.ndarray, "_"]]]]:
-        """Yields the place of each prompt and the tokens written from it, `how.samples` or
-        `how.outputs` of them, in the order in which batches are done: short prompts first."""
+        """Yields the place of each prompt and the tokens written from it, the end token left out,
+        `how.samples` or `how.outputs` rows of them, in the order in which batches are done: short
+        prompts first."""
         lengths = [max(len(p.encoder), len(p.prefix)) for p in prompts]
         outputs = self.how.outputs if isinstance(self.how, BeamSearch) else self.how.samples
         with self._on_mesh():
@@ -81,7 +82,7 @@ class Writer:
                 tokens, ends = np.asarray(made.tokens), np.asarray(made.lengths)
                 for row, place in enumerate(picked[:real]):
                     rows = range(row * outputs, (row + 1) * outputs)
-                    yield int(place), [tokens[r, : ends[r]] for r in rows]
+                    yield int(place), [self._text(tokens[r, : ends[r]]) for r in rows]
 
     def stream(
         self, prompt: Prompt, key: jax.Array, chunk: int = 16
@@ -101,7 +102,7 @@ class Writer:
         while told < self.how.max_length:
             state = advance(self.params, weights, state, self.stop_table, chunk)
             length = int(state.lengths_BN[0, 0])
-            yield np.asarray(state.tokens_BNT)[0, 0, told:length]
+            yield self._text(np.asarray(state.tokens_BNT)[0, 0, told:length])
             told = length
             if bool(state.ended_BN.all()):
                 return
@@ -127,6 +128,10 @@ class Writer:
             return write(bound, weights, state, special, how, table, until)
 
         return begin, jax.jit(advance, donate_argnums=2, static_argnums=4)
+
+    def _text(self, row: Int32[np.ndarray, "_"]) -> Int32[np.ndarray, "_"]:
+        """What was written, without the end token."""
+        return row[:-1] if len(row) and row[-1] in self.special.ends else row
 
     def _width(self, length: int) -> int:
         """Padded length of a prompt of so many tokens, within the positions of the network."""

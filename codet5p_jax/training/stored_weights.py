@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.interop.weights import (
     ForeignWeights,
     hugging_face_folder,
@@ -80,6 +81,15 @@ def load_params(
         is_leaf=lambda x: isinstance(x, ParamSpec),
     )
     return read_params(path, dict(flatten(wanted))), config, directory.tokenizer
+
+
+def with_ends(model_dir: str | Path, special: SpecialTokens) -> SpecialTokens:
+    """The tokens of a model directory's tokenizer, with all that end a text of the model: files of
+    Hugging Face may name several."""
+    ids = read_meta(checkpoint_path(Path(model_dir))).get("token_ids", {})
+    ends = dict.fromkeys([ids.get("eos"), *ids.get("other_eos", ())])
+    others = tuple(n for n in ends if n not in (None, special.eos))
+    return dataclasses.replace(special, other_eos=others)
 
 
 def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:

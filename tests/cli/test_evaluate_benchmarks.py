@@ -179,6 +179,15 @@ def checkpoints(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """As at most users', and compiled sooner than for eight."""
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: first)
+        yield patch
+
+
 @pytest.fixture(scope="module")
 def sandbox():
     try:
@@ -275,6 +284,19 @@ def test_several_at_once_with_a_limit(evaluate, checkpoints):
     (row,) = (line for line in lines if line.startswith("| summarize_go |"))
     assert row.endswith("| 19.64 (770M, fine-tuned) | 2 of 3 |")
     assert "published with 5 beams, decoded here with 1" in (out / "table.md").read_text()
+
+
+def test_many_devices_write_what_one_does(evaluate, checkpoints, one_device):
+    options = ("--benchmark=translate_java_cs", f"--checkpoint={checkpoints[False]}", *GREEDY)
+    one = evaluate(*options, "--batch_size=8")
+    with one_device.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices())
+        many = evaluate(*options, "--batch_size=8", out="many")
+        assert "--batch_size: axis 'batch' of size 3" in evaluate(
+            *options, "--batch_size=3", out="odd", fails=3
+        )
+    file = "translate_java_cs/predictions.jsonl"
+    assert (one / file).read_text() == (many / file).read_text()
 
 
 def test_reranked_by_the_matching_head(evaluate, checkpoints):

@@ -35,7 +35,7 @@ def model(tokenizer, **changes):
     # Text, rather than special tokens.
     last = tokenizer.special.sentinels[-1]
     params["lm_head"] = params["lm_head"].at[:5].mul(0.0).at[last:].mul(0.0)
-    return Model(unbound, params, tokenizer)
+    return Model(unbound, params, tokenizer, tokenizer.special)
 
 
 def written(asked, prompts, batch_size):
@@ -169,5 +169,6 @@ def test_numbers_of_a_table():
 def test_no_encoder_is_an_error(tokenizer):
     alone = network()
     config = replace(alone.config, decoder=replace(alone.config.decoder, num_layers=0))
+    blind = Model(CodeT5p(config), None, tokenizer, tokenizer.special)
     with pytest.raises(ValueError, match="--checkpoint has no decoder"):
-        generation.check_generation("mbpp", Model(CodeT5p(config), None, tokenizer))
+        generation.check_generation("mbpp", blind)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,16 +33,21 @@ MODELS = {
         TokenIds(pad=2, bos=1, eos=2, decoder_start=1),
         SpecialTokens(2, 1, 2, 3, (), decoder_start=1),
     ),
+    "several ends": (
+        T5,
+        TokenIds(other_eos=(7, 90)),
+        SpecialTokens(0, 1, 2, 3, (), decoder_start=0, other_eos=(7, 90)),
+    ),
 }
 
 
-def ending(config):
+def ending(config, ends=(2,)):
     """Weights with which some texts end soon and others do not."""
     params = params_of(config)
     if config.head_bias:
         params["lm_head_bias"] = params["lm_head_bias"].at[2].add(0.8)
     else:
-        params["lm_head"] = params["lm_head"].at[2].mul(2.0)
+        params["lm_head"] = params["lm_head"].at[jnp.array(ends)].mul(2.0)
     return params
 
 
@@ -51,17 +57,20 @@ def rows():
     return tokens, segments
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["t5", "codegen"])
 def both(request, tmp_path_factory):
+    return writers(request.param, tmp_path_factory.mktemp("m") / "folder")
+
+
+def writers(name, folder):
     """Ours and theirs: functions of (BeamSearch or Sampling, options) to tokens and scores."""
-    config, ids, special = MODELS[request.param]
-    params = ending(config)
-    folder = tmp_path_factory.mktemp("m") / request.param
+    config, ids, special = MODELS[name]
+    params = ending(config, special.ends)
     export(folder, config, params, tokens=ids)
     model = load_theirs(
-        transformers.T5ForConditionalGeneration
-        if request.param == "t5"
-        else _modeling_file(hf_config.MODELING["codet5p"].file).CodeT5pEncoderDecoderModel,
+        _modeling_file(hf_config.MODELING["codet5p"].file).CodeT5pEncoderDecoderModel
+        if name == "codegen"
+        else transformers.T5ForConditionalGeneration,
         folder,
     )
     tokens, segments = rows()
@@ -133,6 +142,19 @@ def test_greedy(both, settings):
     options = {"min_new_tokens": 5, "repetition_penalty": 1.3} if settings else {}
     assert_same(result, theirs(**options)[0], special)
     assert len(set(result.lengths.tolist())) > 1
+
+
+def test_a_text_ends_with_any_of_several_tokens(tmp_path):
+    ours, theirs, special = writers("several ends", tmp_path / "folder")
+    result = ours(Sampling(max_length=NEW))
+    assert_same(result, theirs()[0], special)
+    last = {row[n - 1] for row, n in zip(result.tokens.tolist(), result.lengths, strict=True)}
+    result = ours(BeamSearch(max_length=NEW, beams=4, outputs=4))
+    expected, scores = theirs(num_beams=4, num_return_sequences=4)
+    assert_same(result, expected, special)
+    np.testing.assert_allclose(result.scores, scores, rtol=1e-5)
+    last |= {row[n - 1] for row, n in zip(result.tokens.tolist(), result.lengths, strict=True)}
+    assert last & set(special.other_eos)
 
 
 def test_how_layers_are_stored_changes_nothing():

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from codet5p_jax.data.tokenizer import Tokenizer
+from codet5p_jax.data.tokens import SpecialTokens
 
 Problem = dict[str, Any]  # what a reader yields, and `key`
 Prediction = dict[str, Any]  # a line of a file of predictions
@@ -21,11 +23,20 @@ Reader = Callable[..., Iterator[dict[str, Any]]]  # (folder, split, setting=…)
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights."""
+    """A network with its weights.
 
-    network: Any  # abstract CodeT5p
+    Attributes:
+      network: abstract CodeT5p.
+      params: its weights.
+      special: of the tokenizer, with all tokens that end a text of this model.
+      mesh: that weights and batches are divided over; None: one device.
+    """
+
+    network: Any
     params: Any
     tokenizer: Tokenizer
+    special: SpecialTokens
+    mesh: Mesh | None = None
 
 
 @dataclass(frozen=True)

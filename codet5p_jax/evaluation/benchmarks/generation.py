@@ -85,10 +85,11 @@ def generate_texts(
     writer = Writer(
         model.network,
         model.params,
-        model.tokenizer.special,
+        model.special,
         decoding.how(),
         batch_size=batch_size,
         stop_table=table,
+        mesh=model.mesh,
     )
     batch = []
     for place, (tokens,) in writer.write(prompts, key):
