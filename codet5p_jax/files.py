@@ -1,12 +1,14 @@
 """Files and folders that are complete wherever they exist: written elsewhere, synced, renamed."""
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from codet5p_jax import signals
 
@@ -72,6 +74,23 @@ def new_folder(target: Path, size: int = 0) -> Iterator[Path]:
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def lock(file: IO[str], taken: str) -> None:
+    """Keeps other processes out until the file is closed.
+
+    The kernel lets go of the lock when the process ends, however it ends. On a file system without
+    locks there is none.
+
+    Raises:
+      OSError: `taken`, another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(taken) from None
+    except OSError:
+        pass
 
 
 def _rename(partial: Path, target: Path) -> None:

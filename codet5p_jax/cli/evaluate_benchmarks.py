@@ -1,11 +1,10 @@
 """`codet5p evaluate --benchmark`: a model, or predictions of one, through benchmarks."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,35 +74,42 @@ def run(args: argparse.Namespace) -> None:
     """Checks everything, then predicts and scores, and prints the table."""
     from codet5p_jax.evaluation.benchmarks import registry, table
     from codet5p_jax.evaluation.benchmarks.base import Model
+    from codet5p_jax.evaluation.benchmarks.run import claimed
     from codet5p_jax.evaluation.benchmarks.run import run as run_one
 
     if args.benchmark == "list":
         for benchmark in registry.BENCHMARKS.values():
             print(f"{benchmark.name:22}{benchmark.about}")
         return
-    with _configuration():
-        plan = _plan(args)
-    source = plan.source
-    if isinstance(source, Model):
-        source = _with_weights(source, args.checkpoint)
-    for benchmark in plan.benchmarks:
-        print(f"{benchmark.name}: {benchmark.about}", file=sys.stderr, flush=True)
-        run_one(
-            benchmark,
-            plan.data[benchmark.name],
-            plan.settings,
-            args.out / benchmark.name,
-            source=source,
-            limit=args.limit,
-            identity=plan.identities[benchmark.name],
-            size=plan.size,
-        )
-    print(table.write(args.out, registry.BENCHMARKS))
+    with ExitStack() as stack:
+        with _configuration():
+            plan = _plan(args)
+            for name, identity in plan.identities.items():
+                stack.enter_context(claimed(args.out / name, identity))
+        source = plan.source
+        if isinstance(source, Model):
+            source = _with_weights(source, args.checkpoint)
+        text = ""
+        for benchmark in plan.benchmarks:
+            print(f"{benchmark.name}: {benchmark.about}", file=sys.stderr, flush=True)
+            run_one(
+                benchmark,
+                plan.data[benchmark.name],
+                plan.settings,
+                args.out / benchmark.name,
+                source=source,
+                limit=args.limit,
+                identity=plan.identities[benchmark.name],
+                size=plan.size,
+            )
+            text = table.write(args.out, registry.BENCHMARKS)
+    print(text)
     print(f"{args.out}: scores.json, table.md, table.html", file=sys.stderr)
 
 
 class _Plan(NamedTuple):
-    """What is going to run, checked; data and identities by name of benchmark."""
+    """What is going to run, checked; by name of benchmark, its data and what its predictions
+    depend on."""
 
     benchmarks: "list[Benchmark]"
     data: "dict[str, Data]"
@@ -117,7 +123,6 @@ def _plan(args: argparse.Namespace) -> _Plan:
     from codet5p_jax.evaluation.benchmarks.base import Settings, matched
     from codet5p_jax.evaluation.benchmarks.published import size_of
     from codet5p_jax.evaluation.benchmarks.registry import find
-    from codet5p_jax.evaluation.benchmarks.run import check_folder
 
     benchmarks = find(args.benchmark)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
@@ -128,17 +133,18 @@ def _plan(args: argparse.Namespace) -> _Plan:
         benchmark.check_scoring(data[benchmark.name].first(args.limit), settings)
     size = args.size
     if args.predictions is None:
-        source, where = _model(args.checkpoint, benchmarks, settings)
+        source, of = _model(args.checkpoint, benchmarks, settings)
         size = size or size_of(source.network.config)
     else:
-        (benchmark,), where = benchmarks, args.predictions.resolve()
+        (benchmark,), of = benchmarks, {"of": str(args.predictions.resolve())}
         source = benchmark.parse(args.predictions, data[benchmark.name])
         matched(benchmark, data[benchmark.name].first(args.limit), source, str(args.predictions))
-    identities = {
-        name: _identity(args, settings, str(where), found) for name, found in data.items()
-    }
-    for name, identity in identities.items():
-        check_folder(args.out / name, identity)
+    chosen = {name: v for name, v in asdict(settings).items() if name not in _FREE}
+    identities = {}
+    for benchmark in benchmarks:
+        found = {"split": args.split or benchmark.split, **chosen}
+        found["data"] = data[benchmark.name].fingerprint()
+        identities[benchmark.name] = {**of, **found}
     return _Plan(benchmarks, data, settings, source, size, identities)
 
 
@@ -181,26 +187,21 @@ def _data_folder(args: argparse.Namespace) -> Path:
     return Path(folder)
 
 
-def _identity(
-    args: argparse.Namespace, settings: "Settings", where: str, data: "Data"
-) -> dict[str, Any]:
-    """What predictions depend on, as `run.json` keeps it."""
-    chosen = {name: v for name, v in asdict(settings).items() if name not in _FREE}
-    found = {"of": where, "split": args.split, "data": data.fingerprint(), **chosen}
-    return json.loads(json.dumps(found))
-
-
 def _model(
     checkpoint: Path, benchmarks: "list[Benchmark]", settings: "Settings"
-) -> "tuple[Model, str]":
-    """The network without its weights, checked, and where they are."""
+) -> "tuple[Model, dict[str, str]]":
+    """The network without its weights, checked, and which these are."""
     import jax
 
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.benchmarks.base import Model
     from codet5p_jax.models.codet5p import CodeT5p
     from codet5p_jax.sharding import MeshConfig, make_mesh, ways
-    from codet5p_jax.training.checkpoint_files import checkpoint_path, model_dir_of
+    from codet5p_jax.training.checkpoint_files import (
+        checkpoint_path,
+        fingerprint,
+        model_dir_of,
+    )
     from codet5p_jax.training.model_dir import load_config
     from codet5p_jax.training.stored_weights import with_ends
 
@@ -214,7 +215,9 @@ def _model(
     model = Model(network, None, tokenizer, special, mesh)
     for benchmark in benchmarks:
         benchmark.check_model(model, settings)
-    return model, str(checkpoint_path(checkpoint).resolve())
+    path = checkpoint_path(checkpoint)
+    which = {"of": str(path), "weights": fingerprint(path), "tokenizer": tokenizer.fingerprint}
+    return model, which
 
 
 def _with_weights(model: "Model", checkpoint: Path) -> "Model":

@@ -4,6 +4,7 @@ there.
 `sizes.json` is added last: it tells a truncated copy without reading it.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,6 +127,12 @@ def _complete(path: Path) -> Path:
 def _sizes(path: Path) -> dict[str, int]:
     files = (p for p in path.rglob("*") if p.is_file() and p.name != _SIZES)
     return {str(p.relative_to(path)): p.stat().st_size for p in files}
+
+
+def fingerprint(path: Path) -> str:
+    """Of a checkpoint, wherever it is copied to: of the names and sizes of its files, which Orbax
+    names at random each time it writes one."""
+    return hashlib.sha256(json.dumps(_sizes(path), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_sizes(path: Path) -> None:

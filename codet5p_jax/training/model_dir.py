@@ -18,7 +18,6 @@ MODEL_DIR/
 
 import dataclasses
 import difflib
-import fcntl
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from codet5p_jax.files import write_text
+from codet5p_jax.files import lock, write_text
 from codet5p_jax.interop import tokenizer_files
 from codet5p_jax.models.configs import Lora, ModelConfig, StackConfig
 
@@ -165,9 +164,6 @@ def load_config(model_dir: Path) -> ModelConfig:
 def locked(directory: ModelDir) -> Iterator[None]:
     """Keeps other processes from training in the directory, which is made if missing.
 
-    The kernel lets go of the lock when the process ends, however it ends. On a file system without
-    locks there is none.
-
     Raises:
       OSError: another process trains in it, or it cannot be written.
     """
@@ -175,15 +171,11 @@ def locked(directory: ModelDir) -> Iterator[None]:
         directory.root.mkdir(parents=True, exist_ok=True)
         file = directory.lock.open("a")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(
-                f"another process is training in MODEL_DIR {directory.root}; wait until it has "
-                "ended, or set MODEL_DIR to another folder"
-            ) from None
-        except OSError:
-            pass
+        lock(
+            file,
+            f"another process is training in MODEL_DIR {directory.root}; wait until it has ended, "
+            "or set MODEL_DIR to another folder",
+        )
         yield
 
 

@@ -1,7 +1,9 @@
 """`codet5p evaluate --benchmark`: every benchmark from published records to a table."""
 
+import fcntl
 import importlib.util
 import json
+import shutil
 from functools import cache
 
 import jax
@@ -19,7 +21,7 @@ from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
 from codet5p_jax.models.params import flatten, init_params
 from codet5p_jax.training.model_dir import ModelDir, config_to_json
-from codet5p_jax.training.stored_weights import write_weights
+from codet5p_jax.training.stored_weights import load_params, write_weights
 
 JAVA = ("int f ( int x ) { return x + 1 ; }", "void g ( ) { h ( ) ; }", "boolean ok ( ) { }")
 CS = ("int F(int x){return x + 1;}", "void G(){H();}", "bool Ok(){}")
@@ -439,6 +441,8 @@ MALFORMED = {  # benchmark, text of the file -> what is said
     ("retrieve_cosqa", '{"url": "q0", "answers": 1}\n'): "'answers' of type list",
     ("retrieve_cosqa", '{"url": "q0", "answers": [], "rank": 0}\n'): "rank to be 1 or more",
     ("retrieve_cosqa", '{"url": "x", "answers": [0]}\n'): "expected a url of a problem",
+    ("retrieve_cosqa", '{"url": "q0", "answers": ["0"]}\n'): "answers such as 0, got '0'",
+    ("retrieve_cosqa", '{"url": "q0", "answers": [1, 0], "rank": 1}\n'): "rank to be 2 or more",
 }
 
 
@@ -459,8 +463,8 @@ def test_programs_of_unknown_tasks_are_an_error(evaluate, tmp_path, sandbox):
 def test_mistakes_are_found_before_any_work(evaluate, checkpoints, tmp_path):
     model = f"--checkpoint={checkpoints[False]}"
 
-    def says(text, *options):
-        assert text in evaluate(*options, *GREEDY, fails=3)
+    def says(text, *options, how=GREEDY):
+        assert text in evaluate(*options, *how, fails=3)
         assert not (tmp_path / "out").exists()
 
     says("expected some of humaneval, ", "--benchmark=humanevil", model)
@@ -472,17 +476,18 @@ def test_mistakes_are_found_before_any_work(evaluate, checkpoints, tmp_path):
     says("defect does not exist", "--benchmark=defect", model, f"--finetune_dir={tmp_path}")
     says("no reference", "--benchmark=concode", model, "--split=test")
     says("the only one there is", "--benchmark=complete_py150", model, "--split=validation")
+    says("beams = 2 are for one text", "--benchmark=humaneval", model, "--beams=2", how=())
     says("defect has no prompt for tests", "--benchmark=defect", model, "--code_t=1")
     two = ("--benchmark=defect,clone", f"--predictions={tmp_path / 'found'}")
     says("--predictions is of one benchmark", *two)
 
 
-def test_a_folder_holds_one_run(evaluate, checkpoints, data):
+def test_a_folder_holds_one_run(evaluate, checkpoints, data, tmp_path):
     options = ("--benchmark=summarize_go", f"--checkpoint={checkpoints[False]}")
     evaluate(*options, *GREEDY)
     said = evaluate(*options, *GREEDY, "--max_tokens=3", fails=3)
     assert "holds a run with max_tokens 4, asked for 3; set --out to another folder" in said
-    evaluate(*options, *GREEDY, "--batch_size=3")  # of no consequence
+    evaluate(*options, *GREEDY, "--batch_size=3", "--split=test")  # of no consequence
     other = data / "summarization/go/test.jsonl"
     before = other.read_text()
     try:
@@ -490,6 +495,35 @@ def test_a_folder_holds_one_run(evaluate, checkpoints, data):
         assert "holds a run with data" in evaluate(*options, *GREEDY, fails=3)
     finally:
         other.write_text(before)
+    with (tmp_path / "out/summarize_go/.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        said = evaluate(*options, *GREEDY, fails=3)
+        assert "another process predicts into" in said
+    assert evaluate(*options, *GREEDY)
+
+
+def test_weights_that_were_written_anew_are_others(evaluate, checkpoints, tmp_path):
+    model, options = tmp_path / "model", ("--benchmark=summarize_go", *GREEDY)
+    shutil.copytree(checkpoints[False], model)
+    evaluate(*options, f"--checkpoint={model}")
+    shutil.rmtree(model)
+    shutil.copytree(checkpoints[False], model)
+    evaluate(*options, f"--checkpoint={model}")  # a copy
+    params, config, _ = load_params(model)
+    shutil.rmtree(model / "checkpoints/0")
+    arrays = ((path, np.asarray(array)) for path, array in flatten(params))
+    write_weights(model / "checkpoints/0", arrays, {"model": config_to_json(config)})
+    said = evaluate(*options, f"--checkpoint={model}", fails=3)
+    assert "holds a run with weights '" in said
+
+
+def test_another_split_is_not_set_beside_the_paper(evaluate, checkpoints, data):
+    shutil.copy(data / "summarization/go/test.jsonl", data / "summarization/go/valid.jsonl")
+    options = ("--benchmark=summarize_go", f"--checkpoint={checkpoints[False]}", *GREEDY)
+    out = evaluate(*options, "--split=validation")
+    table = (out / "table.md").read_text()
+    assert "| none |" in table
+    assert "; of split validation; the paper's figures are of test." in table
 
 
 def test_equal_samples_are_refused(evaluate, checkpoints, sandbox):

@@ -34,10 +34,19 @@ class Decoding:
     samples: int = 1
 
     def of(self, settings: Settings) -> "Decoding":
-        """As the settings of a run change it; what is sampled has no beams."""
+        """As the settings of a run change it; what is sampled has no beams.
+
+        Raises:
+          ValueError: both are asked for, or several beams of what the benchmark samples.
+        """
         names = ("max_tokens", "beams", "temperature", "top_p", "samples")
         given = {name: getattr(settings, name) for name in names}
         changed = replace(self, **{k: v for k, v in given.items() if v is not None})
+        if changed.temperature and (settings.beams or 1) > 1:
+            raise ValueError(
+                f"beams = {settings.beams} are for one text at temperature 0, found temperature "
+                f"{changed.temperature:g}; set temperature to 0 and samples to 1 as well"
+            )
         return replace(changed, beams=1) if changed.temperature else changed
 
     def how(self) -> Sampling | BeamSearch:

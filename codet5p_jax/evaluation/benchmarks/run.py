@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,24 @@ from codet5p_jax.evaluation.benchmarks.base import (
 )
 from codet5p_jax.evaluation.benchmarks.files import GrowingFile
 from codet5p_jax.evaluation.progress import progress_bar
-from codet5p_jax.files import write_text
+from codet5p_jax.files import lock, write_text
 
 PREDICTIONS, SCORES, RUN = "predictions.jsonl", "scores.json", "run.json"
+
+
+@contextmanager
+def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Makes a folder, and keeps other processes from predicting into it.
+
+    Raises:
+      ValueError: it holds another run, of other weights or with other settings.
+      OSError: another process has it, or it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        lock(file, f"another process predicts into {folder}; set --out to another folder")
+        check_folder(folder, identity)
+        yield
 
 
 def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -62,7 +78,7 @@ def run(
       benchmark: what is asked.
       data: all its problems.
       settings: of the run.
-      folder: of this benchmark; is made.
+      folder: of this benchmark; see `claimed`.
       source: who predicts, or what was predicted.
       limit: problems at most, the first ones.
       identity: what the folder may hold only one of; see `check_folder`.
@@ -73,10 +89,8 @@ def run(
       `remark`, `run`.
 
     Raises:
-      ValueError: as `check_folder`, and where predictions do not match the problems.
+      ValueError: predictions do not match the problems.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    check_folder(folder, identity)
     write_text(folder / RUN, _json(identity))
     asked = data.first(limit)
     if isinstance(source, Model):
@@ -87,6 +101,11 @@ def run(
         remark = benchmark.remark(settings)
     else:
         predictions, remark = matched(benchmark, asked, source, "--predictions"), ""
+    published, split = benchmark.published, identity.get("split", benchmark.split)
+    if split != benchmark.split:
+        published = ()
+        beside = f"of split {split}; the paper's figures are of {benchmark.split}"
+        remark = f"{remark}; {beside}" if remark else beside
     scores = benchmark.score(asked, predictions, settings, folder)
     result = {
         "benchmark": benchmark.name,
@@ -95,7 +114,7 @@ def run(
         "predictions": len(predictions),
         "scores": scores,
         "size": size,
-        "published": [asdict(row) for row in benchmark.published if size in (None, row.size)],
+        "published": [asdict(row) for row in published if size in (None, row.size)],
         "remark": remark,
         "run": dict(identity),
     }
@@ -106,15 +125,14 @@ def run(
 def _predicted(
     benchmark: Benchmark, model: Model, data: Data, settings: Settings, file: GrowingFile
 ) -> list[Prediction]:
-    """All predictions there are then, those of before first."""
-    found = file.read()
-    samples = benchmark.samples(settings)
+    """As many predictions of each problem as are asked for, those of before first."""
+    found, samples = file.read(), benchmark.samples(settings)
     done = Counter(prediction[benchmark.key] for prediction in found)
     todo = [
         problem for problem in data.problems for _ in range(samples - done.get(problem["key"], 0))
     ]
     if not todo:
-        return found
+        return _first_of_each(found, benchmark.key, samples)
     # What is drawn depends on the place in `todo`, which begins anew when a run goes on.
     key = jax.random.fold_in(jax.random.key(settings.seed), len(found))
     total = samples * len(data.problems)
@@ -124,7 +142,18 @@ def _predicted(
             file.append(batch)
             found += batch
             advance(len(batch))
-    return found
+    return _first_of_each(found, benchmark.key, samples)
+
+
+def _first_of_each(predictions: Sequence[Prediction], key: str, samples: int) -> list[Prediction]:
+    """At most so many of a problem: a run may hold more, of an earlier command."""
+    count: Counter[str] = Counter()
+    kept = []
+    for prediction in predictions:
+        count[prediction[key]] += 1
+        if count[prediction[key]] <= samples:
+            kept.append(prediction)
+    return kept
 
 
 def _json(value: Any) -> str:

@@ -128,17 +128,29 @@ class SearchBenchmark(Benchmark):
     def parse(self, path: Path, data: Data) -> list[Prediction]:
         """JSON lines of {url, answers}, candidates from the best on, as of CodeXGLUE's evaluator; a
         right one that is not among them counts 0. `rank` tells its place beyond them."""
-        known = {problem["key"] for problem in data.problems}
+        targets = {problem["key"]: problem[self.target_field] for problem in data.problems}
+        kinds = {*map(type, data.candidates)}
         found = read_objects(path, {self.key: (str,), self.value: (list,)})
         for line, prediction in enumerate(found, start=1):
-            if prediction[self.key] not in known:
+            key, answers = prediction[self.key], prediction[self.value]
+            if key not in targets:
                 raise ValueError(
-                    f"{path}:{line}: expected a url of a problem of {self.name}, got "
-                    f"{prediction[self.key][:60]!r}"
+                    f"{path}:{line}: expected a url of a problem of {self.name}, got {key[:60]!r}"
                 )
-            rank = prediction.get("rank", 1)
-            if not isinstance(rank, int) or rank < 1:
-                raise ValueError(f"{path}:{line}: expected rank to be 1 or more, got {rank!r}")
+            for answer in answers:
+                if type(answer) not in kinds:
+                    example = next(iter(data.candidates))
+                    raise ValueError(
+                        f"{path}:{line}: expected answers such as {example!r}, got {answer!r}"
+                    )
+            # Of candidates that score the same, the right one counts as the last.
+            place = _rank({"answers": answers}, targets[key]) or len(answers) + 1
+            rank = prediction.get("rank", place)
+            if not isinstance(rank, int) or rank < place:
+                raise ValueError(
+                    f"{path}:{line}: expected rank to be {place} or more, as answers say, got "
+                    f"{rank!r}"
+                )
         return found
 
     def score(
