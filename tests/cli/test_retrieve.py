@@ -1,7 +1,9 @@
 """`codet5p retrieve` with a random model: what it writes, and what fine-tuning reads of that."""
 
+import gzip
+import itertools
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +13,15 @@ from codet5p_jax.cli.main import main
 from codet5p_jax.data.corpora.finetuning.retrieved import code_base, retrieved
 from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.evaluation.encoder import PairEncoder
+from codet5p_jax.evaluation.metrics.bleu import corpus_bleu
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
-from codet5p_jax.models.params import init_params
-from codet5p_jax.training import stored_weights
+from codet5p_jax.models.params import flatten, init_params
+from codet5p_jax.training.model_dir import ModelDir, config_to_json
+from codet5p_jax.training.stored_weights import write_weights
+
+DATA = Path(__file__).parents[2] / "../shared/data"
+REAL = DATA / "summarization/python_docstring_valid.jsonl.gz"
 
 CODES = [f"int f{i} ( int x ) {{ return x {sign} {i} ; }}" for i, sign in enumerate("+-*/%&|")]
 TEXTS = [
@@ -39,24 +46,32 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+def write_model(folder, texts, **sizes):
+    """A model directory with random weights; its tokenizer, network and weights."""
+    directory = ModelDir(folder)
+    tokenizer = train_tokenizer(texts, 400, directory.tokenizer)
+    shape = dict(vocab_size=400, d_model=16, num_heads=2, head_dim=8, d_ff=32, embed_dim=8)
+    network = CodeT5p(t5(**{**shape, **sizes}, num_encoder_layers=1))
+    params = init_params(network.specs, jax.random.key(1))
+    meta = {"step": 0, "model": config_to_json(network.config)}
+    directory.config.write_text(json.dumps(meta["model"]))
+    directory.checkpoints.mkdir()
+    arrays = ((path, np.asarray(array)) for path, array in flatten(params))
+    write_weights(directory.checkpoints / "0", arrays, meta)
+    return folder, tokenizer, network, params
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer([*CODES, *TEXTS], 400, folder / "tokenizer")
-    sizes = dict(vocab_size=400, d_model=16, num_heads=2, head_dim=8, d_ff=32, embed_dim=8)
-    network = CodeT5p(t5(**sizes, num_encoder_layers=1, num_decoder_layers=0))
-    return folder, tokenizer, network, init_params(network.specs, jax.random.key(1))
+    return write_model(tmp_path_factory.mktemp("model"), [*CODES, *TEXTS], num_decoder_layers=0)
 
 
 @pytest.fixture
-def retrieve(model, data, monkeypatch, capsys):
+def retrieve(model, data, capsys):
     """Runs the command; returns the folder, or what it says of a mistake."""
-    folder, _, network, params = model
-    loaded = (params, network.config, folder / "tokenizer")
-    monkeypatch.setattr(stored_weights, "load_params", lambda path: loaded)
 
     def run(*options, fails=0):
-        given = [f"--model_dir={folder}", f"--finetune_dir={data}", "--language", "java"]
+        given = [f"--model_dir={model[0]}", f"--finetune_dir={data}", "--language", "java"]
         assert main(["retrieve", *given, "--batch_size=2", *options]) == fails
         return capsys.readouterr().err if fails else data / "retrieve_generate/java"
 
@@ -145,16 +160,14 @@ def test_interrupted(retrieve, data, monkeypatch):
     assert len([*folder.iterdir()]) == 3
 
 
-def test_mistakes(retrieve, data, model, monkeypatch):
-    assert "expected a split among train, validation, test, got 'dev'" in retrieve(
-        "--splits=dev", fails=1
-    )
+def test_mistakes(retrieve, data, tmp_path):
+    unknown = retrieve("--splits=dev", fails=1)
+    assert "expected a split among train, validation, test, got 'dev'" in unknown
+    sizes = dict(num_decoder_layers=1, embed_dim=None)
+    folder, *_ = write_model(tmp_path / "model", [*CODES, *TEXTS], **sizes)
+    assert "no embedding head" in retrieve(f"--model_dir={folder}", fails=1)
     (data / "summarization/java/valid.jsonl").unlink()
     assert "finetune_dir: expected java/valid.jsonl" in retrieve(fails=1)
-    config = replace(model[2].config, embed_dim=None)
-    loaded = ({}, config, model[0] / "tokenizer")
-    monkeypatch.setattr(stored_weights, "load_params", lambda path: loaded)
-    assert "no embedding head" in retrieve("--splits=test", fails=1)
 
 
 @pytest.mark.parametrize("end", ["jsonl", "json"])
@@ -177,3 +190,39 @@ def test_files_of_redcoders_retriever(end, tmp_path):
     assert example["source"].split("\n") == ["Adds one .", "int g ( ) ;", "int h ( ) ;"]
     assert example["target"] == "int f ( ) ;"
     assert np.all([isinstance(value, str) for value in example.values()])
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"needs real functions with docstrings in {REAL}")
+def test_from_real_records_to_a_table(tmp_path):
+    """What is found for docstrings of Python, and written with it, scored."""
+    with gzip.open(REAL, "rt") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 200)]
+    rows = [row for row in rows if row["docstring"].strip() and len(row["code"]) < 150][:18]
+    codes, texts = ([" ".join(row[name].split()) for row in rows] for name in ("code", "docstring"))
+    folder = tmp_path / "data/summarization/python"
+    folder.mkdir(parents=True)
+    for split, some in (("train", slice(0, 12)), ("valid", slice(12, 14)), ("test", slice(14, 18))):
+        (folder / f"{split}.jsonl").write_text(records(codes[some], texts[some]))
+    model, *_ = write_model(tmp_path / "model", [*codes, *texts], num_decoder_layers=1)
+    given = f"--finetune_dir={tmp_path / 'data'}"
+    command = ["retrieve", f"--model_dir={model}", given, "--language", "python", "--codes=5"]
+    assert main(command) == 0
+    names = ("nearest_python", "retrieve_generate_python_5")
+    command = ["evaluate", f"--benchmark={','.join(names)}", f"--checkpoint={model}", given]
+    assert main([*command, f"--out={tmp_path}", "--max_tokens=2", "--beams=1"]) == 0
+    found = {name: json.loads((tmp_path / name / "scores.json").read_text()) for name in names}
+    assert {one["problems"] for one in found.values()} == {4}
+    nearest = [
+        json.loads(line)["prediction"]
+        for line in (tmp_path / "nearest_python/predictions.jsonl").read_text().splitlines()
+    ]
+    for example, code in zip(
+        retrieved(tmp_path / "data/retrieve_generate/python", "test"), nearest, strict=True
+    ):
+        assert example["source"].split("\n")[1] == code
+    best = found["nearest_python"]["scores"]
+    assert best["bleu"] == corpus_bleu(codes[14:], nearest).score > 0
+    assert best["exact_match"] == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "27.30 (220M, retrieval only)" in table
+    assert "30.52 (220M, fine-tuned)" in table

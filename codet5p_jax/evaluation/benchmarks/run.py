@@ -84,9 +84,10 @@ def run(
         for other, how, file in benchmark.also(settings):
             _predicted(other, source, asked, how, GrowingFile(folder / file))
         predictions = matched(benchmark, asked, found, str(folder / PREDICTIONS))
-        remark = benchmark.remark(settings)
+        remarks = [benchmark.remark(settings), benchmark.left_out()]
     else:
-        predictions, remark = matched(benchmark, asked, source, "--predictions"), ""
+        predictions = matched(benchmark, asked, source, "--predictions")
+        remarks = [benchmark.left_out()]
     scores = benchmark.score(asked, predictions, settings, folder)
     result = {
         "benchmark": benchmark.name,
@@ -96,7 +97,7 @@ def run(
         "scores": scores,
         "size": size,
         "published": [asdict(row) for row in benchmark.published if size in (None, row.size)],
-        "remark": remark,
+        "remark": "; ".join(filter(None, remarks)),
         "run": dict(identity),
     }
     write_text(folder / SCORES, _json(result))
