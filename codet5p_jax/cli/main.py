@@ -53,7 +53,7 @@ HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 WRITES = ("generate", "complete", "summarize", "chat", "embed")
 COMPUTING = ("train", "evaluate", "search", "retrieve", *WRITES)
 COMPILING = {*COMPUTING, "quickstart"}  # and keep it; `precompile` is there to compile
-WRITING = ("convert", "compose", "retrieve")  # what no signal may leave half-written
+WRITING = ("convert", "compose")  # folders which no signal may leave half-written
 
 # What the input may cause: RuntimeError is JAX's and the data workers', ArithmeticError includes
 # the end of a run whose losses are not finite.

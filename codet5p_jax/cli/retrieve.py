@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from codet5p_jax import signals
 from codet5p_jax.cli.arguments import positive
 from codet5p_jax.cli.errors import ConfigError
 from codet5p_jax.data.corpora.codesearchnet import SPLITS as NAMES
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             # One more: the code to write may be in the code base.
             found, cosines = search.nearest([text for text, _ in pairs], args.codes + 1, split)
             path = folder / f"{NAMES[split]}.jsonl"
-            with signals.postponed(), new_file(path) as partial, open(partial, "w") as file:
+            with new_file(path) as partial, open(partial, "w") as file:
                 names, codes = [*work.base], [*work.base.values()]
                 for (text, code), row, scores in zip(pairs, found, cosines, strict=True):
                     contexts = [

@@ -35,9 +35,10 @@ def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     theirs = json.loads(path.read_text("utf-8"))
     mine = json.loads(json.dumps(identity))
-    if theirs != mine:
-        names = sorted({*theirs, *mine})
-        differ = [name for name in names if theirs.get(name) != mine.get(name)]
+    # A setting that was not there when the run began is None.
+    names = sorted({*theirs, *mine})
+    differ = [name for name in names if theirs.get(name) != mine.get(name)]
+    if differ:
         said = "; ".join(f"{n} {theirs.get(n)!r}, asked for {mine.get(n)!r}" for n in differ)
         raise ValueError(f"{folder} holds a run with {said}; set --out to another folder")
 
