@@ -60,6 +60,7 @@ EXTRAS = {
     "sentence-transformers": ["sentence-transformers>=5,<7"],  # loads what is exported for it
     "wandb": ["wandb>=0.22,<1"],
     "metrics": METRICS,
+    "faiss": ["faiss-cpu>=1.15,<2"],  # approximate search
     "test": TEST,
     "dev": [*TEST, "ruff>=0.14,<0.18", "basedpyright>=1.32,<2"],
 }

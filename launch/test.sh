@@ -10,7 +10,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-make_environment "[test,torch,sentence-transformers,metrics,precompile]" --constraint "$PROJECT/constraints/test.txt"
+make_environment "[test,torch,sentence-transformers,metrics,faiss,precompile]" --constraint "$PROJECT/constraints/test.txt"
 cd "$PROJECT"
 # A file's tests stay in one process: what they share is made once.
 exec "$VENV/bin/python" -m pytest -m "not slow" -n 2 --dist loadfile "$@"

@@ -21,6 +21,7 @@ from codet5p_jax.data.corpora.finetuning import (
     math_programs,
     programs,
     retrieval,
+    retrieved,
     summarization,
 )
 from codet5p_jax.data.corpora.finetuning.files import SPLITS
@@ -30,6 +31,7 @@ from codet5p_jax.tasks.preprocessors import (
     tokenize_labelled,
     tokenize_lines,
     tokenize_pair,
+    tokenize_retrieved,
     tokenize_seq2seq,
 )
 
@@ -46,6 +48,10 @@ def _fingerprint(folder: str) -> list[tuple[str, int, int]]:
     return identities(sorted(file for file in path.rglob("*") if file.is_file()))
 
 
+def _fingerprint_and_separator(folder: str) -> list[Any]:
+    return [retrieved.separator(), *_fingerprint(folder)]
+
+
 def _add(
     name: str,
     folder: str,
@@ -56,6 +62,7 @@ def _add(
     tokenize: Callable[..., Any],
     splits: Sequence[str] = SPLITS,
     prefixes: bool = False,
+    fingerprint: Callable[[str], Any] = _fingerprint,
 ) -> None:
     """Registers one task over `<finetune_dir>/<folder>`.
 
@@ -67,12 +74,13 @@ def _add(
       tokenize: makes the features of the objective of them.
       splits: that the reader has.
       prefixes: whether the vocabulary is that of stage 2, with [ENC], [TDEC] and [CDEC].
+      fingerprint: of the folder and of settings, to tell whether examples have changed.
     """
     vocabulary = settings.STAGE2_VOCABULARY if prefixes else settings.STAGE1_VOCABULARY
     read = partial(_read, reader=reader, folder=folder)
     add_task(
         name,
-        source=examples_source(read, splits, features, partial(_fingerprint, folder)),
+        source=examples_source(read, splits, features, partial(fingerprint, folder)),
         objective=objective,
         vocabulary=vocabulary,
         preprocessors=[partial(tokenize, vocabulary=vocabulary)],
@@ -81,6 +89,10 @@ def _add(
 
 def _summaries(folder: Path, split: str, *, language: str, setting: str) -> Iterator[Any]:
     return summarization.summaries(folder, language, split, setting=setting)
+
+
+def _programs(folder: Path, split: str, *, language: str, setting: str) -> Iterator[Any]:
+    return summarization.programs(folder, language, split, setting=setting)
 
 
 def _human_eval(folder: Path, split: str, *, setting: str) -> Iterator[dict[str, str]]:
@@ -123,6 +135,17 @@ _pairs("retrieve_cosqa_all", "cosqa", partial(retrieval.cosqa, only_matching=Fal
 
 _lines("complete_py150", "line_completion/py150")
 _lines("complete_java", "line_completion/javaCorpus")
+
+for _language in retrieved.LANGUAGES:
+    _seq2seq(f"generate_{_language}", "summarization", partial(_programs, language=_language))
+    for _codes in retrieved.CODES:
+        _seq2seq(
+            retrieved.name(_language, _codes),
+            f"retrieve_generate/{_language}",
+            partial(retrieved.retrieved, codes=_codes),
+            tokenize=tokenize_retrieved,
+            fingerprint=_fingerprint_and_separator,
+        )
 
 _seq2seq("mathqa_python", "mathqa_python", math_programs.mathqa)
 _seq2seq("gsm8k_python", "gsm8k", math_programs.gsm8k)

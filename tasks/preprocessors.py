@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from codet5p_jax.data.corpora.finetuning.completion import LINE_END
+from codet5p_jax.data.corpora.finetuning.retrieved import encode_source, separator
 from codet5p_jax.data.vocab import CodeVocabulary
 
 # AutoGraph has nothing to convert here, and warns where it finds no source.
@@ -70,6 +71,25 @@ def tokenize_seq2seq(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) ->
             name: tf.concat([[bos], vocabulary.encode_tf(example[text]), [eos]], axis=0)
             for name, text in (("inputs", "source"), ("targets", "target"))
         }
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def tokenize_retrieved(dataset: tf.data.Dataset, *, vocabulary: CodeVocabulary) -> tf.data.Dataset:
+    """As `tokenize_seq2seq`, with [SEP] between the lines of `source`: the text, and code."""
+    tokenizer, bos, eos = vocabulary.tokenizer, vocabulary.bos_id, vocabulary.eos_id
+    between = separator()
+
+    def encode(source: bytes) -> np.ndarray:
+        return np.asarray(encode_source(source.decode(), tokenizer.encode, eos, between), np.int32)
+
+    @_plain
+    def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        inputs = tf.numpy_function(encode, [example["source"]], tf.int32)
+        inputs.set_shape([None])
+        targets = vocabulary.encode_tf(example["target"])
+        ids = {"inputs": inputs, "targets": targets}
+        return {name: tf.concat([[bos], row, [eos]], axis=0) for name, row in ids.items()}
 
     return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
 

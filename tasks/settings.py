@@ -6,6 +6,7 @@ Nothing is looked up before a dataset is read, so tasks can be registered withou
 import os
 from pathlib import Path
 
+from codet5p_jax.data.corpora.finetuning.retrieved import SEPARATOR_VARIABLE
 from codet5p_jax.data.corpora.github_code import read_repo_list
 from codet5p_jax.data.corpora.instructions import Templates
 from codet5p_jax.data.corpora.malformed import SHARE_VARIABLE, check_share, share_of
@@ -21,6 +22,7 @@ _VARIABLES = {
     "instruct_templates": "CODET5P_INSTRUCT_TEMPLATES",
     "instruct_held_out": "CODET5P_INSTRUCT_HELD_OUT",
     "max_malformed_share": SHARE_VARIABLE,
+    "code_separator": SEPARATOR_VARIABLE,
 }
 
 
@@ -35,6 +37,7 @@ def configure(
     instruct_templates: str | os.PathLike[str] | None = None,
     instruct_held_out: float | None = None,
     max_malformed_share: float | None = None,
+    code_separator: str | None = None,
 ) -> None:
     """Says where things are; None leaves a setting as it is.
 
@@ -59,6 +62,8 @@ def configure(
         validation split where no file is; from 0 to 1, by default 0.01.
       max_malformed_share: CODET5P_MAX_MALFORMED_SHARE, optional: share of malformed records
         above which a reader stops that was given no `Malformed` of its own; from 0 to 1.
+      code_separator: CODET5P_CODE_SEPARATOR, optional: what [SEP] is between a text and code found
+        for it; by default `</s>`, else a text.
 
     Raises:
       ValueError: a share is not between 0 and 1.
@@ -79,6 +84,8 @@ def configure(
     for name, share in shares.items():
         if share is not None:
             os.environ[_VARIABLES[name]] = repr(check_share(share, name))
+    if code_separator is not None:
+        os.environ[SEPARATOR_VARIABLE] = code_separator
 
 
 def tokenizer() -> str:

@@ -60,7 +60,7 @@ def test_metadata(wheel: zipfile.ZipFile, metadata: Message):
     assert metadata["Requires-Python"] == ">=3.11"
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
     extras = {"tpu", "precompile", "cuda", "torch", "sentence-transformers", "wandb", "metrics"}
-    assert set(metadata.get_all("Provides-Extra")) == extras | {"test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == extras | {"faiss", "test", "dev"}
 
 
 def test_dependencies_come_from_pypi_within_bounds(metadata: Message):
@@ -83,7 +83,8 @@ def test_tested_versions_lie_within_the_bounds(metadata: Message):
     for text in metadata.get_all("Requires-Dist"):
         requirement = Requirement(text)
         name = requirement.name.lower().replace("_", "-")
-        tested = requirement.marker is None or re.search('extra == "(test|torch|metrics)"', text)
+        extras = 'extra == "(test|torch|metrics|faiss)"'
+        tested = requirement.marker is None or re.search(extras, text)
         if tested and name != "setuptools":  # pip freeze leaves it out
             assert pins[name] in requirement.specifier, f"{text}: tested with {pins[name]}"
 

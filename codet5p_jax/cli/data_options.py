@@ -19,15 +19,20 @@ _SETTINGS = {  # parameters of `tasks.settings.configure`
     "instruct_held_out": "share of instructions for validation if no file is (default: 0.01)",
     "max_malformed_share": "share of malformed records above which reading stops (default: 0.01, "
     "and 0 of what is in finetune_dir)",
+    "code_separator": "what [SEP] is between a text and code found for it (default: </s>)",
 }
-_SHARES = ("instruct_held_out", "max_malformed_share")
+_FORMS = {  # of what is no path
+    "instruct_held_out": (share, "SHARE"),
+    "max_malformed_share": (share, "SHARE"),
+    "code_separator": (str, "TEXT"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     group = parser.add_argument_group("data")
     for name, text in _SETTINGS.items():
-        kind, metavar = (share, "SHARE") if name in _SHARES else (str, "PATH")
+        kind, metavar = _FORMS.get(name, (str, "PATH"))
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     group.add_argument(
         "--module",

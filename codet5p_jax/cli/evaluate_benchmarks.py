@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codet5p_jax.cli.arguments import natural, positive, seed
 from codet5p_jax.cli.errors import ConfigError
+from codet5p_jax.data.corpora.finetuning.retrieved import SEPARATOR_VARIABLE
 
 if TYPE_CHECKING:
     from codet5p_jax.evaluation.benchmarks.base import (
@@ -64,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "many agree on how many tests (CodeT; its own: 100)",
     )
     add(
+        "--code_separator",
+        metavar="TEXT",
+        default=os.environ.get(SEPARATOR_VARIABLE) or None,
+        help="what [SEP] is between a text and code found for it (default: </s>)",
+    )
+    add(
         "--allow_weaker_sandbox",
         action="store_true",
         help="run programs even where layers of the sandbox are missing (docs/sandbox.md)",
@@ -78,8 +85,9 @@ def run(args: argparse.Namespace) -> None:
     from codet5p_jax.evaluation.benchmarks.run import run as run_one
 
     if args.benchmark == "list":
+        width = max(map(len, registry.BENCHMARKS)) + 2
         for benchmark in registry.BENCHMARKS.values():
-            print(f"{benchmark.name:22}{benchmark.about}")
+            print(f"{benchmark.name:{width}}{benchmark.about}")
         return
     with ExitStack() as stack:
         with _configuration():

@@ -33,6 +33,7 @@ COMMANDS = {
     "chat": "talk with a model tuned on instructions",
     "embed": "vectors of texts or code",
     "search": "find functions by meaning with a trained model",
+    "retrieve": "find code for the texts of a data set, to be read in fine-tuning",
     "report": "curves and goodput of several runs, and how they differ, on one page",
 }
 EXIT_CODES = (
@@ -50,7 +51,7 @@ QUIET = {
 # page faults (4 + 4 layers of width 256: 0.75 of 3.9 s CPU, 0.1 with them). Read at start only.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 WRITES = ("generate", "complete", "summarize", "chat", "embed")
-COMPUTING = ("train", "evaluate", "search", *WRITES)
+COMPUTING = ("train", "evaluate", "search", "retrieve", *WRITES)
 COMPILING = {*COMPUTING, "quickstart"}  # and keep it; `precompile` is there to compile
 WRITING = ("convert", "compose")  # folders which no signal may leave half-written
 

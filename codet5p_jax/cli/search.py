@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codet5p_jax.cli.arguments import positive
+from codet5p_jax.cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from codet5p_jax.data.tokenizer import Tokenizer
@@ -33,12 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank", action="store_true", help="let the matching head order the first 32"
     )
+    parser.add_argument(
+        "--faiss",
+        nargs="?",
+        const="Flat",
+        metavar="KIND",
+        help="compare embeddings with FAISS, in an index of a kind that faiss.index_factory knows: "
+        "Flat is exact, HNSW32 is approximate and kept beside the search index (default: none; "
+        "without KIND: Flat)",
+    )
+    parser.add_argument(
+        "--faiss_search",
+        default="",
+        metavar="NAME=VALUE,…",
+        help="parameters of its search: efSearch=64 of HNSW32, nprobe=16 of IVF1024,Flat",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the answers; returns the exit code."""
-    from codet5p_jax.evaluation import search
+    from codet5p_jax.evaluation import faiss_index, search
 
+    if args.faiss is not None:
+        if args.mode != "embedding":
+            raise ConfigError(f"--faiss needs --mode=embedding, found --mode={args.mode}")
+        faiss_index.check_installed()
     if not args.model_dir.is_dir():
         raise FileNotFoundError(
             f"no model directory at {args.model_dir}; pass --model_dir, or make one with "
@@ -52,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         args.rerank = False
+    nearest = None
+    if args.faiss is not None:
+        nearest = faiss_index.open_index(
+            index.embeddings, args.faiss, args.faiss_search, folder=args.model_dir
+        )
     encoder, tokenizer = None, None
     if args.mode != "bm25" or args.rerank:
         encoder, tokenizer = _load_model(args.model_dir, index, args.rerank)
@@ -63,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         rerank=args.rerank,
         encoder=encoder,
         tokenize=None if tokenizer is None else tokenizer.encode,
+        nearest=nearest,
     )
     if not hits:
         print(

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from codet5p_jax.evaluation import bm25, retrieval
 from codet5p_jax.evaluation.encoder import PairEncoder
+from codet5p_jax.evaluation.faiss_index import Nearest
 from codet5p_jax.files import new_file
 from codet5p_jax.objectives.text_code_pairs import TextCodePairs
 
@@ -78,6 +79,7 @@ def search(
     rerank: bool = False,
     encoder: PairEncoder | None = None,
     tokenize: Tokenize | None = None,
+    nearest: Nearest | None = None,
 ) -> list[Hit]:
     """The k best functions for a query, best first; with "bm25" only those that share a word.
 
@@ -89,9 +91,13 @@ def search(
       rerank: let the matching head order the first 32 of that mode: its log-odds, weighted, are
         added to the cosines. An index whose `rerank_weight` is 0 keeps the order of the mode.
       encoder, tokenize: the model; needed unless the mode is "bm25" without reranking.
+      nearest: of `faiss_index.open_index`, instead of a product with every embedding; for
+        "embedding", as the other modes need all scores.
     """
     if not query.strip():
         raise ValueError("the query is empty; say in words what the function should do")
+    if nearest is not None and mode != "embedding":
+        raise ValueError(f"FAISS compares embeddings: expected mode 'embedding', found {mode!r}")
     lexical = index.words.scores(query)[None]
     # Without a word in common BM25 knows nothing of a function, and its place would be chance.
     sharing = np.where(lexical > 0, lexical, -np.inf)
@@ -103,9 +109,15 @@ def search(
             f"mode {mode!r} with rerank={rerank} needs the model; mode 'bm25' does not"
         )
     text = tokenize(query)
-    cosines = encoder.embed_texts([text]) @ index.embeddings.T
-    fused = retrieval.fuse(cosines, lexical, index.fusion_weight)
-    scores = {"embedding": cosines, "bm25": sharing, "fused": fused}[mode]
+    query_1E = encoder.embed_texts([text])
+    if nearest is None:
+        cosines = query_1E @ index.embeddings.T
+    else:
+        cosines = _only_nearest(query_1E, nearest, max(k, RERANKED), len(index.documents))
+    if mode == "fused":
+        scores = retrieval.fuse(cosines, lexical, index.fusion_weight)
+    else:
+        scores = sharing if mode == "bm25" else cosines
     if rerank:
         best = retrieval.top(scores, RERANKED)
         best = best[:, np.isfinite(scores[0, best[0]])]
@@ -121,6 +133,17 @@ def search(
         scores = np.full_like(everything, -np.inf)
         scores[0, best] = everything[0, best]
     return _hits(index, scores, k)
+
+
+def _only_nearest(
+    query_1E: Float32[np.ndarray, "1 E"], nearest: Nearest, k: int, documents: int
+) -> Float32[np.ndarray, "1 documents"]:
+    """Cosines of the k nearest, and -inf of all others."""
+    found, columns = nearest(query_1E, min(k, documents))
+    there = columns[0] >= 0
+    cosines = np.full((1, documents), -np.inf, np.float32)
+    cosines[0, columns[0, there]] = found[0, there]
+    return cosines
 
 
 def _hits(index: SearchIndex, scores: retrieval.Scores, k: int) -> list[Hit]:

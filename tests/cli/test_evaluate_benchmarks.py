@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from codet5p_jax.cli.main import main
+from codet5p_jax.data.corpora.finetuning import retrieved
 from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.evaluation import humaneval_x
 from codet5p_jax.evaluation.benchmarks.programs import ProgramBenchmark
 from codet5p_jax.evaluation.benchmarks.registry import BENCHMARKS
+from codet5p_jax.evaluation.metrics import code_bleu
 from codet5p_jax.evaluation.sandbox import system_calls
 from codet5p_jax.evaluation.sandbox.pool import LayerMissing, Sandbox
 from codet5p_jax.models.codet5p import CodeT5p
@@ -86,6 +88,17 @@ def published_files():
     ]
     for language in ("ruby", "javascript", "go", "python", "java", "php"):
         files[f"summarization/{language}/test.jsonl"] = jsonl(*tokens)
+        if language in retrieved.LANGUAGES:
+            files[f"summarization/{language}/train.jsonl"] = jsonl(*tokens)
+            files[f"retrieve_generate/{language}/test.jsonl"] = jsonl(
+                *(
+                    {
+                        **{"question": text, "answers": code},
+                        "ctxs": [{"text": t} for t in (*JAVA, *CS, *("abcdefgh"))],
+                    }
+                    for code, text in zip(JAVA, TEXTS, strict=True)
+                )
+            )
         files[f"csn_retrieval/{language}/test.jsonl"] = jsonl(*tokens[:2])
         files[f"csn_retrieval/{language}/codebase.jsonl"] = jsonl(*tokens)
     files["advtest/test.jsonl"] = jsonl(*tokens)
@@ -264,6 +277,8 @@ def test_from_records_to_a_table(name, runs, evaluate, request):
     found = scores(out, name)
     assert found["problems"] == found["of"] == found["predictions"] > 0
     wanted = {metric.name for metric in BENCHMARKS[name].metrics}
+    if "code_bleu" in wanted and code_bleu.missing(BENCHMARKS[name].language):
+        wanted -= {"code_bleu"}
     programs = group_of(name) == "programs"  # one sample: no pass@10
     assert found["scores"].keys() == ({"pass@1"} if programs else wanted)
     assert np.isfinite(list(found["scores"].values())).all()
@@ -314,6 +329,44 @@ def test_reranked_by_the_matching_head(evaluate, checkpoints):
         assert sorted(before["answers"][:2]) == sorted(after["answers"][:2])
         assert before["answers"][2] == after["answers"][2]
     assert any(one["answers"] != other["answers"] for one, other in zip(*rankings, strict=True))
+
+
+def test_the_nearest_function_is_the_prediction(evaluate, checkpoints):
+    """But for the one to write, which is in the code base here."""
+    out = evaluate("--benchmark=nearest_java", f"--checkpoint={checkpoints[False]}", *GREEDY)
+    found = jsonl_rows((out / "nearest_java" / "predictions.jsonl").read_text())
+    assert [row["id"] for row in found] == ["0", "1", "2"]
+    for row, own in zip(found, JAVA, strict=True):
+        assert row["prediction"] in {*JAVA} - {own}
+    assert scores(out, "nearest_java")["scores"]["exact_match"] == 0
+
+
+def test_codebleu_where_it_is_not_installed(evaluate, tmp_path, monkeypatch):
+    """The table says what is missing; all else is there."""
+    monkeypatch.setattr(code_bleu, "missing", lambda language: True)
+    (tmp_path / "found").write_text("".join(f"{code}\n" for code in JAVA))
+    out = evaluate("--benchmark=concode", f"--predictions={tmp_path / 'found'}")
+    assert scores(out, "concode")["scores"] == {"bleu": 100, "exact_match": 100}
+    for table in ("table.md", "table.html"):
+        assert "CodeBLEU needs `pip install codet5p_jax[metrics]`" in ((out / table).read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "language"),
+    [("concode", JAVA, "java"), ("translate_java_cs", CS, "c_sharp"), ("generate_java", JAVA, 0)],
+)
+def test_codebleu_is_that_of_the_language(name, lines, language, evaluate, tmp_path, monkeypatch):
+    if code_bleu.missing(language or "java"):
+        pytest.skip("needs codebleu")
+    changed = [line.replace("x", "y") for line in (*lines[:2], "int g() {}")]
+    (tmp_path / "found").write_text("".join(f"{line}\n" for line in changed))
+    out = evaluate(f"--benchmark={name}", f"--predictions={tmp_path / 'found'}")
+    found = scores(out, name)["scores"]["code_bleu"]
+    assert found == code_bleu.codebleu(lines, changed, language or "java").score
+    assert 0.3 < found < 1
+    (row,) = (line for line in (out / "table.md").read_text().splitlines() if "code_bleu" in line)
+    assert f"| {100 * found:.2f} |" in row
+    assert ("20.54 (220M, generation only)" in row) == (name == "generate_java")
 
 
 def test_goes_on_where_it_stopped(evaluate, checkpoints):
@@ -484,7 +537,10 @@ def test_mistakes_are_found_before_any_work(evaluate, checkpoints, tmp_path):
 
 def test_a_folder_holds_one_run(evaluate, checkpoints, data, tmp_path):
     options = ("--benchmark=summarize_go", f"--checkpoint={checkpoints[False]}")
-    evaluate(*options, *GREEDY)
+    file = evaluate(*options, *GREEDY) / "summarize_go/run.json"
+    run = json.loads(file.read_text())
+    assert run.pop("code_separator") is None
+    file.write_text(json.dumps(run))  # of before there was that setting
     said = evaluate(*options, *GREEDY, "--max_tokens=3", fails=3)
     assert "holds a run with max_tokens 4, asked for 3; set --out to another folder" in said
     evaluate(*options, *GREEDY, "--batch_size=3", "--split=test")  # of no consequence

@@ -32,6 +32,7 @@ RUNS = {  # file -> what is smaller in it
         **{"TEXT_LENGTH": 8, "CODE_LENGTH": 16, "EMBED_DIM": 8},
         "text_code_pairs.TextCodePairs.queue_size": 8,
     },
+    "retrieve_generate": {**DECODER, "TASK_FEATURE_LENGTHS": LENGTHS},
     "translate": {**DECODER, "TASK_FEATURE_LENGTHS": LENGTHS},
 }
 
@@ -55,6 +56,12 @@ def data(tmp_path_factory):
         write(f"clone_bigclonebench/{split}.txt", pairs)
         for end in ("java", "cs"):
             write(f"code_translation/{split}.java-cs.txt.{end}", "\n".join(FUNCTIONS) + "\n")
+    found = [
+        {"question": f"add {i}", "answers": f, "ctxs": [{"text": g} for g in FUNCTIONS[:2]]}
+        for i, f in enumerate(FUNCTIONS)
+    ]
+    for split in ("train", "valid", "test"):
+        write(f"retrieve_generate/python/{split}.jsonl", lines(*found))
     for split in ("train", "dev"):
         files = "".join(f"<s> x = {i} <EOL> </s>\n" for i in range(NUMBER))
         write(f"line_completion/py150/{split}.txt", files)

@@ -183,6 +183,12 @@ FINETUNING: dict[str, dict[str, Any]] = {
         "phases": (("gsm8k_python", 5_495, 32),),  # 30 × 5,861 / 32
         **seq2seq(246, 138),
     },
+    "retrieve_generate": {
+        **CODET5P,
+        **best_of("seq2seq/loss"),
+        "phases": (("retrieve_generate_python", 78_694, 32),),  # 10 × 251,820 / 32
+        **seq2seq(600, 320),
+    },
     "mbpp": {  # neither trains on it
         **CODET5P,
         **best_of("seq2seq/loss"),

@@ -82,6 +82,27 @@ def test_answers_with_the_model(loaded, model_dir, capsys, options):
     assert "dates:6  add" in out
 
 
+def test_answers_with_faiss(loaded, model_dir, capsys):
+    pytest.importorskip("faiss")
+    ask = ["search", "--model_dir", str(model_dir), "parse a date", "--mode", "embedding"]
+    assert main(ask) == 0
+    wanted = capsys.readouterr().out
+    for options in (["--faiss"], ["--faiss=HNSW32", "--faiss_search=efSearch=64"]):
+        assert main([*ask, *options]) == 0
+        assert capsys.readouterr().out == wanted
+    for path in model_dir.glob("*.faiss"):
+        path.unlink()
+
+
+def test_faiss_has_to_be_there_and_compares_embeddings(model_dir, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    ask = ["search", "--model_dir", str(model_dir), "parse a date", "--faiss"]
+    assert main(ask) == 3
+    assert "--faiss needs --mode=embedding, found --mode=fused" in capsys.readouterr().err
+    assert main([*ask, "--mode=embedding"]) == 1
+    assert "--faiss needs `pip install codet5p_jax[faiss]`" in capsys.readouterr().err
+
+
 def test_bm25_without_a_checkpoint(model_dir, capsys):
     options = ["--model_dir", str(model_dir), "--mode", "bm25", "--k", "1"]
     assert main(["search", "turn text into a date", *options]) == 0

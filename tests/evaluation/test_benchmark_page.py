@@ -49,6 +49,9 @@ DECODED = {  # first cell -> benchmarks
     "`concode`": ["concode"],
     "`refine_small`, `refine_medium`": ["refine_small", "refine_medium"],
     "`translate_*`": ["translate_java_cs", "translate_cs_java"],
+    "`generate_*`, `retrieve_generate_*`": [
+        name for name in BENCHMARKS if name.removeprefix("retrieve_").startswith("generate_")
+    ],
 }
 
 

@@ -85,12 +85,23 @@ def test_a_line_is_asked_for_as_lines_are_trained_on(tokenizer):
     problem = {"prefix": "import os <EOL> x = os ."}
     encode, special = tokenizer.encode, tokenizer.special
     wanted = [*encode("import os"), special.eos, *encode("x = os .")]
-    prompt = lines.prompt(model(tokenizer), problem)
+    prompt = lines.prompt(model(tokenizer), problem, Settings())
     assert [list(part) for part in prompt] == [[special.unk], wanted]
-    short = replace(lines, prefix_length=3).prompt(model(tokenizer), problem)
+    short = replace(lines, prefix_length=3).prompt(model(tokenizer), problem, Settings())
     assert list(short.prefix) == wanted[-3:]
     assert lines.finish(" foo ( )  { return") == "foo ( )"
     assert registry.BENCHMARKS["complete_py150"].finish("a { b") == "a { b"
+
+
+@pytest.mark.parametrize("separator", [None, "_CODE_SEP_"])
+def test_code_that_was_found_is_read_as_it_is_trained_on(separator, tokenizer):
+    problem = {"source": "adds one\nx = 1\nx = 2"}
+    asked, encode, special = model(tokenizer), tokenizer.encode, tokenizer.special
+    between = [special.eos] if separator is None else encode(" _CODE_SEP_ ")
+    wanted = [*encode("adds one"), *between, *encode("x = 1"), *between, *encode("x = 2")]
+    settings = Settings(code_separator=separator)
+    prompt = registry.BENCHMARKS["retrieve_generate_java_5"].prompt(asked, problem, settings)
+    assert [list(part) for part in prompt] == [[special.bos, *wanted, special.eos], []]
 
 
 def test_humaneval_reads_tabs_and_ends_where_the_released_script_does(tokenizer):
@@ -154,7 +165,10 @@ def test_figures_are_of_metrics_that_are_scored():
         names = {metric.name for metric in benchmark.metrics}
         for row in benchmark.published:
             assert row.figures.keys() <= names, benchmark.name
-            assert all(1 < figure < 100 for figure in row.figures.values())
+            found = dict(row.figures)
+            if row.how in ("retrieval only", "generation only"):
+                assert found.pop("exact_match") == 0
+            assert all(1 < figure < 100 for figure in found.values())
         assert bool(benchmark.published) == bool(benchmark.published_source)
         assert bool(benchmark.published) == ("not a benchmark of the paper" not in benchmark.note)
 

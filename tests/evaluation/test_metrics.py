@@ -302,6 +302,12 @@ def test_codebleu_as_the_scripts_have_it(needs_codebleu):
     assert code_bleu.codebleu(["a = b // c"], ["a = b // d(e)"], "python").syntax == 1
 
 
+def test_codebleu_has_the_keywords_of_the_script(needs_codebleu):
+    assert {"def", "lambda", "None"} < code_bleu._keywords("python")
+    assert not {"match", "type", "async"} & code_bleu._keywords("python")
+    assert "synchronized" in code_bleu._keywords("java")
+
+
 def test_codebleu_is_the_same_in_every_process(needs_codebleu):
     other = FLOW.replace("allowed", "wanted")
     script = (

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from codet5p_jax.evaluation import bm25, search
+from codet5p_jax.evaluation import bm25, faiss_index, search
 from codet5p_jax.evaluation.encoder import PairEncoder
 from codet5p_jax.evaluation.search import Document, SearchIndex
 
@@ -111,6 +111,38 @@ def test_fused_with_all_weight_on_one_side_is_that_side(index, encoder, tokenize
         one_sided = dataclasses.replace(index, fusion_weight=weight)
         side = names(index, mode)
         assert names(one_sided, "fused")[: len(side)] == side
+
+
+@pytest.mark.parametrize("k", [1, 2, 10])
+@pytest.mark.parametrize("rerank", [False, True])
+@pytest.mark.parametrize("kind", ["Flat", "HNSW32"])
+def test_faiss_ranks_as_the_product_does(index, encoder, tokenize, kind, rerank, k, tmp_path):
+    """HNSW as well, where all functions are neighbours of each other."""
+    pytest.importorskip("faiss")
+    ask = {"mode": "embedding", "k": k, "rerank": rerank}
+    ask |= {"encoder": encoder, "tokenize": tokenize}
+    wanted = search.search(index, "open a file", **ask)
+    nearest = faiss_index.open_index(index.embeddings, kind, folder=tmp_path)
+    found = search.search(index, "open a file", nearest=nearest, **ask)
+    assert [hit.document for hit in found] == [hit.document for hit in wanted]
+    scores = [hit.score for hit in wanted]
+    np.testing.assert_allclose([hit.score for hit in found], scores, rtol=1e-5, atol=1e-6)
+
+
+def test_faiss_is_for_embeddings(index, encoder, tokenize):
+    ask = {"encoder": encoder, "tokenize": tokenize, "nearest": lambda vectors, k: None}
+    with pytest.raises(ValueError, match="expected mode 'embedding', found 'fused'"):
+        search.search(index, "open a file", **ask)
+
+
+def test_an_approximate_index_that_finds_fewer(index, encoder, tokenize):
+    def nearest(vectors, k):
+        del vectors
+        return np.array([[0.5] + [-9.0] * (k - 1)], np.float32), np.array([[2] + [-1] * (k - 1)])
+
+    ask = {"mode": "embedding", "encoder": encoder, "tokenize": tokenize, "nearest": nearest}
+    (hit,) = search.search(index, "open a file", **ask)
+    assert (hit.score, hit.document.name) == (0.5, "add")
 
 
 def test_mistakes_are_explained(index, tmp_path):

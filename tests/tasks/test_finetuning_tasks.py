@@ -29,6 +29,12 @@ HUMAN_EVAL = {
     "canonical_solution": "    pass\n",
 }
 GSM8K = {"question": "How many?", "answer": "<<2+2=4>>4\n#### 4"}
+CONTEXT = {"id": "train.jsonl_0", "title": None, "score": "1.0", "has_answer": False}
+RETRIEVED = {
+    "question": "Do it",
+    "answers": "f ( )",
+    "ctxs": [{**CONTEXT, "text": text} for text in ("g ( ) _NL_ Go", "f  ( )", *"abcdefghi")],
+}
 FILES = {  # a task of each form: folder below finetune_dir -> files, all of which hold one example
     "summarize_go": ("summarization", {"go/{}.jsonl": FUNCTION}),
     "retrieve_go": ("csn_retrieval/go", {"{}.jsonl": FUNCTION}),
@@ -37,6 +43,10 @@ FILES = {  # a task of each form: folder below finetune_dir -> files, all of whi
     "retrieve_cosqa_all": ("cosqa", {"cosqa-retrieval-train-19604.json": [COSQA]}),
     "complete_py150": ("line_completion/py150", {"{}.txt": "<s> x <EOL> f ( ) <EOL> </s>\n"}),
     "complete_java": ("line_completion/javaCorpus", {"{}.txt": "<s> x ; f ( ) ; </s>\n"}),
+    "generate_java": ("summarization", {"java/{}.jsonl": FUNCTION}),
+    "retrieve_generate_java": ("retrieve_generate/java", {"{}.jsonl": RETRIEVED}),
+    "retrieve_generate_java_5": ("retrieve_generate/java", {"{}.jsonl": RETRIEVED}),
+    "retrieve_generate_java_10": ("retrieve_generate/java", {"{}.jsonl": RETRIEVED}),
     "mathqa_python": (
         "mathqa_python",
         {"{}.jsonl": {"text": "# how many ?", "code": "answer = 1", "answer": 1.0}},
@@ -63,6 +73,15 @@ FILES = {  # a task of each form: folder below finetune_dir -> files, all of whi
 }  # fmt: skip
 LEFT = {  # what the examples say, decoded
     "summarize_go": {"inputs": "<s>f ( )</s>", "targets": "<s>Do it</s>"},
+    "generate_java": {"inputs": "<s>Do it</s>", "targets": "<s>f ( )</s>"},
+    "retrieve_generate_java": {  # code only, and not that which is to be written
+        "inputs": "<s>Do it</s>g ( )</s>",
+        "targets": "<s>f ( )</s>",
+    },
+    "retrieve_generate_java_5": {
+        "inputs": "<s>Do it</s>g ( )</s>a</s>b</s>c</s>d</s>",
+        "targets": "<s>f ( )</s>",
+    },
     "retrieve_cosqa": {"text": "do it", "code": "f ( )"},
     "complete_py150": {"tokens": "x</s>f ( )"},
     "complete_java": {"tokens": "x ; f ( ) ;"},
@@ -104,11 +123,12 @@ def configured(folder):
 
 
 def test_every_task_is_tried():
-    names = ("summarize", "retrieve", "complete", "refine", "translate")
+    names = ("summarize", "retrieve", "generate", "complete", "refine", "translate")
     others = ("mathqa_python", "gsm8k_python", "mbpp", "human_eval", "concode", "defect", "clone")
     registered = {n for n in seqio.TaskRegistry.names() if n.startswith(names) or n in others}
     languages = ("ruby", "javascript", "python", "java", "php")
     alike = {f"{task}_{lang}" for task in ("summarize", "retrieve") for lang in languages}
+    alike |= {name.replace("java", "python") for name in FILES if "generate" in name}
     assert registered == FILES.keys() | alike
 
 
@@ -130,6 +150,16 @@ def test_files_become_rows(name, folder):
     assert {key: value.shape for key, value in row.items()} == {
         key: value.shape for key, value in objective.spec.items()
     }
+
+
+def test_another_separator(folder):
+    before = finetuning._fingerprint_and_separator("retrieve_generate/java")
+    settings.configure(code_separator="_CODE_SEP_")
+    (example,) = cached_examples(seqio.TaskRegistry.get("retrieve_generate_java"), "train")
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    said = tokenizer.decode(example["inputs"], skip_special=False)
+    assert said == "<s>Do it _CODE_SEP_ g ( )</s>"
+    assert finetuning._fingerprint_and_separator("retrieve_generate/java") != before
 
 
 @pytest.mark.parametrize("name", ["defect", "clone"])

@@ -52,6 +52,7 @@ class Settings:
       max_tokens: written at most.
       rerank: candidates of a query that the matching head reads; 0: none.
       code_t: texts with tests that are written for each problem, to rank programs by; 0: none.
+      code_separator: what [SEP] is between a text and code found for it.
       allow_weaker_sandbox: run programs where layers of the sandbox are missing.
     """
 
@@ -64,6 +65,7 @@ class Settings:
     max_tokens: int | None = None
     rerank: int = 0
     code_t: int = 0
+    code_separator: str | None = None
     allow_weaker_sandbox: bool = False
 
 
@@ -190,6 +192,10 @@ class Benchmark(abc.ABC):
         """What differs from the paper in a run of a model."""
         del settings
         return self.note
+
+    def left_out(self) -> str:
+        """Figures that `score` will not find, and what they need."""
+        return ""
 
     def also(self, settings: Settings) -> "list[tuple[Benchmark, Settings, str]]":
         """What is asked besides, how, and in which file the answers are when scores are made."""

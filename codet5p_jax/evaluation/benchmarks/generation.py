@@ -60,7 +60,12 @@ def framed(model: Model, text: str, length: int) -> Prompt:
     """`<s> text </s>` to the encoder, as the tokenizers of CodeT5 frame inputs; where the network
     has `prompt_to_decoder`, the bare text to both, as for CodeT5+ 2B and more. What is too long
     loses its end."""
-    ids = np.array(model.tokenizer.encode(text), np.int32)
+    return framed_ids(model, model.tokenizer.encode(text), length)
+
+
+def framed_ids(model: Model, tokens: Sequence[int], length: int) -> Prompt:
+    """The same of ids."""
+    ids = np.array(tokens, np.int32)
     if model.network.config.prompt_to_decoder:
         return Prompt(ids[:length], ids[:length])
     return Prompt(wrap(ids, length, model.tokenizer.special), ids[:0])

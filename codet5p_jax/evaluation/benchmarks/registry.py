@@ -13,10 +13,18 @@ from codet5p_jax.data.corpora.finetuning import (
     math_programs,
     programs,
     retrieval,
+    retrieved,
     summarization,
 )
 from codet5p_jax.evaluation import humaneval_x
-from codet5p_jax.evaluation.benchmarks import agreement, labels, published, search, text
+from codet5p_jax.evaluation.benchmarks import (
+    agreement,
+    augmented,
+    labels,
+    published,
+    search,
+    text,
+)
 from codet5p_jax.evaluation.benchmarks.base import Benchmark, Metric
 from codet5p_jax.evaluation.benchmarks.generation import Decoding
 from codet5p_jax.evaluation.benchmarks.programs import (
@@ -36,7 +44,8 @@ from codet5p_jax.evaluation.programs import (
 
 Records = Iterator[dict[str, Any]]
 
-_BLEU_AND_MATCH = (Metric("bleu"), Metric("exact_match"))
+_OF_CODE = (Metric("bleu"), Metric("exact_match"), Metric("code_bleu", percent=True))
+_FUNCTION = Decoding(max_tokens=320, beams=5)
 _NOT_IN_PAPER = "not a benchmark of the paper"
 _ARITHMETIC = ("scipy", "numpy")  # what programs for mathematics import
 _ANSWERS = (
@@ -47,6 +56,10 @@ _ANSWERS = (
 
 def _summaries(folder: Path, split: str, *, language: str, setting: str) -> Records:
     return summarization.summaries(folder, language, split, setting=setting)
+
+
+def _programs(folder: Path, split: str, *, language: str, setting: str) -> Records:
+    return summarization.programs(folder, language, split, setting=setting)
 
 
 def _questions(folder: Path, split: str, *, setting: str) -> Records:
@@ -121,7 +134,7 @@ def _rewriting(name: str, about: str, folder: str, files: str, **more: Any) -> B
         about=about,
         folder=folder,
         files=files,
-        metrics=_BLEU_AND_MATCH,
+        metrics=_OF_CODE,
         figures=text.code_figures,
         note=_NOT_IN_PAPER,
         **more,
@@ -135,6 +148,7 @@ def _refinement(size: str, inputs: int, targets: int) -> Benchmark:
         f"code_refinement/{size}",
         f"`code_refinement/{size}/test.buggy-fixed.{{buggy,fixed}}`",
         read=aligned.refinement,
+        language="java",
         metric_source="CodeXGLUE's code-refinement evaluator",
         decoding=Decoding(max_tokens=targets, beams=10),
         inputs_length=inputs,
@@ -148,9 +162,69 @@ def _translation(source: str, target: str) -> Benchmark:
         "code_translation",
         "`code_translation/test.java-cs.txt.{java,cs}`",
         read=partial(aligned.translation, source=source),
+        language={"cs": "c_sharp"}.get(target, target),
         metric_source="CodeXGLUE's code-to-code-trans evaluator",
         decoding=Decoding(max_tokens=256, beams=10),
         inputs_length=320,
+    )
+
+
+def _redcoder(kind: type[Any], name: str, about: str, language: str, **more: Any) -> Benchmark:
+    return kind(
+        name=name,
+        about=about.format(language.title()),
+        language=language,
+        metrics=(Metric("exact_match"), Metric("bleu"), Metric("code_bleu", percent=True)),
+        metric_source="REDCODER's evaluation_scripts",
+        published_source="§5, retrieval-augmented code generation",
+        figures=text.code_figures,
+        **more,
+    )
+
+
+def _nearest(language: str) -> Benchmark:
+    return _redcoder(
+        augmented.NearestBenchmark,
+        f"nearest_{language}",
+        "the nearest function in {} in place of the one to write (retrieval only)",
+        language,
+        folder="summarization",
+        files=f"`summarization/{language}/{{train,test}}.jsonl`",
+        read=partial(_programs, language=language),
+        published=published.NEAREST[language],
+        note="64 tokens of text and 360 of code are not stated; code that is the reference is left "
+        "out, as the paper's exact match of 0 says",
+    )
+
+
+def _generation(language: str) -> Benchmark:
+    return _redcoder(
+        text.TextBenchmark,
+        f"generate_{language}",
+        "functions in {} for a docstring (generation only)",
+        language,
+        folder="summarization",
+        files=f"`summarization/{language}/test.jsonl`",
+        read=partial(_programs, language=language),
+        published=published.GENERATION[language],
+        decoding=_FUNCTION,
+        inputs_length=600,
+    )
+
+
+def _augmented(language: str, codes: int) -> Benchmark:
+    return _redcoder(
+        augmented.AugmentedBenchmark,
+        retrieved.name(language, codes),
+        f"functions in {{}} for a docstring and code found for it ({codes})",
+        language,
+        folder=f"retrieve_generate/{language}",
+        files=f"`retrieve_generate/{language}/test.jsonl`",
+        read=partial(retrieved.retrieved, codes=codes),
+        published=published.AUGMENTED[language, codes],
+        decoding=_FUNCTION,
+        inputs_length=600,
+        note="what [SEP] is is not stated: `--code_separator`",
     )
 
 
@@ -325,7 +399,8 @@ _ALL = (
         folder="concode",
         files="`concode/dev.json`",
         read=concode.concode,
-        metrics=_BLEU_AND_MATCH,
+        language="java",
+        metrics=_OF_CODE,
         metric_source="CodeXGLUE's text-to-code evaluator",
         split="validation",
         figures=text.method_figures,
@@ -364,6 +439,15 @@ _ALL = (
         length=400,
         sides=("code", "other"),
         names=("idx", "other_idx"),
+    ),
+    *(
+        benchmark
+        for language in retrieved.LANGUAGES
+        for benchmark in (
+            _nearest(language),
+            _generation(language),
+            *(_augmented(language, codes) for codes in retrieved.CODES),
+        )
     ),
     *map(_code_search, summarization.LANGUAGES),
     _search(

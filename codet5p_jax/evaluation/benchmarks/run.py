@@ -51,9 +51,10 @@ def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     theirs = json.loads(path.read_text("utf-8"))
     mine = json.loads(json.dumps(identity))
-    if theirs != mine:
-        names = sorted({*theirs, *mine})
-        differ = [name for name in names if theirs.get(name) != mine.get(name)]
+    # A setting that was not there when the run began is None.
+    names = sorted({*theirs, *mine})
+    differ = [name for name in names if theirs.get(name) != mine.get(name)]
+    if differ:
         said = "; ".join(f"{n} {theirs.get(n)!r}, asked for {mine.get(n)!r}" for n in differ)
         raise ValueError(f"{folder} holds a run with {said}; set --out to another folder")
 
@@ -98,14 +99,14 @@ def run(
         for other, how, file in benchmark.also(settings):
             _predicted(other, source, asked, how, GrowingFile(folder / file))
         predictions = matched(benchmark, asked, found, str(folder / PREDICTIONS))
-        remark = benchmark.remark(settings)
+        remarks = [benchmark.remark(settings), benchmark.left_out()]
     else:
-        predictions, remark = matched(benchmark, asked, source, "--predictions"), ""
+        predictions = matched(benchmark, asked, source, "--predictions")
+        remarks = [benchmark.left_out()]
     published, split = benchmark.published, identity.get("split", benchmark.split)
     if split != benchmark.split:
         published = ()
-        beside = f"of split {split}; the paper's figures are of {benchmark.split}"
-        remark = f"{remark}; {beside}" if remark else beside
+        remarks.append(f"of split {split}; the paper's figures are of {benchmark.split}")
     scores = benchmark.score(asked, predictions, settings, folder)
     result = {
         "benchmark": benchmark.name,
@@ -115,7 +116,7 @@ def run(
         "scores": scores,
         "size": size,
         "published": [asdict(row) for row in published if size in (None, row.size)],
-        "remark": remark,
+        "remark": "; ".join(filter(None, remarks)),
         "run": dict(identity),
     }
     write_text(folder / SCORES, _json(result))

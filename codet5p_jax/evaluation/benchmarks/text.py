@@ -25,7 +25,7 @@ from codet5p_jax.evaluation.benchmarks.generation import (
     framed,
     generate_texts,
 )
-from codet5p_jax.evaluation.metrics import bleu
+from codet5p_jax.evaluation.metrics import bleu, code_bleu
 from codet5p_jax.evaluation.metrics.exact_match import exact_match
 from codet5p_jax.evaluation.metrics.line_completion import line_completion
 
@@ -33,30 +33,26 @@ Figures = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextBenchmark(Benchmark):
-    """`source` -> `target`, both text.
+class ReferenceBenchmark(Benchmark):
+    """Texts that are compared with a reference, `target`.
 
     Attributes:
       figures: of references and predictions.
-      decoding: the paper's.
-      inputs_length: tokens of the encoder at most.
-      stop: ends a prediction, and is not part of it.
+      language: whose CodeBLEU is a figure as well, of `code_bleu.LANGUAGES`; "": none.
       numbered: a line of a file of predictions is `number<tab>text`, not the text alone.
     """
 
     figures: Figures
-    decoding: Decoding
-    inputs_length: int = 256
-    stop: str = ""
+    language: str = ""
     numbered: bool = False
 
     value: ClassVar[str] = "prediction"
 
-    def remark(self, settings: Settings) -> str:
-        """Another number of beams."""
-        theirs, ours = self.decoding.beams, self.decoding.of(settings).beams
-        beams = f"published with {theirs} beams, decoded here with {ours}" if ours != theirs else ""
-        return "; ".join(filter(None, (self.note, beams)))
+    def left_out(self) -> str:
+        """CodeBLEU, where its packages are missing."""
+        if not self.language or not code_bleu.missing(self.language):
+            return ""
+        return "CodeBLEU needs `pip install codet5p_jax[metrics]` and a Python below 3.13"
 
     def check_scoring(self, data: Data, settings: Settings) -> None:
         """References have to be there: those of some tests are not published."""
@@ -67,39 +63,6 @@ class TextBenchmark(Benchmark):
                 f"{self.name}: {len(empty)} problems have no reference, {empty[0]} first; set "
                 "--split to one that has, as validation"
             )
-
-    def check_model(self, model: Model, settings: Settings) -> None:
-        """It has to write."""
-        del settings
-        check_generation(self.name, model)
-
-    def prompt(self, model: Model, problem: Problem) -> Prompt:
-        """What the network reads."""
-        return framed(model, problem["source"], self.inputs_length)
-
-    def finish(self, text: str) -> str:
-        """A prediction is one line, up to what stops it."""
-        text = text.split(self.stop)[0] if self.stop else text
-        return " ".join(text.split())
-
-    def predict(
-        self,
-        model: Model,
-        data: Data,
-        todo: Sequence[Problem],
-        settings: Settings,
-        key: jax.Array,
-    ) -> Iterator[list[Prediction]]:
-        """Writes."""
-        del data
-        prompts = [self.prompt(model, problem) for problem in todo]
-        decoding = self.decoding.of(settings)
-        stop = (self.stop,) if self.stop else ()
-        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size, stop):
-            yield [
-                {self.key: todo[place]["key"], self.value: self.finish(text)}
-                for place, text in batch
-            ]
 
     def parse(self, path: Path, data: Data) -> list[Prediction]:
         """JSON lines, or a line for each problem."""
@@ -128,7 +91,66 @@ class TextBenchmark(Benchmark):
         del settings, folder
         last = {prediction[self.key]: prediction[self.value] for prediction in predictions}
         wanted = [problem["target"] for problem in data.problems]
-        return dict(self.figures(wanted, [last[problem["key"]] for problem in data.problems]))
+        found = [last[problem["key"]] for problem in data.problems]
+        scores = dict(self.figures(wanted, found))
+        if self.language and not code_bleu.missing(self.language):
+            scores["code_bleu"] = code_bleu.codebleu(wanted, found, self.language).score
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBenchmark(ReferenceBenchmark):
+    """`source` -> `target`, both text.
+
+    Attributes:
+      decoding: the paper's.
+      inputs_length: tokens of the encoder at most.
+      stop: ends a prediction, and is not part of it.
+    """
+
+    decoding: Decoding
+    inputs_length: int = 256
+    stop: str = ""
+
+    def remark(self, settings: Settings) -> str:
+        """Another number of beams."""
+        theirs, ours = self.decoding.beams, self.decoding.of(settings).beams
+        beams = f"published with {theirs} beams, decoded here with {ours}" if ours != theirs else ""
+        return "; ".join(filter(None, (self.note, beams)))
+
+    def check_model(self, model: Model, settings: Settings) -> None:
+        """It has to write."""
+        del settings
+        check_generation(self.name, model)
+
+    def prompt(self, model: Model, problem: Problem, settings: Settings) -> Prompt:
+        """What the network reads."""
+        del settings
+        return framed(model, problem["source"], self.inputs_length)
+
+    def finish(self, text: str) -> str:
+        """A prediction is one line, up to what stops it."""
+        text = text.split(self.stop)[0] if self.stop else text
+        return " ".join(text.split())
+
+    def predict(
+        self,
+        model: Model,
+        data: Data,
+        todo: Sequence[Problem],
+        settings: Settings,
+        key: jax.Array,
+    ) -> Iterator[list[Prediction]]:
+        """Writes."""
+        del data
+        prompts = [self.prompt(model, problem, settings) for problem in todo]
+        decoding = self.decoding.of(settings)
+        stop = (self.stop,) if self.stop else ()
+        for batch in generate_texts(model, prompts, decoding, key, settings.batch_size, stop):
+            yield [
+                {self.key: todo[place]["key"], self.value: self.finish(text)}
+                for place, text in batch
+            ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +166,9 @@ class LineBenchmark(TextBenchmark):
 
     packages: ClassVar[tuple[str, ...]] = ("rapidfuzz",)
 
-    def prompt(self, model: Model, problem: Problem) -> Prompt:
+    def prompt(self, model: Model, problem: Problem, settings: Settings) -> Prompt:
         """`<EOL>` is `</s>`, and the words around it lose their space, as in training."""
+        del settings
         tokenizer, special = model.tokenizer, model.tokenizer.special
         *lines, rest = problem["prefix"].split(LINE_END)
         tokens: list[int] = []
@@ -163,7 +186,7 @@ def summary_figures(references: Sequence[str], predictions: Sequence[str]) -> di
 
 
 def code_figures(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Of refinement and translation: lines are equal without the space around them."""
+    """Of refinement, translation and REDCODER: lines are equal without the space around them."""
     return {
         "bleu": bleu.corpus_bleu(references, predictions).score,
         "exact_match": exact_match(references, predictions),

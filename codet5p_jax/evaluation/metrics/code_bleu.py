@@ -19,6 +19,8 @@ from codet5p_jax.evaluation.metrics.pairs import check_pairs
 
 LANGUAGES = ("c_sharp", "go", "java", "javascript", "php", "python", "ruby")
 _OTHER_WORDS = 0.2  # weight of a word that is no keyword
+# The package has these besides the words of REDCODER's script, the only published list.
+_NO_KEYWORDS = {"python": frozenset(("async", "await", "case", "match", "type"))}
 
 
 class CodeBleu(NamedTuple):
@@ -29,6 +31,17 @@ class CodeBleu(NamedTuple):
     weighted_ngrams: float
     syntax: float
     data_flow: float
+
+
+def missing(language: str) -> bool:
+    """Whether a package is not there that CodeBLEU of a language takes."""
+    try:
+        from codebleu import utils  # pyright: ignore[reportMissingImports]
+
+        utils.get_tree_sitter_language(language)
+    except ImportError:
+        return True
+    return False
 
 
 def codebleu(references: Sequence[str], predictions: Sequence[str], language: str) -> CodeBleu:
@@ -113,6 +126,7 @@ def _data_flow_match(
 
 @cache
 def _keywords(language: str) -> frozenset[str]:
-    """The package's list, a word a line."""
+    """The package's list, a word a line, without what scripts do not have."""
     file = resources.files("codebleu") / "keywords" / f"{language}.txt"
-    return frozenset(map(str.strip, file.read_text("utf-8").splitlines()))
+    words = frozenset(map(str.strip, file.read_text("utf-8").splitlines()))
+    return words - _NO_KEYWORDS.get(language, frozenset())

@@ -17,8 +17,8 @@ def exact_match(
     Args:
       references: one text for each prediction.
       predictions: the texts to judge.
-      form: what is compared. `str.strip` for code refinement and translation, `str.split` (tokens
-        between white space) for Concode and line completion, `str` (all of it) for REDCODER.
+      form: what is compared. `str.strip` for code refinement, translation and REDCODER, `str.split`
+        (tokens between white space) for Concode and line completion.
 
     Raises:
       ValueError: numbers differ, or there are none.

@@ -46,6 +46,19 @@ def summaries(
     return converted(find_file(folder, name, setting=setting), _summary, malformed)
 
 
+def programs(
+    folder: str | Path,
+    language: str,
+    split: str,
+    *,
+    malformed: Malformed | None = None,
+    setting: str = "folder",
+) -> Iterator[dict[str, str]]:
+    """The other way round, as `summaries`: `source` is the docstring, `target` the function."""
+    examples = summaries(folder, language, split, malformed=malformed, setting=setting)
+    return ({**e, "source": e["target"], "target": e["source"]} for e in examples)
+
+
 def _summary(record: Record) -> Record:
     code = joined(record, "code_tokens", "function_tokens")
     text = joined(record, "docstring_tokens")
