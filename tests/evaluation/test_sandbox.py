@@ -70,11 +70,10 @@ def test_commands_see_files_and_input_and_stop_at_the_first_that_fails(sandbox):
     program = Commands(
         {"in/a.txt": "there"},
         (
-            Step((shell, "-c", "cat in/a.txt - > b; env > e"), 5.0),
-            Step((shell, "-c", "cat b e; echo wrong >&2; exit 3"), 5.0),
+            Step((shell, "-c", "cat in/a.txt - > b; env > e"), 5.0, stdin=" and here\n"),
+            Step((shell, "-c", "cat - b e; ls in; echo wrong >&2; exit 3"), 5.0, "", ("in/a.txt",)),
             Step((shell, "-c", "echo never"), 5.0),
         ),
-        stdin=" and here\n",
         environment={"A": "1"},
     )
     ran = sandbox.run(program)
@@ -83,6 +82,7 @@ def test_commands_see_files_and_input_and_stop_at_the_first_that_fails(sandbox):
     assert ran.steps[1].stdout.startswith("there and here\n")
     assert "A=1" in ran.steps[1].stdout
     assert ran.steps[1].stderr == "wrong\n"
+    assert "a.txt" not in ran.steps[1].stdout
 
 
 def test_programs_reach_their_files_whatever_the_users_mask(sandbox):
@@ -103,7 +103,7 @@ def test_programs_reach_their_files_whatever_the_users_mask(sandbox):
         (lambda: Step(("sh",), 1.0), r"Step.argv: expected an absolute path"),
         (lambda: Commands({}, ()), r"Commands.steps: expected one step"),
         (lambda: Commands({"../x": ""}, (Step(("/a",), 1.0),)), r"Commands.files: .*'\.\./x'"),
-        (lambda: Commands({}, (Step(("/a",), 1.0),), "x" * 65537), r"Commands.stdin: .*65537"),
+        (lambda: Step(("/a",), 1.0, "x" * 65537), r"Step.stdin: .*65537"),
     ],
 )
 def test_what_cannot_be_run(make, message):

@@ -67,6 +67,9 @@ def _steps(task: Mapping[str, Any], rules: bytes | None, folder: str | None) -> 
             file.write(text)
     done = []
     for step in task["steps"]:
+        for name in step.get("without", ()):
+            with contextlib.suppress(FileNotFoundError):  # the step before was a program, too
+                os.remove(name)
         ended = _step(task, step, limits, user, rules, namespaces=folder is None)
         done.append(ended)
         if ended["status"] != "finished" or (not python and ended["code"]):
@@ -103,7 +106,7 @@ def _step(
             os.close(read)
             os.set_blocking(write, False)
             with contextlib.suppress(OSError):  # more than it holds, or nobody reads
-                os.write(write, task.get("stdin", "").encode(errors="surrogatepass"))
+                os.write(write, step["stdin"].encode(errors="surrogatepass"))
             os.close(write)
         else:
             os.close(write)
