@@ -380,6 +380,20 @@ def test_programs_ranked_by_tests_that_the_model_writes(evaluate, checkpoints, s
     assert (out / "humaneval" / "results.jsonl").read_text().startswith(before)
 
 
+def test_programs_and_tests_are_not_drawn_with_one_key(evaluate, checkpoints, sandbox, monkeypatch):
+    keys, predict = [], ProgramBenchmark.predict
+
+    def spy(*arguments):
+        keys.append(jax.random.key_data(arguments[-1]).tolist())
+        return predict(*arguments)
+
+    monkeypatch.setattr(ProgramBenchmark, "predict", spy)
+    options = ("--benchmark=humaneval", f"--checkpoint={checkpoints[False]}", "--code_t=1")
+    evaluate(*options, "--samples=1", "--max_tokens=2", "--batch_size=2", "--limit=1")
+    programs, tests = keys
+    assert programs != tests
+
+
 SOLUTIONS = {  # predictions, one right of each two
     "humaneval": [
         {"task_id": f"HumanEval/{task}", "completion": text}

@@ -80,9 +80,9 @@ def run(
     write_text(folder / RUN, _json(identity))
     asked = data.first(limit)
     if isinstance(source, Model):
-        found = _predicted(benchmark, source, asked, settings, GrowingFile(folder / PREDICTIONS))
-        for other, how, file in benchmark.also(settings):
-            _predicted(other, source, asked, how, GrowingFile(folder / file))
+        found = _predicted(benchmark, source, asked, settings, GrowingFile(folder / PREDICTIONS), 0)
+        for role, (other, how, file) in enumerate(benchmark.also(settings), 1):
+            _predicted(other, source, asked, how, GrowingFile(folder / file), role)
         predictions = matched(benchmark, asked, found, str(folder / PREDICTIONS))
         remark = benchmark.remark(settings)
     else:
@@ -104,9 +104,14 @@ def run(
 
 
 def _predicted(
-    benchmark: Benchmark, model: Model, data: Data, settings: Settings, file: GrowingFile
+    benchmark: Benchmark,
+    model: Model,
+    data: Data,
+    settings: Settings,
+    file: GrowingFile,
+    role: int,
 ) -> list[Prediction]:
-    """All predictions there are then, those of before first."""
+    """All predictions there are then, those of before first; each role draws its own."""
     found = file.read()
     samples = benchmark.samples(settings)
     done = Counter(prediction[benchmark.key] for prediction in found)
@@ -116,7 +121,8 @@ def _predicted(
     if not todo:
         return found
     # What is drawn depends on the place in `todo`, which begins anew when a run goes on.
-    key = jax.random.fold_in(jax.random.key(settings.seed), len(found))
+    key = jax.random.fold_in(jax.random.key(settings.seed), role)
+    key = jax.random.fold_in(key, len(found))
     total = samples * len(data.problems)
     with progress_bar(f"{benchmark.name}: {file.name}", total) as advance:
         advance(total - len(todo))
