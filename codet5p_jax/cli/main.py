@@ -148,7 +148,7 @@ def script() -> int:
     if command in COMPUTING and sys.platform == "linux" and name not in os.environ:
         os.environ[name] = value
         os.execv(sys.executable, [sys.executable, "-m", "codet5p_jax.cli.main", *sys.argv[1:]])
-    if command in WRITING:
+    if command in (*WRITING, "evaluate"):  # which has written what is done, and ends at once
         signals.listen()
     return main()
 

@@ -1,8 +1,10 @@
 """HumanEval-X: programs in Python, C++, Java, JavaScript and Rust, and their verdicts.
 
 Texts and commands are those of the official evaluator (THUDM/CodeGeeX, codegeex/benchmark). One
-thing is added: a pass is only believed if the last statement of the test was reached, which tells
-a number, or a name, made for this program alone. Officially, `exit(0)` in a completion passes.
+thing is added: a pass is only believed if the last statement of the test was reached, which prints
+a word made for this program alone. Officially, `exit(0)` in a completion passes. No file has the
+word, nor can it be read from standard input once the completion runs: C++, Java and Rust read it
+there first of all, and JavaScript, which has it in its text, removes that.
 """
 
 import os
@@ -60,6 +62,36 @@ _CPP_HEADERS = (
     *("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring"),
     "iostream",
 )
+# Without headers: the names in them may be taken.
+_CPP_BEGIN = """\
+extern "C" long NAME_read(int, void*, unsigned long) __asm__("read");
+extern "C" long NAME_write(int, const void*, unsigned long) __asm__("write");
+static char NAME[64];
+__attribute__((constructor(101))) static void NAME_begin() { NAME_read(0, NAME, 64); }
+"""
+# Not by `System`, whose streams a program can replace.
+_JAVA_REACHED = """\
+public class Reached {
+    public static void main(String[] arguments) throws Throwable {
+        byte[] word = new byte[64];
+        new java.io.FileInputStream(java.io.FileDescriptor.in).read(word);
+        Main.main(arguments);
+        new java.io.FileOutputStream(java.io.FileDescriptor.out).write(word);
+        System.exit(0);
+    }
+}
+"""
+# Read before `main` begins, which runs the tests; what is printed by `print!` would be captured.
+_RUST_REACHED = """
+    static mut WORD: [u8; 64] = [0; 64];
+    extern "C" {
+        fn read(file: i32, to: *mut [u8; 64], most: usize) -> isize;
+        fn write(file: i32, of: *const [u8; 64], size: usize) -> isize;
+    }
+    extern "C" fn begin() { unsafe { read(0, std::ptr::addr_of_mut!(WORD), 64); } }
+    #[used] #[link_section = ".init_array"] static BEGIN: extern "C" fn() = begin;
+    #[test] fn reached() { unsafe { write(1, std::ptr::addr_of!(WORD), 64); } }
+"""
 _RUST_CRATES = ("rand", "regex", "md5")  # of the official evaluator; not looked for
 
 
@@ -126,33 +158,36 @@ def _cpp(
 ) -> tuple[Program, Callable[[Outcome], Verdict]]:
     headers = [f"#include<{name}>" for name in _CPP_HEADERS]
     missing = "".join(f"{header}\n" for header in headers if header not in problem["prompt"])
-    number = _number()
+    word, name = _word(), f"zz_{secrets.token_hex(8)}"
+    # On the empty line before the prompt.
+    begin = _CPP_BEGIN.replace("NAME", name).replace("\n", " ")
     # The test ends with the end of `main`.
     main, brace, _ = problem["test"].rpartition("}")
-    test = f"{main}return {number};\n{brace}\n"
-    text = f"{missing}\n{problem['prompt']}{completion}\n{test}"
+    test = f"{main}{name}_write(1, {name}, 64);\n{brace}\n"
+    text = f"{missing}{begin}\n{problem['prompt']}{completion}\n{test}"
     libraries = ("-lcrypto", "-lssl") if problem["task_id"].endswith("/162") else ()
     compiler = Step((_tool("g++"), "-std=c++11", "test.cpp", *libraries), _COMPILE_SECONDS)
-    program = _commands({"test.cpp": text}, compiler, Step(("/tmp/a.out",), seconds))
-    return program, lambda outcome: _compiled(outcome, number)
+    files = {"test.cpp": text}
+    program = _commands(files, compiler, Step(("/tmp/a.out",), seconds, word, tuple(files)))
+    return program, lambda outcome: _compiled(outcome, word)
 
 
 def _java(
     problem: Mapping[str, str], completion: str, seconds: float
 ) -> tuple[Program, Callable[[Outcome], Verdict]]:
-    number = _number()
+    word = _word()
     files = {
         "Main.java": f"{problem['prompt']}{completion}\n{problem['test']}",
-        "Reached.java": "public class Reached { public static void main(String[] a) throws "
-        f"Throwable {{ Main.main(a); System.exit({number}); }} }}",
+        "Reached.java": _JAVA_REACHED,
     }
     small = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m")
     compiler = (_tool("javac"), *(f"-J{o}" for o in small), "Main.java", "Reached.java")
     runner = (_tool("java"), *small, "-cp", ".", "Reached")
-    program = _commands(files, Step(compiler, _COMPILE_SECONDS), Step(runner, seconds))
+    run = Step(runner, seconds, word, tuple(files))
+    program = _commands(files, Step(compiler, _COMPILE_SECONDS), run)
 
     def judge(outcome: Outcome) -> Verdict:
-        judged = _compiled(outcome, number)
+        judged = _compiled(outcome, word)
         if "AssertionError" in judged.result and outcome.steps[-1].code == 1:
             return Verdict(False, "failed: wrong answer")
         return judged
@@ -163,8 +198,9 @@ def _java(
 def _javascript(
     problem: Mapping[str, str], completion: str, seconds: float
 ) -> tuple[Program, Callable[[Outcome], Verdict]]:
-    number = _number()
-    text = f"{problem['prompt']}{completion}\n{problem['test']}\nprocess.exitCode = {number};\n"
+    word = _word()
+    begin, end = 'require("fs").unlinkSync(__filename);', f'require("fs").writeSync(1, "{word}");'
+    text = f"{begin}{problem['prompt']}{completion}\n{problem['test']}\n{end}\n"
     program = _commands({"test.js": text}, Step((_tool("node"), "test.js"), seconds))
 
     def judge(outcome: Outcome) -> Verdict:
@@ -172,9 +208,9 @@ def _javascript(
         if outcome.status != "finished":
             return verdict(outcome)
         (done,) = outcome.steps
-        if written := done.stderr or done.stdout:
+        if written := done.stderr or done.stdout.replace(word, "", 1):
             return Verdict(False, f"failed: {written}")
-        return _reached(done.code == number, f"exited with {done.code}")
+        return _reached(word in done.stdout, f"exited with {done.code}")
 
     return program, judge
 
@@ -188,16 +224,16 @@ def _rust(
         for line in problem["declaration"].splitlines(keepends=True)
         if not line.strip().startswith(crates)
     )
-    name = f"zz_{secrets.token_hex(16)}"  # tests run in the order of their names
-    last = f"\n#[cfg(test)] mod {name} {{ #[test] fn reached() {{}} }}\n"
+    word = _word()
+    # Tests run in the order of their names.
+    name = f"zz_{secrets.token_hex(8)}"
+    last = f"\n#[cfg(test)] mod {name} {{ {_RUST_REACHED} }}\n"
     text = "\nfn main(){ \n } \n" + declaration + problem["prompt"] + completion
     options = ("--edition=2021", "--test", "-Awarnings", f"-Clinker={_tool('cc')}")
     compiler = (f"{_rust_home()}/bin/rustc", *options, "main.rs")
-    program = _commands(
-        {"main.rs": text + problem["test"] + last},
-        Step(compiler, _COMPILE_SECONDS),
-        Step(("/tmp/main", "--test-threads=1"), seconds),
-    )
+    files = {"main.rs": text + problem["test"] + last}
+    run = Step(("/tmp/main", "--test-threads=1"), seconds, word, tuple(files))
+    program = _commands(files, Step(compiler, _COMPILE_SECONDS), run)
 
     def judge(outcome: Outcome) -> Verdict:
         if outcome.status != "finished":
@@ -205,9 +241,10 @@ def _rust(
         done = outcome.steps[-1]
         if len(outcome.steps) == 1:
             return Verdict(False, "failed: compilation error")
-        if done.code:
+        # The code is the program's to change, even after a test that failed.
+        if done.code or " ... FAILED\n" in done.stdout:
             return Verdict(False, "failed: execution error")
-        return _reached(f"test {name}::reached ... ok" in done.stdout, "exited with 0")
+        return _reached(word in done.stdout, "exited with 0")
 
     return program, judge
 
@@ -226,24 +263,24 @@ def _commands(files: Mapping[str, str], *steps: Step) -> Commands:
     return Commands(files, steps, environment=environment, limits=_LIMITS)
 
 
-def _compiled(outcome: Outcome, number: int) -> Verdict:
-    """Of a compiler's step and one of its program, which exits with `number` at its end."""
+def _compiled(outcome: Outcome, word: str) -> Verdict:
+    """Of a compiler's step and one of its program, which prints `word` at its end."""
     if outcome.status != "finished":
         return verdict(outcome)
     done = outcome.steps[-1]
     if len(outcome.steps) == 1:
         return Verdict(False, f"failed: compilation error: {done.stderr or done.stdout}")
     written = done.stderr or done.stdout
-    return _reached(done.code == number, written or f"exited with {done.code}")
+    return _reached(not done.code and word in done.stdout, written or f"exited with {done.code}")
 
 
 def _reached(end: bool, why: str) -> Verdict:
     return Verdict(True, "passed") if end else Verdict(False, f"failed: {why}")
 
 
-def _number() -> int:
-    """An exit code that means nothing: not of a shell, a signal or a runtime."""
-    return 40 + secrets.randbelow(60)
+def _word() -> str:
+    """Of 64 characters."""
+    return secrets.token_hex(32)
 
 
 def _tool(name: str) -> str:

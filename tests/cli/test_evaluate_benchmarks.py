@@ -4,7 +4,12 @@ import fcntl
 import importlib.util
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +22,7 @@ from codet5p_jax.evaluation import humaneval_x
 from codet5p_jax.evaluation.benchmarks.programs import ProgramBenchmark
 from codet5p_jax.evaluation.benchmarks.registry import BENCHMARKS
 from codet5p_jax.evaluation.metrics import code_bleu
-from codet5p_jax.evaluation.sandbox import system_calls
+from codet5p_jax.evaluation.sandbox import processes, system_calls
 from codet5p_jax.evaluation.sandbox.pool import LayerMissing, Sandbox
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
@@ -430,6 +435,20 @@ def test_programs_ranked_by_tests_that_the_model_writes(evaluate, checkpoints, s
     assert (out / "humaneval" / "results.jsonl").read_text().startswith(before)
 
 
+def test_programs_and_tests_are_not_drawn_with_one_key(evaluate, checkpoints, sandbox, monkeypatch):
+    keys, predict = [], ProgramBenchmark.predict
+
+    def spy(*arguments):
+        keys.append(jax.random.key_data(arguments[-1]).tolist())
+        return predict(*arguments)
+
+    monkeypatch.setattr(ProgramBenchmark, "predict", spy)
+    options = ("--benchmark=humaneval", f"--checkpoint={checkpoints[False]}", "--code_t=1")
+    evaluate(*options, "--samples=1", "--max_tokens=2", "--batch_size=2", "--limit=1")
+    programs, tests = keys
+    assert programs != tests
+
+
 SOLUTIONS = {  # predictions, one right of each two
     "humaneval": [
         {"task_id": f"HumanEval/{task}", "completion": text}
@@ -464,6 +483,33 @@ def test_programs_pass_if_they_are_right(name, evaluate, tmp_path, request):
     assert [result["completion"] for result in results] == [
         prediction["completion"] for prediction in SOLUTIONS[name]
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_verdicts_are_kept_when_it_is_ended_among_endless_programs(number, data, tmp_path, sandbox):
+    texts = [PYTHON["canonical_solution"], *(f"    while True: {i}\n" for i in range(9))]
+    found, out = tmp_path / "found", tmp_path / "out"
+    found.write_text(jsonl(*({"task_id": "HumanEval/0", "completion": t} for t in texts)))
+    options = (f"--predictions={found}", f"--finetune_dir={data}", f"--out={out}", "--limit=1")
+    command = [sys.executable, "-m", "codet5p_jax.cli.main", "evaluate", "--benchmark=humaneval"]
+    child = subprocess.Popen([*command, *options], stderr=subprocess.PIPE)
+    results = out / "humaneval" / "results.jsonl"
+    wait_for(lambda: results.exists() and results.read_text().endswith("\n"))
+    below = processes.descendants(child.pid)[1:]
+    assert len(below) > 2, "programs run"
+    child.send_signal(number)
+    child.communicate(timeout=9)
+    assert child.returncode == (128 + number if number == signal.SIGTERM else -number)
+    (kept,) = jsonl_rows(results.read_text())
+    assert (kept["completion"], kept["passed"]) == (texts[0], True)
+    wait_for(lambda: not any(Path("/proc", str(process)).exists() for process in below))
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_weaker_sandbox_has_to_be_allowed(evaluate, tmp_path, monkeypatch, sandbox):

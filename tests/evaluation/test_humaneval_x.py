@@ -22,8 +22,10 @@ ELSEWHERE = {
 }
 LANGUAGES = [language for language in FILES if language not in humaneval_x.missing_tools()]
 
-# A problem in the form of each language: prompt, test; solutions that are right, wrong, and that
-# leave before the test.
+# Prints what may be a word told to the program alone, wherever that is.
+SEARCH = "(cat; grep -ahorE [0-9a-f]{64} /tmp) | tr -d [:space:]"
+# A problem in the form of each language: prompt, test; solutions that are right, wrong, that leave
+# before the test, and that search for what tells a pass first.
 TINY = {
     "Python": (
         "def add(a, b):\n",
@@ -31,6 +33,8 @@ TINY = {
         "    return a + b\n",
         "    return a - b\n",
         "    import os; print('passed'); os._exit(0)\n",
+        "    import os\n    for i in range(99):\n        try: os.write(i, os.read(i, 99))\n"
+        "        except OSError: pass\n    os._exit(0)\n",
     ),
     "CPP": (
         "using namespace std;\nint add(int a, int b){\n",
@@ -38,6 +42,7 @@ TINY = {
         "    return a + b;\n}\n",
         "    return a - b;\n}\n",
         '    printf("passed"); exit(0);\n}\n',
+        f'    system("{SEARCH}"); exit(0);\n}}\n',
     ),
     "Java": (
         "import java.util.*;\nclass Solution {\n    public int add(int a, int b) {\n",
@@ -46,6 +51,8 @@ TINY = {
         "        return a + b;\n    }\n}",
         "        return a - b;\n    }\n}",
         '        System.out.print("passed"); System.exit(0); return 0;\n    }\n}',
+        f'        try {{ new ProcessBuilder("/bin/sh", "-c", "{SEARCH}").inheritIO()'
+        ".start().waitFor(); } catch (Exception e) {} System.exit(0); return 0;\n    }\n}",
     ),
     "JavaScript": (
         "const add = (a, b) => {\n",
@@ -53,6 +60,8 @@ TINY = {
         "  return a + b;\n}\n",
         "  return a - b;\n}\n",
         "  process.exit(0);\n}\n",
+        f"  const [s, io] = ['{SEARCH}', {{ stdio: 'inherit' }}];\n"
+        "  require('child_process').spawnSync('/bin/sh', ['-c', s], io); process.exit(0);\n}\n",
     ),
     "Rust": (
         "fn add(a: i32, b: i32) -> i32 {\n",
@@ -61,6 +70,8 @@ TINY = {
         "    a + b\n}\n",
         "    a - b\n}\n",
         '    println!("test zz::reached ... ok"); std::process::exit(0);\n}\n',
+        f'    std::process::Command::new("/bin/sh").args(["-c", "{SEARCH}"]).status().unwrap();\n'
+        "    std::process::exit(0);\n}\n",
     ),
 }
 
@@ -91,11 +102,12 @@ def _a_sandbox():
 def test_right_wrong_and_gone(language):
     prompt, test, *completions = TINY[language]
     problem = {"task_id": f"{language}/0", "prompt": prompt, "test": test, "declaration": "\n"}
-    right, wrong, gone = verdicts([problem] * 3, completions)
+    right, wrong, gone, searched = verdicts([problem] * 4, completions)
     assert right == Verdict(True, "passed")
     assert not wrong.passed
     assert wrong.result.startswith("failed: ")
     assert not gone.passed
+    assert not searched.passed
 
 
 def solutions(language: str, every: int) -> None:

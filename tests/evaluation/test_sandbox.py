@@ -70,11 +70,10 @@ def test_commands_see_files_and_input_and_stop_at_the_first_that_fails(sandbox):
     program = Commands(
         {"in/a.txt": "there"},
         (
-            Step((shell, "-c", "cat in/a.txt - > b; env > e"), 5.0),
-            Step((shell, "-c", "cat b e; echo wrong >&2; exit 3"), 5.0),
+            Step((shell, "-c", "cat in/a.txt - > b; env > e"), 5.0, stdin=" and here\n"),
+            Step((shell, "-c", "cat - b e; ls in; echo wrong >&2; exit 3"), 5.0, "", ("in/a.txt",)),
             Step((shell, "-c", "echo never"), 5.0),
         ),
-        stdin=" and here\n",
         environment={"A": "1"},
     )
     ran = sandbox.run(program)
@@ -83,6 +82,7 @@ def test_commands_see_files_and_input_and_stop_at_the_first_that_fails(sandbox):
     assert ran.steps[1].stdout.startswith("there and here\n")
     assert "A=1" in ran.steps[1].stdout
     assert ran.steps[1].stderr == "wrong\n"
+    assert "a.txt" not in ran.steps[1].stdout
 
 
 def test_programs_reach_their_files_whatever_the_users_mask(sandbox):
@@ -103,7 +103,7 @@ def test_programs_reach_their_files_whatever_the_users_mask(sandbox):
         (lambda: Step(("sh",), 1.0), r"Step.argv: expected an absolute path"),
         (lambda: Commands({}, ()), r"Commands.steps: expected one step"),
         (lambda: Commands({"../x": ""}, (Step(("/a",), 1.0),)), r"Commands.files: .*'\.\./x'"),
-        (lambda: Commands({}, (Step(("/a",), 1.0),), "x" * 65537), r"Commands.stdin: .*65537"),
+        (lambda: Step(("/a",), 1.0, "x" * 65537), r"Step.stdin: .*65537"),
     ],
 )
 def test_what_cannot_be_run(make, message):
@@ -342,6 +342,15 @@ def test_signals(attack):
         "import builtins; builtins.exec = None; posix._exit(0)",
         "import os; os._exit = lambda code: None; sys.exit(0)",
         "import json; json.dumps = lambda x: '{\"status\": \"finished\"}'\nraise Exception('x')",
+        "import json.encoder as e\n"
+        'said = lambda *a, **k: lambda *a: [\'{"status": "finished"}\']\n'
+        'e.JSONEncoder.encode = lambda *a: \'{"status": "finished"}\'\n'
+        "e.JSONEncoder.iterencode = e.c_make_encoder = e.encode_basestring_ascii = said",
+        "import contextlib, builtins\n"
+        "for kind in vars(contextlib).values():\n"
+        "    if isinstance(kind, type) and hasattr(kind, '__exit__'):\n"
+        "        kind.__exit__ = lambda *a: True\n"
+        "builtins.BaseException = builtins.Exception = ()",
     ],
 )
 def test_looks_like_a_pass(attack, source):
@@ -437,16 +446,41 @@ def test_values_and_messages_that_fight_back(attack):
     assert attack("answer = '\\ud800'").value == "\ud800"
 
 
+def test_the_word_of_a_report_is_not_found_by_walking_up(attack):
+    """Neither in the frames below the program nor in what these refer to, nor by the collector."""
+    source = """
+        import gc
+        found, names, frame = gc.get_objects(), [], sys._getframe()
+        while frame:
+            names.append(frame.f_code.co_name)
+            found += [frame, *frame.f_locals.values()]
+            frame = frame.f_back
+        assert {"run_python", "_program", "_step"} <= {*names}
+        for _ in range(5):
+            seen = {id(value): value for value in found}
+            found = [*seen.values(), *gc.get_referents(*seen.values())]
+        words = {value for value in found if type(value) is bytes and len(value) == 16}
+        answer = [value.hex() for value in words]
+        """
+    (found,) = attack(f"mine = [bytes(16)]\n{textwrap.dedent(source)}", 9.0, Limits()).value
+    assert found == bytes(16).hex(), "what the program has itself is found"
+
+
 def test_what_only_a_program_written_against_this_harness_can_say(attack):
     """It can say that it passed, as by an object equal to everything; nothing worse."""
-    told = '{"status": "memory", "value": [], "steps": 1, "seconds": "x"}'
-    find = f"""
-        frame = sys._getframe()
-        while "token" not in frame.f_locals: frame = frame.f_back
-        posix.write(3, frame.f_locals["token"] + {told!r}.encode())
-        posix._exit(0)
+    traced = """
+        said = {said!r}
+        def trace(frame, event, arg):
+            if "told" in frame.f_locals:
+                frame.f_locals["told"] = said
+            return trace
+        sys._getframe().f_back.f_trace = trace
+        sys.settrace(trace)
         """
-    assert attack(find).status == "ended"
+    known = attack(traced.format(said={"status": "raised", "message": "known"}))
+    assert known.message == "known"
+    worse = {"status": "memory", "value": [], "steps": 1, "seconds": "x"}
+    assert attack(traced.format(said=worse)).message == "the sandbox: status: 'memory'"
 
 
 def test_programs_share_nothing(sandbox):

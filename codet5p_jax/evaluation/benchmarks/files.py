@@ -59,7 +59,7 @@ def read_objects(path: Path, fields: Mapping[str, tuple[type, ...]]) -> list[dic
 
 
 class GrowingFile:
-    """JSON lines that are appended and on the disk when `append` returns."""
+    """JSON lines that are appended, one after another, and read again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -85,8 +85,8 @@ class GrowingFile:
                 os.fsync(file.fileno())
         return read_objects(self._path, {})
 
-    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds lines."""
+    def append(self, records: Sequence[Mapping[str, Any]], *, sync: bool = True) -> None:
+        """Adds lines, which outlive this process; on the disk when it returns if `sync`."""
         if not records:
             return
         # ASCII: what a model writes may hold lone surrogates, which UTF-8 has no bytes for.
@@ -94,4 +94,5 @@ class GrowingFile:
         with open(self._path, "ab") as file:
             file.write(lines.encode())
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())

@@ -40,7 +40,6 @@ from codet5p_jax.evaluation.sandbox.program import Outcome, Program, PythonSourc
 
 Check = Callable[[Problem, str], tuple[Program, Callable[[Outcome], Verdict]]]
 RESULTS, TESTS = "results.jsonl", "tests.jsonl"
-_TOGETHER = 32  # verdicts that are written at once
 # Of texts with tests; CodeT's.
 _OF_TESTS = Decoding(max_tokens=300, temperature=0.8, top_p=0.95, samples=100)
 
@@ -196,22 +195,14 @@ class ProgramBenchmark(Benchmark):
     ) -> None:
         """Runs programs, and adds verdicts to `known` and the file as they come."""
         checks = [self.check(problem, text) for problem, text in todo]
-        new: list[dict[str, Any]] = []
         with progress_bar(f"{self.name}: programs", len(todo)) as advance:
             programs = (program for program, _ in checks)
             outcomes = run_programs(programs, progress=advance, **self._sandbox(settings))
-            try:
-                for (problem, text), (_, judge), outcome in zip(
-                    todo, checks, outcomes, strict=True
-                ):
-                    named = {self.key: problem["key"], self.value: text}
-                    new.append({**named, **asdict(judge(outcome))})
-                    known[self._program(named)] = new[-1]
-                    if len(new) == _TOGETHER:
-                        file.append(new)
-                        new.clear()
-            finally:
-                file.append(new)
+            for (problem, text), (_, judge), outcome in zip(todo, checks, outcomes, strict=True):
+                named = {self.key: problem["key"], self.value: text}
+                known[self._program(named)] = {**named, **asdict(judge(outcome))}
+                # The disk may take longer than a program, which can be run again.
+                file.append([known[self._program(named)]], sync=False)
 
     def _program(self, record: Mapping[str, Any]) -> tuple[str, str]:
         return record[self.key], record[self.value]

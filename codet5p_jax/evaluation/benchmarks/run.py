@@ -95,9 +95,9 @@ def run(
     write_text(folder / RUN, _json(identity))
     asked = data.first(limit)
     if isinstance(source, Model):
-        found = _predicted(benchmark, source, asked, settings, GrowingFile(folder / PREDICTIONS))
-        for other, how, file in benchmark.also(settings):
-            _predicted(other, source, asked, how, GrowingFile(folder / file))
+        found = _predicted(benchmark, source, asked, settings, GrowingFile(folder / PREDICTIONS), 0)
+        for role, (other, how, file) in enumerate(benchmark.also(settings), 1):
+            _predicted(other, source, asked, how, GrowingFile(folder / file), role)
         predictions = matched(benchmark, asked, found, str(folder / PREDICTIONS))
         remarks = [benchmark.remark(settings), benchmark.left_out()]
     else:
@@ -124,9 +124,15 @@ def run(
 
 
 def _predicted(
-    benchmark: Benchmark, model: Model, data: Data, settings: Settings, file: GrowingFile
+    benchmark: Benchmark,
+    model: Model,
+    data: Data,
+    settings: Settings,
+    file: GrowingFile,
+    role: int,
 ) -> list[Prediction]:
-    """As many predictions of each problem as are asked for, those of before first."""
+    """As many predictions of each problem as are asked for, those of before first; each role draws
+    its own."""
     found, samples = file.read(), benchmark.samples(settings)
     done = Counter(prediction[benchmark.key] for prediction in found)
     todo = [
@@ -135,7 +141,8 @@ def _predicted(
     if not todo:
         return _first_of_each(found, benchmark.key, samples)
     # What is drawn depends on the place in `todo`, which begins anew when a run goes on.
-    key = jax.random.fold_in(jax.random.key(settings.seed), len(found))
+    key = jax.random.fold_in(jax.random.key(settings.seed), role)
+    key = jax.random.fold_in(key, len(found))
     total = samples * len(data.problems)
     with progress_bar(f"{benchmark.name}: {file.name}", total) as advance:
         advance(total - len(todo))

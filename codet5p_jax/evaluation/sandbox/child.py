@@ -1,17 +1,17 @@
 """The process of a program: its limits, and its Python source run as the official evaluators do."""
 
 import builtins
-import contextlib
 import faulthandler
 import io
-import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from json.encoder import c_make_encoder as make_encoder  # type: ignore[attr-defined]
+from json.encoder import encode_basestring_ascii as escaped
 from typing import Any
 
 from codet5p_jax.evaluation.sandbox import linux
@@ -57,6 +57,10 @@ class _TimedOut(Exception):
     pass
 
 
+def _time_out(number: int, frame: Any) -> None:
+    raise _TimedOut("Timed out!")
+
+
 class _Printed(io.StringIO):
     """As in the official evaluators: standard output, error and input, which cannot be read."""
 
@@ -67,23 +71,6 @@ class _Printed(io.StringIO):
 
     def readable(self) -> bool:
         return False
-
-
-class _StandardInput(contextlib._RedirectStream):
-    _stream = "stdin"
-
-
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    def raise_it(number: int, frame: Any) -> None:
-        raise _TimedOut("Timed out!")
-
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.signal(signal.SIGALRM, raise_it)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 _REMOVED = {  # by the official evaluators, so that programs which use them fail as there
@@ -110,32 +97,31 @@ def _remove_functions() -> None:
         del sys.modules[name]
 
 
-def run_python(
-    source: str, seconds: float, answer: str | None, report: Callable[[bytes], Any]
-) -> None:
-    """Runs Python source and reports how it ended: to be called in a process of its own.
+def run_python(source: str, seconds: float, answer: str | None) -> bytes:
+    """Runs Python source and returns as JSON how it ended: to be called in a process of its own.
 
-    Reaching the end, or an exception, is all that is reported; a process that is gone without a
-    report has not finished.
+    Reaching the end, or an exception, is all that is told; a process that is gone before has not
+    finished. What is called afterwards is looked up before: a program can replace it.
 
     Args:
       source: run as `exec(source, {})`, as the official evaluators do.
       seconds: then an exception is raised in it.
-      answer: the global variable whose value is reported.
-      report: takes JSON.
+      answer: the global variable whose value is told.
     """
-    dumps, cut = json.dumps, MOST_CHARACTERS  # before a program can replace them
+    cut, setitimer = MOST_CHARACTERS, signal.setitimer
+    # `json.dumps` ends in Python code that a program can replace.
+    made = make_encoder(None, None, escaped, None, ": ", ", ", False, False, True)
     _remove_functions()
     names: dict[str, Any] = {}
     printed = _Printed()
+    sys.stdin = sys.stdout = sys.stderr = printed
+    signal.signal(signal.SIGALRM, _time_out)
     try:
-        with (
-            contextlib.redirect_stdout(printed),
-            contextlib.redirect_stderr(printed),
-            _StandardInput(printed),
-            _alarm(seconds),
-        ):
+        setitimer(signal.ITIMER_REAL, seconds)
+        try:
             exec(source, names)
+        finally:
+            setitimer(signal.ITIMER_REAL, 0)
         told = {"status": "finished", "value": None}
         if answer is not None:
             told["value"] = _plain(names.get(answer))
@@ -146,9 +132,11 @@ def run_python(
             told = {"status": "raised", "message": str(error)[:cut]}
         except BaseException:
             told = {"status": "raised", "message": "(its message cannot be shown)"}
-    with contextlib.suppress(BaseException):
+    try:
         told["output"] = printed.getvalue()[-cut:]
-    report(dumps(told).encode())
+    except BaseException:
+        told["output"] = ""
+    return "".join(made(told, 0)).encode()
 
 
 def _plain(value: Any, depth: int = 3) -> Any:

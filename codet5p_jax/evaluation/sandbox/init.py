@@ -16,6 +16,8 @@ from codet5p_jax.evaluation.sandbox import child, private_root, processes
 from codet5p_jax.evaluation.sandbox.linux import adopt_orphans, die_with_parent
 
 _MOST_TOLD = 1 << 20  # bytes that Python source tells
+_WORD = 16  # bytes
+_WORD_WORD_REST = slice(_WORD), slice(_WORD, 2 * _WORD), slice(2 * _WORD, None)
 _ALARM = 1.0  # seconds that Python source has after the exception that ends its time, as officially
 
 
@@ -65,6 +67,9 @@ def _steps(task: Mapping[str, Any], rules: bytes | None, folder: str | None) -> 
             file.write(text)
     done = []
     for step in task["steps"]:
+        for name in step.get("without", ()):
+            with contextlib.suppress(FileNotFoundError):  # the step before was a program, too
+                os.remove(name)
         ended = _step(task, step, limits, user, rules, namespaces=folder is None)
         done.append(ended)
         if ended["status"] != "finished" or (not python and ended["code"]):
@@ -85,15 +90,14 @@ def _step(
     """One process of a program and its offspring, from the first to the end of the last."""
     python = "source" in task
     pipes = {name: os.pipe() for name in (("told",) if python else ("stdin", "stdout", "stderr"))}
-    token = os.urandom(16)
     program = os.fork()
     if not program:
         try:
             os.setsid()
-            _program(task, step, limits, user, rules, pipes, token)
+            _program(task, step, limits, user, rules, pipes)
         except BaseException as error:
             told = json.dumps({"status": "raised", "message": f"before its start: {error}"})
-            os.write(3, token + told.encode())
+            os.write(3, _word_told(3) + told.encode())
         finally:
             os._exit(127)
     reading = {}
@@ -102,7 +106,7 @@ def _step(
             os.close(read)
             os.set_blocking(write, False)
             with contextlib.suppress(OSError):  # more than it holds, or nobody reads
-                os.write(write, task.get("stdin", "").encode(errors="surrogatepass"))
+                os.write(write, step["stdin"].encode(errors="surrogatepass"))
             os.close(write)
         else:
             os.close(write)
@@ -126,9 +130,9 @@ def _step(
     if not problem and code == -signal.SIGXCPU:
         problem = "timed out"
     if python:
-        told = texts["told"]
-        if not problem and told.startswith(token):
-            return _known(json.loads(told[len(token) :]))
+        word, again, told = (texts["told"][cut] for cut in _WORD_WORD_REST)
+        if not problem and told and word == again:
+            return _known(json.loads(told))
         return {"status": problem or "ended", "message": _how(code)}
     shown = {name: text.decode("utf-8", "replace") for name, text in texts.items()}
     return {"status": problem or "finished", "code": code, **shown}
@@ -187,7 +191,6 @@ def _program(
     user: int | None,
     rules: bytes | None,
     pipes: Mapping[str, tuple[int, int]],
-    token: bytes,
 ) -> None:
     """The program's own process."""
     for name, file in (("stdin", 0), ("stdout", 1), ("stderr", 2), ("told", 3)):
@@ -204,7 +207,14 @@ def _program(
             os.write(2, f"{step['argv'][0]}: {error.strerror}".encode())
             os._exit(127)
     write, leave = os.write, os._exit  # before a program can replace them
-    child.run_python(
-        task["source"], step["seconds"], task["answer"], lambda told: write(3, token + told)
-    )
+    # While the program runs, the word is a value between two calls, which no variable that the
+    # program could find by its frames has.
+    write(3, _word_told(3) + child.run_python(task["source"], step["seconds"], task["answer"]))
     leave(0)
+
+
+def _word_told(file: int) -> bytes:
+    """A word for one report, told before it, so that who repeats it has been there before."""
+    word = os.urandom(_WORD)
+    os.write(file, word)
+    return word

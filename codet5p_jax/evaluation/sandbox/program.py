@@ -64,12 +64,22 @@ class PythonSource:
 
 @dataclass(frozen=True)
 class Step:
-    """A command: an absolute path and arguments, and seconds of the wall clock."""
+    """A command: an absolute path and arguments, and seconds of the wall clock.
+
+    Args:
+      stdin: what it reads, `MOST_INPUT` bytes at most.
+      without: files of `Commands` that are removed before.
+    """
 
     argv: tuple[str, ...]
     seconds: float
+    stdin: str = ""
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        size = len(self.stdin.encode(errors="surrogatepass"))
+        if size > MOST_INPUT:
+            raise ValueError(f"Step.stdin: expected {MOST_INPUT} bytes at most, got {size}")
         if not self.argv or not self.argv[0].startswith("/"):
             raise ValueError(f"Step.argv: expected an absolute path first, got {self.argv}")
 
@@ -80,20 +90,15 @@ class Commands:
 
     Args:
       files: name in the folder -> text.
-      stdin: what each step reads, `MOST_INPUT` bytes at most.
       environment: all there is.
     """
 
     files: Mapping[str, str]
     steps: tuple[Step, ...]
-    stdin: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": "/usr/bin:/bin"})
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        size = len(self.stdin.encode(errors="surrogatepass"))
-        if size > MOST_INPUT:
-            raise ValueError(f"Commands.stdin: expected {MOST_INPUT} bytes at most, got {size}")
         if not self.steps:
             raise ValueError("Commands.steps: expected one step or more")
         for name in self.files:
@@ -103,10 +108,7 @@ class Commands:
     def task(self) -> dict[str, Any]:
         """As the zygote reads it."""
         steps = [{**asdict(step), "environment": dict(self.environment)} for step in self.steps]
-        return {
-            **{"files": dict(self.files), "stdin": self.stdin},
-            **{"steps": steps, "limits": asdict(self.limits)},
-        }
+        return {"files": dict(self.files), "steps": steps, "limits": asdict(self.limits)}
 
 
 Program = PythonSource | Commands
