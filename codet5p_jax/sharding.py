@@ -5,9 +5,11 @@ sharded parameters), `sequence` (activations split by position), `tensor` (heads
 features and vocabulary). The batch is split over `replica` and `fsdp` together.
 """
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +132,19 @@ def make_mesh(
     return Mesh(array, AXES, axis_types=(axis_type,) * len(AXES))
 
 
+def all_devices(batch_size: int) -> Mesh | None:
+    """A mesh of all devices for a model that batches are taken through; None: there is one device.
+
+    Raises:
+      ValueError: batches of --batch_size rows do not divide over it.
+    """
+    if len(jax.devices()) == 1:
+        return None
+    mesh = make_mesh(MeshConfig())
+    ways("--batch_size", (batch_size,), ("batch",), mesh.shape)
+    return mesh
+
+
 def _group_attribute(devices: Sequence[Any]) -> str | None:
     """What tells apart groups of devices that slow links join; None: there is one group.
 
@@ -240,6 +255,16 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, MeshAxes] = RULES) -> NamedSh
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds all of it."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def placed(arrays: Any, mesh: Mesh | None) -> Any:
+    """A tree of batches, their rows divided over a mesh; as it is where there is none."""
+    return arrays if mesh is None else jax.device_put(arrays, batch_sharding(mesh))
+
+
+def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Within it, what is compiled is laid out for the mesh; nothing where there is none."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:

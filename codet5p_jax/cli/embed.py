@@ -5,6 +5,7 @@
     codet5p embed --model_dir=RUN --lines < queries.txt
 
 Without --output a line of JSON is printed for each: {"text" or "file": ..., "embedding": [...]}.
+Batches of several texts are divided over all devices.
 """
 
 import argparse
@@ -55,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.encoder import PairEncoder
     from codet5p_jax.models.codet5p import CodeT5p
+    from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.stored_weights import load_params
 
-    params, config, folder = load_params(args.model_dir)
+    mesh = all_devices(args.batch_size) if len(named) > 1 else None
+    params, config, folder = load_params(args.model_dir, mesh)
     tokenizer = Tokenizer.load(folder)
     encoder = PairEncoder(
         CodeT5p(config),
@@ -65,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         tokenizer.special,
         text_length=args.inputs_length,
         code_length=args.inputs_length,
-        batch_size=min(args.batch_size, len(named)),
+        batch_size=args.batch_size if mesh else min(args.batch_size, len(named)),
+        mesh=mesh,
     )
     vectors = encoder.embed_texts([tokenizer.encode(text) for *_, text in named])
     if args.output is not None:

@@ -199,12 +199,10 @@ def _model(
     checkpoint: Path, benchmarks: "list[Benchmark]", settings: "Settings"
 ) -> "tuple[Model, dict[str, str]]":
     """The network without its weights, checked, and which these are."""
-    import jax
-
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.benchmarks.base import Model
     from codet5p_jax.models.codet5p import CodeT5p
-    from codet5p_jax.sharding import MeshConfig, make_mesh, ways
+    from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.checkpoint_files import (
         checkpoint_path,
         fingerprint,
@@ -215,12 +213,9 @@ def _model(
 
     directory = model_dir_of(checkpoint)
     network = CodeT5p(load_config(directory.root))
-    tokenizer, mesh = Tokenizer.load(directory.tokenizer), None
-    if len(jax.devices()) > 1:
-        mesh = make_mesh(MeshConfig())
-        ways("--batch_size", (settings.batch_size,), ("batch",), mesh.shape)
+    tokenizer = Tokenizer.load(directory.tokenizer)
     special = with_ends(checkpoint, tokenizer.special)
-    model = Model(network, None, tokenizer, special, mesh)
+    model = Model(network, None, tokenizer, special, all_devices(settings.batch_size))
     for benchmark in benchmarks:
         benchmark.check_model(model, settings)
     path = checkpoint_path(checkpoint)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         args,
         batch_size=args.batch_size if args.lines else 1,
         stops=stops,
-        all_devices=args.lines,
+        divided=args.lines,
     )
     made = [
         make_prompt(

@@ -102,7 +102,7 @@ def open_writer(
     *,
     batch_size: int = 1,
     stops: Sequence[str] = (),
-    all_devices: bool = False,
+    divided: bool = False,
 ) -> "tuple[Writer, Tokenizer]":
     """Loads the model onto one device, or divides it and its batches over all there are. The
     options are checked first.
@@ -146,19 +146,14 @@ def open_writer(
             f"no model directory at {args.model_dir}; pass --model_dir, or make one with "
             "`codet5p quickstart`"
         )
-    import jax
-
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.decoding.stop import stop_table
     from codet5p_jax.decoding.writer import Writer
     from codet5p_jax.models.codet5p import CodeT5p
-    from codet5p_jax.sharding import MeshConfig, make_mesh, ways
+    from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.stored_weights import load_params, with_ends
 
-    mesh = None
-    if all_devices and len(jax.devices()) > 1:
-        mesh = make_mesh(MeshConfig())
-        ways("--batch_size", (batch_size,), ("batch",), mesh.shape)  # before weights are read
+    mesh = all_devices(batch_size) if divided else None
     params, config, folder = load_params(args.model_dir, mesh)
     tokenizer = Tokenizer.load(folder)
     table = stop_table(stops, tokenizer.token_bytes, config.vocab_size) if stops else None

@@ -304,6 +304,7 @@ class Quickstart:
 
     def index(self) -> dict[str, Any]:
         """Embeds every function, of training and held-out modules, into the model directory."""
+        from codet5p_jax.cli.search_index import identity
         from codet5p_jax.evaluation import bm25, search
 
         documents = self.documents
@@ -319,6 +320,7 @@ class Quickstart:
                 text_length=encoder.text_length,
                 code_length=encoder.code_length,
                 temperature_bounds=encoder.temperature_bounds,
+                model=identity(self.model_dirs["stage2"], tokenizer),
             )
         path = search.save(index, self.model_dirs["stage2"])
         return {"functions": len(documents), "bytes": path.stat().st_size}

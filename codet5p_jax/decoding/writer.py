@@ -1,6 +1,5 @@
 """Many prompts in batches of few shapes, or one whose text comes while it is written."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from codet5p_jax.decoding.generate import (
 )
 from codet5p_jax.decoding.prompts import Prompt
 from codet5p_jax.decoding.sampling import Sampling
-from codet5p_jax.sharding import batch_sharding, ways
+from codet5p_jax.sharding import on_mesh, placed, ways
 
 
 class Writer:
@@ -72,12 +71,12 @@ class Writer:
         prompts first."""
         lengths = [max(len(p.encoder), len(p.prefix)) for p in prompts]
         outputs = self.how.outputs if isinstance(self.how, BeamSearch) else self.how.samples
-        with self._on_mesh():
+        with on_mesh(self.mesh):
             longest = self._width(max(lengths, default=1))
             for width, picked, real in batches(lengths, longest, self.batch_size):
                 arrays, start = self._arrays([prompts[i] for i in picked], width)
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(picked))
-                arrays, start = self._placed(((*arrays, keys), start))
+                arrays, start = placed(((*arrays, keys), start), self.mesh)
                 made = self._run(self.params, *arrays, start, self.stop_table)
                 tokens, ends = np.asarray(made.tokens), np.asarray(made.lengths)
                 for row, place in enumerate(picked[:real]):
@@ -157,11 +156,3 @@ class Writer:
         # A prefix of one token, or as wide as prompts: few shapes.
         forced, _ = pad(prefixes, longest if longest <= 1 else width, self.special.pad)
         return (tokens, segments, forced, lengths), start
-
-    def _placed(self, arrays: Any) -> Any:
-        if self.mesh is None:
-            return arrays
-        return jax.device_put(arrays, batch_sharding(self.mesh))
-
-    def _on_mesh(self) -> Any:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from codet5p_jax.data.buckets import batches, pad
@@ -13,6 +14,7 @@ from codet5p_jax.data.tokens import SpecialTokens
 from codet5p_jax.objectives import contrastive
 from codet5p_jax.objectives.rows import wrap
 from codet5p_jax.objectives.text_code_pairs import TextCodePairs
+from codet5p_jax.sharding import on_mesh, placed, replicated, ways
 
 TokenIds = Sequence[int] | Int[np.ndarray, "_"]
 
@@ -25,7 +27,7 @@ class PairEncoder:
 
     Args:
       model: abstract CodeT5p with `embed_dim` (and `matching_head`, for `match`).
-      params: its parameters.
+      params: its parameters, on the mesh if there is one.
       special: token ids; `match` needs `enc`.
       text_length, code_length: tokens at most, `<s>` and `</s>` included; longer ones are cut.
       batch_size: rows of a compiled call.
@@ -33,6 +35,10 @@ class PairEncoder:
         a single query wants.
       temperature_bounds: what the objective clamped the temperature to in training.
       progress: called with the number of rows just finished.
+      mesh: batches are divided over it as in training.
+
+    Raises:
+      ValueError: there is no embedding head, or batches do not divide over the mesh.
     """
 
     def __init__(
@@ -47,10 +53,13 @@ class PairEncoder:
         shortest: int = 64,
         temperature_bounds: tuple[float, float] = TextCodePairs.temperature_bounds,
         progress: Callable[[int], None] = lambda rows: None,
+        mesh: Mesh | None = None,
     ) -> None:
         if model.config.embed_dim is None:
             raise ValueError("the model has no embedding head: set ModelConfig.embed_dim (stage 2)")
-        self.model, self.params, self.special = model, params, special
+        if mesh is not None:
+            ways("a batch of texts", (batch_size,), ("batch",), mesh.shape)
+        self.model, self.params, self.special, self.mesh = model, params, special, mesh
         self.text_length, self.code_length = text_length, code_length
         self.batch_size, self.shortest, self.progress = batch_size, shortest, progress
         self.temperature_bounds = temperature_bounds
@@ -91,8 +100,8 @@ class PairEncoder:
         rows = [wrap(np.asarray(item, np.int32), longest, self.special) for item in items]
         out = np.zeros((len(rows), self.model.config.embed_dim), np.float32)
         for length, picked, real in self._batches([len(row) for row in rows], longest):
-            tokens, segments = pad([rows[i] for i in picked], length, self.special.pad)
-            out[picked[:real]] = np.asarray(self._embed(self.params, tokens, segments))[:real]
+            arrays = pad([rows[i] for i in picked], length, self.special.pad)
+            out[picked[:real]] = np.asarray(self._read(self._embed, *arrays))[:real]
             self.progress(real)
         return out
 
@@ -128,13 +137,17 @@ class PairEncoder:
             code_BT, segments_BT = pad(
                 [rows[pairs[i, 1]] for i in picked], length, self.special.pad
             )
-            query_B = pairs[picked, 0].astype(np.int32)
-            logits = self._match(
-                self.params, code_BT, segments_BT, texts_QSD, text_segments_QS, query_B
-            )
+            query_B = placed(pairs[picked, 0].astype(np.int32), self.mesh)
+            code = placed((code_BT, segments_BT), self.mesh)
+            with on_mesh(self.mesh):
+                logits = self._match(self.params, *code, texts_QSD, text_segments_QS, query_B)
             out[picked[:real]] = np.asarray(logits)[:real]
             self.progress(real)
         return out
+
+    def _read(self, tower: Any, tokens: np.ndarray, segments: np.ndarray) -> jax.Array:
+        with on_mesh(self.mesh):
+            return tower(self.params, *placed((tokens, segments), self.mesh))
 
     def _batches(self, lengths: list[int], longest: int) -> Iterator[tuple[int, np.ndarray, int]]:
         return batches(lengths, longest, self.batch_size, self.shortest)
@@ -143,11 +156,13 @@ class PairEncoder:
         rows = [wrap(np.asarray(t, np.int32), self.text_length, self.special) for t in texts]
         tokens, segments = pad(rows, self.text_length, self.special.pad)
         states = [
-            self._encode(
-                self.params,
+            self._read(
+                self._encode,
                 np.resize(tokens[i : i + self.batch_size], (self.batch_size, self.text_length)),
                 np.resize(segments[i : i + self.batch_size], (self.batch_size, self.text_length)),
             )
             for i in range(0, len(rows), self.batch_size)
         ]
-        return jnp.concatenate(states)[: len(rows)], jnp.asarray(segments)
+        found = jnp.concatenate(states)[: len(rows)], jnp.asarray(segments)
+        # Any batch of functions may ask for any text.
+        return found if self.mesh is None else jax.device_put(found, replicated(self.mesh))

@@ -1,6 +1,7 @@
 """Embeddings in an index of FAISS: exact, or approximate and faster where they are many. What takes
 long to build is kept beside the search index."""
 
+import glob
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +33,7 @@ def open_index(
     kind: str = EXACT,
     parameters: str = "",
     *,
-    folder: Path,
+    beside: Path,
 ) -> Nearest:
     """(vectors, k) -> products and rows of the k nearest by inner product, best first; rows of -1
     where an approximate index found fewer.
@@ -42,7 +43,7 @@ def open_index(
       kind: in the words of `faiss.index_factory`: "Flat" is exact, "HNSW32" and "IVF1024,Flat" are
         approximate.
       parameters: of the search, in those of `faiss.ParameterSpace`: "efSearch=64", "nprobe=16".
-      folder: where an index that is not exact is kept, for these embeddings alone.
+      beside: the search index, next to which one that is not exact is kept.
 
     Raises:
       ImportError: FAISS is missing.
@@ -51,7 +52,7 @@ def open_index(
     check_installed()
     import faiss  # pyright: ignore[reportMissingImports]
 
-    build = _build if kind == EXACT else partial(_kept, folder)
+    build = _build if kind == EXACT else partial(_kept, beside)
     index = build(faiss, embeddings, kind)
     if parameters:
         try:
@@ -64,16 +65,16 @@ def open_index(
     return index.search
 
 
-def _kept(folder: Path, faiss: Any, embeddings: np.ndarray, kind: str) -> Any:
+def _kept(beside: Path, faiss: Any, embeddings: np.ndarray, kind: str) -> Any:
     """As it was kept, or else built; then those of other embeddings go."""
-    own = f"search_index.{_digest(embeddings.tobytes())}."
-    path = folder / f"{own}{_digest(kind.encode())}.faiss"
+    own = f"{beside.name}.{_digest(embeddings.tobytes())}."
+    path = beside.with_name(f"{own}{_digest(kind.encode())}.faiss")
     if path.exists():
         return _read(faiss, path)
     index = _build(faiss, embeddings, kind)
     with new_file(path) as file:
         faiss.write_index(index, str(file))
-    for other in folder.glob("search_index.*.faiss"):
+    for other in beside.parent.glob(f"{glob.escape(beside.name)}.*.faiss"):
         if not other.name.startswith(own):
             other.unlink()
     return index

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of items just done, from any thread.
+def progress_bar(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call with the number of items just done, from any thread; None: nobody
+    knows how many there are.
 
     On standard error; nothing where that is no terminal.
     """

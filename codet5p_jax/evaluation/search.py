@@ -1,8 +1,8 @@
 """Search over functions by meaning, by words, or both: an index in one file, and queries on it."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,8 @@ Tokenize = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True)
 class Document:
-    """A function as it is shown: where it is, its signature, the first line of its docstring."""
+    """A function as it is shown: where it is, its signature, the first line of its docstring. A run
+    of lines has no name, and its first line for a signature."""
 
     module: str
     name: str
@@ -49,6 +50,8 @@ class SearchIndex:
       fusion_weight: share of the embedding in fused scores, see `retrieval.fuse`.
       text_length, code_length: tokens that the model was trained to read.
       temperature_bounds: of the contrastive temperature in training.
+      model: which one embedded the functions; what other embeddings cannot be compared with.
+      root: folder that the modules are files below; "": they are names of modules.
     """
 
     documents: list[Document]
@@ -59,6 +62,8 @@ class SearchIndex:
     text_length: int
     code_length: int
     temperature_bounds: tuple[float, float] = TextCodePairs.temperature_bounds
+    model: Mapping[str, str] = field(default_factory=dict)
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,14 @@ def _hits(index: SearchIndex, scores: retrieval.Scores, k: int) -> list[Hit]:
     ]
 
 
-def save(index: SearchIndex, directory: Path) -> Path:
-    """Writes the index into a directory, in one file that appears at once, and returns its path."""
-    path = directory / FILE_NAME
+def index_file(place: Path) -> Path:
+    """The file of an index, given that or the model directory that it is in."""
+    return place / FILE_NAME if place.is_dir() else place
+
+
+def save(index: SearchIndex, place: Path) -> Path:
+    """Writes the index to `index_file(place)`, where it appears at once, and returns that."""
+    path = index_file(place)
     with new_file(path) as partial:
         save_file(
             {
@@ -176,31 +186,40 @@ def save(index: SearchIndex, directory: Path) -> Path:
                 "text_length": str(index.text_length),
                 "code_length": str(index.code_length),
                 "temperature_bounds": json.dumps(index.temperature_bounds),
+                "model": json.dumps(dict(index.model)),
+                "root": index.root,
             },
         )
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
     return path
 
 
-def load(directory: Path) -> SearchIndex:
-    """Reads the index of a model directory.
+def load(place: Path) -> SearchIndex:
+    """Reads the index at `index_file(place)`.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it was cut short, or another version of the program wrote it.
+      ValueError: it was cut short, is something else, or another version of the program wrote it.
     """
-    path = directory / FILE_NAME
+    path = index_file(place)
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} has no search index ({FILE_NAME})")
+        what = (
+            f"{place} has no search index ({FILE_NAME})" if place.is_dir() else f"no index {path}"
+        )
+        raise FileNotFoundError(f"{what}; `codet5p search --index_of TREE --index FILE` makes one")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the index again") from error
+        raise ValueError(
+            f"{path} is no search index or damaged ({error}); build the index again, under another "
+            "name"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {metadata.get('format')!r}, expected {FORMAT!r}; build it again"
+            f"{path} is no search index of this version: format {metadata.get('format')!r}, "
+            f"expected {FORMAT!r}; build the index again, under another name"
         )
     documents = [Document(**fields) for fields in _from_json_bytes(arrays["documents"])]
     vocabulary = _from_json_bytes(arrays["bm25_vocabulary"])
@@ -223,6 +242,8 @@ def load(directory: Path) -> SearchIndex:
         int(metadata["text_length"]),
         int(metadata["code_length"]),
         bounds,
+        json.loads(metadata.get("model", "{}")),
+        metadata.get("root", ""),
     )
 
 

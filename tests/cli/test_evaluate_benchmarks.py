@@ -308,8 +308,12 @@ def test_several_at_once_with_a_limit(evaluate, checkpoints):
     assert "published with 5 beams, decoded here with 1" in (out / "table.md").read_text()
 
 
-def test_many_devices_write_what_one_does(evaluate, checkpoints, one_device):
-    options = ("--benchmark=translate_java_cs", f"--checkpoint={checkpoints[False]}", *GREEDY)
+def test_many_devices_predict_what_one_does(evaluate, checkpoints, one_device):
+    names = ("translate_java_cs", "defect", "retrieve_cosqa")
+    options = (
+        *(f"--benchmark={','.join(names)}", f"--checkpoint={checkpoints[False]}", *GREEDY),
+        "--rerank=2",
+    )
     one = evaluate(*options, "--batch_size=8")
     with one_device.context() as patch:
         patch.setattr(jax, "devices", lambda: jax.local_devices())
@@ -317,8 +321,9 @@ def test_many_devices_write_what_one_does(evaluate, checkpoints, one_device):
         assert "--batch_size: axis 'batch' of size 3" in evaluate(
             *options, "--batch_size=3", out="odd", fails=3
         )
-    file = "translate_java_cs/predictions.jsonl"
-    assert (one / file).read_text() == (many / file).read_text()
+    for name in names:
+        file = f"{name}/predictions.jsonl"
+        assert (one / file).read_text() == (many / file).read_text()
 
 
 def test_reranked_by_the_matching_head(evaluate, checkpoints):

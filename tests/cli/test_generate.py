@@ -11,8 +11,10 @@ from codet5p_jax.cli.main import main
 from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
-from codet5p_jax.models.params import init_params
+from codet5p_jax.models.params import flatten, init_params
 from codet5p_jax.training import stored_weights
+from codet5p_jax.training.model_dir import ModelDir, config_to_json
+from codet5p_jax.training.stored_weights import write_weights
 
 MODULE = '''
 def parse_date(text):
@@ -35,7 +37,17 @@ def weights(tmp_path_factory):
     params = init_params(CodeT5p(config).specs, jax.random.key(0))
     # Text, rather than special tokens.
     params["lm_head"] = params["lm_head"].at[:4].mul(0.0).at[310:].mul(0.0)
+    store(folder, config, params)
     return folder, (params, config, folder / "tokenizer")
+
+
+def store(folder, config, params):
+    """Makes a model directory of a folder with a tokenizer."""
+    directory = ModelDir(folder)
+    directory.config.write_text(json.dumps(config_to_json(config)))
+    directory.checkpoints.mkdir()
+    arrays = ((path, np.asarray(array)) for path, array in flatten(params))
+    write_weights(directory.checkpoints / "0", arrays, {"step": 0})
 
 
 @pytest.fixture
@@ -147,5 +159,10 @@ def test_embed(codet5p, tmp_path):
     (tmp_path / "f").write_text("parse a date")
     codet5p("embed", f"--output={tmp_path / 'v.npy'}", "--file", str(tmp_path / "f"))
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), vectors[1:], rtol=1e-5)
+    one = json.loads(codet5p("embed", "add"))["embedding"]  # on one device
+    np.testing.assert_allclose(one, vectors[0], atol=1e-6)
+    assert "of size 3 does not divide over 8 devices" in codet5p(
+        "embed", "a", "b", "--batch_size=3", fails=True
+    )
     assert "end in .npy" in codet5p("embed", "x", "--output=v.txt", fails=True)
     assert "is empty" in codet5p("embed", "", fails=True)

@@ -1,5 +1,6 @@
 """`codet5p search` on a model directory with a random model."""
 
+import io
 import json
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def loaded(monkeypatch, model, model_dir):
 
 @pytest.mark.parametrize("options", [[], ["--mode", "embedding"], ["--rerank"]])
 def test_answers_with_the_model(loaded, model_dir, capsys, options):
-    assert main(["search", "--model_dir", str(model_dir), "parse", "a date", *options]) == 0
+    assert main(["search", "--model_dir", str(model_dir), "parse a date", *options]) == 0
     out = capsys.readouterr().out
     assert "dates:2  parse_date" in out
     assert "def parse_date(text)" in out
@@ -101,6 +102,29 @@ def test_faiss_has_to_be_there_and_compares_embeddings(model_dir, capsys, monkey
     assert "--faiss needs --mode=embedding, found --mode=fused" in capsys.readouterr().err
     assert main([*ask, "--mode=embedding"]) == 1
     assert "--faiss needs `pip install codet5p_jax[faiss]`" in capsys.readouterr().err
+
+
+def test_many_queries(loaded, model_dir, capsys, monkeypatch):
+    """Of arguments and of lines, as one by one."""
+    command = ["search", "--model_dir", str(model_dir)]
+    alone = []
+    for query in ("parse a date", "add numbers"):
+        assert main([*command, query]) == 0
+        alone.append(f"# {query}\n" + capsys.readouterr().out)
+    assert main([*command, "parse a date", "add numbers"]) == 0
+    assert capsys.readouterr().out == "".join(alone)
+    monkeypatch.setattr("sys.stdin", io.StringIO("parse a date\n\n  add numbers\n"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == "".join(alone)
+    assert main([*command, "--json", "--k=1", "parse a date"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found["query"] == "parse a date"
+    (best,) = found["answers"]
+    assert (best["rank"], best["module"], best["line"]) == (1, "dates", 2)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main(command) == 1
+    assert "found no query" in capsys.readouterr().err
 
 
 def test_bm25_without_a_checkpoint(model_dir, capsys):

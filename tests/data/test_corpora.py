@@ -503,6 +503,22 @@ def test_source_files(tmp_path):
         source_files(tmp_path / "none")
 
 
+def test_files_that_one_may_not_read_are_counted(tmp_path, monkeypatch):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "a.py":
+            raise PermissionError("may not")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    malformed = Malformed(max_malformed_share=LENIENT)
+    assert [f["path"] for f in source_files(tmp_path, malformed=malformed)] == ["b.py"]
+    assert malformed.count == 1
+
+
 def test_nine_languages_of_the_paper():
     assert len(LANGUAGES) == 9
     # The paper prints 37,274,876, which is the sum without Ruby.

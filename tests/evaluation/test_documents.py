@@ -6,7 +6,7 @@ import pytest
 
 from codet5p_jax.data.corpora import stdlib
 from codet5p_jax.data.corpora.python_functions import functions
-from codet5p_jax.evaluation.documents import head, python_documents
+from codet5p_jax.evaluation.documents import head, python_documents, source_documents, windows
 
 MODULE = '''
 def add(a,
@@ -38,6 +38,48 @@ def test_documents():
     assert "Both of them" in add.words
     assert same.document.name == "C.same"
     assert same.document.signature == "def same(self)"
+
+
+def words(lines):
+    """Tokens of each line, of a tokenizer that knows words and line breaks."""
+    return [len(line.split()) + 1 for line in lines]
+
+
+def test_windows_hold_every_line_once_and_are_not_too_long():
+    lines = ["a", "", "b c", "\td \fe", "", "f", " ".join("ghijklmnop"), "q", "", ""]
+    found = list(windows("\n".join(lines), words, room=8))
+    assert found == [
+        (1, "a\n\nb c"),  # ends where the next line would be too much
+        (4, "\td \fe\n\nf"),
+        (7, "g h i j k l m n o p"),  # too long, but a line
+        (8, "q"),
+    ]
+    assert list(windows("\n \n", words, room=8)) == []
+    assert list(windows("", words, room=8)) == []
+
+
+def test_windows_end_before_a_blank_line():
+    code = "f\n1\n2\n\ng\n3\n4\n"
+    assert list(windows(code, words, room=9)) == [(1, "f\n1\n2"), (5, "g\n3\n4")]
+
+
+def test_documents_of_source_files():
+    files = [
+        {"path": "m.py", "code": MODULE, "language": "python"},
+        {"path": "old.py", "code": "print 'x'\n", "language": "python"},
+        {"path": "data.py", "code": "A = 1\n", "language": "python"},
+        {"path": "a/b.js", "code": "\nf = 1\n", "language": "javascript"},
+        {"path": "copy.js", "code": "f = 1\n", "language": "javascript"},
+    ]
+    found = [each.document for each in source_documents(files, words, room=8)]
+    assert [(d.module, d.line, d.name) for d in found] == [
+        ("m.py", 2, "add"),
+        ("m.py", 11, "C.same"),
+        ("old.py", 1, ""),
+        ("data.py", 1, ""),
+        ("a/b.js", 2, ""),
+    ]
+    assert found[-1].signature == found[-1].code == "f = 1"
 
 
 @pytest.mark.parametrize(

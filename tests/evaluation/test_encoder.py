@@ -10,8 +10,10 @@ import pytest
 from codet5p_jax.data.buckets import batches, buckets
 from codet5p_jax.evaluation.encoder import PairEncoder
 from codet5p_jax.models.codet5p import CodeT5p
+from codet5p_jax.models.params import abstract_params, logical_axes
 from codet5p_jax.objectives import TextCodePairs
 from codet5p_jax.objectives.rows import wrap
+from codet5p_jax.sharding import MeshConfig, make_mesh, param_shardings
 
 TEXTS = ["a", "parse a date", "x" * 60, "open"]
 CODES = ["def f(): pass", "y = 1\n" * 20, "z", "def g(a):\n    return a + 1\n"]
@@ -67,6 +69,31 @@ def test_match_is_that_of_single_pairs(encoder, model, params, special, tokenize
         code = wrap(np.array(tokenize(CODES[c])), 80, special)[None]
         code[:, 0] = special.enc
         np.testing.assert_allclose(logits[q * 4 + c], match(params, text, code)[0], atol=1e-4)
+
+
+def test_over_a_mesh(encoder, model, params, special, tokenize):
+    """Eight devices embed and match as one does."""
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
+    shardings = param_shardings(logical_axes(model.specs), abstract_params(model.specs), mesh)
+    lengths = {"text_length": 32, "code_length": 80}
+    many = PairEncoder(
+        model,
+        jax.device_put(params, shardings),
+        special,
+        **lengths,
+        batch_size=4,
+        mesh=mesh,
+    )
+    texts, codes = [tokenize(text) for text in TEXTS[:3]], [tokenize(code) for code in CODES]
+    np.testing.assert_allclose(many.embed_texts(texts), encoder.embed_texts(texts), atol=1e-6)
+    np.testing.assert_allclose(many.embed_codes(codes), encoder.embed_codes(codes), atol=1e-6)
+    pairs = np.array([(2, 1), (0, 3), (1, 0), (2, 2), (0, 0)])
+    np.testing.assert_allclose(
+        many.match(texts, codes, pairs), encoder.match(texts, codes, pairs), atol=1e-5
+    )
+    assert many.temperature == pytest.approx(encoder.temperature)
+    with pytest.raises(ValueError, match="a batch of texts: axis 'batch' of size 3"):
+        PairEncoder(model, params, special, **lengths, batch_size=3, mesh=mesh)
 
 
 def test_progress_counts_every_row(model, params, special, tokenize):

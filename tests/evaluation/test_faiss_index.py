@@ -16,7 +16,7 @@ def vectors():
 
 
 def test_flat_is_exact_and_leaves_no_file(vectors, tmp_path):
-    products, rows = open_index(vectors, folder=tmp_path)(vectors[:50], 7)
+    products, rows = open_index(vectors, beside=tmp_path / "index")(vectors[:50], 7)
     whole = vectors[:50] @ vectors.T
     np.testing.assert_array_equal(rows, np.argsort(-whole, axis=1, kind="stable")[:, :7])
     np.testing.assert_allclose(products, np.take_along_axis(whole, rows, axis=1), atol=1e-6)
@@ -26,26 +26,28 @@ def test_flat_is_exact_and_leaves_no_file(vectors, tmp_path):
 @pytest.mark.parametrize("kind", ["HNSW32", "IVF4,Flat"])
 def test_others_are_kept(kind, vectors, tmp_path):
     asked = vectors[:50]
-    first = open_index(vectors, kind, folder=tmp_path)(asked, 3)
+    first = open_index(vectors, kind, beside=tmp_path / "index")(asked, 3)
     (file,) = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
-    again = open_index(vectors, kind, folder=tmp_path)(asked, 3)
+    again = open_index(vectors, kind, beside=tmp_path / "index")(asked, 3)
     np.testing.assert_array_equal(first, again)
     assert file.stat().st_mtime_ns == written
     assert np.mean(first[1][:, 0] == np.arange(50)) > 0.9
     file.write_bytes(b"cut")
     with pytest.raises(ValueError, match="is damaged; remove it"):
-        open_index(vectors, kind, folder=tmp_path)
-    open_index(vectors[::-1].copy(), kind, folder=tmp_path)
+        open_index(vectors, kind, beside=tmp_path / "index")
+    open_index(vectors[::-1].copy(), kind, beside=tmp_path / "index")
     (other,) = tmp_path.iterdir()
     assert other != file
 
 
 def test_parameters_of_the_search(vectors, tmp_path):
     def found(parameters):
-        return open_index(vectors, "IVF16,Flat", parameters, folder=tmp_path)(vectors, 5)[1]
+        return open_index(vectors, "IVF16,Flat", parameters, beside=tmp_path / "index")(vectors, 5)[
+            1
+        ]
 
-    exact = open_index(vectors, folder=tmp_path)(vectors, 5)[1]
+    exact = open_index(vectors, beside=tmp_path / "index")(vectors, 5)[1]
     np.testing.assert_array_equal(found("nprobe=16"), exact)
     assert not np.array_equal(found("nprobe=1"), exact)
     with pytest.raises(ValueError, match=r"such as efSearch=64 of HNSW32 .*found 'depth=3'"):
@@ -55,7 +57,7 @@ def test_parameters_of_the_search(vectors, tmp_path):
 @pytest.mark.parametrize("kind", ["Tree", "IVF1024,Flat"])
 def test_what_faiss_cannot_make(kind, vectors, tmp_path):
     with pytest.raises(ValueError, match=f"faiss makes of 300 vectors of 8, .* found '{kind}'"):
-        open_index(vectors, kind, folder=tmp_path)
+        open_index(vectors, kind, beside=tmp_path / "index")
     assert [*tmp_path.iterdir()] == []
 
 

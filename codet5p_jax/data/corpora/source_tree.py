@@ -25,7 +25,7 @@ def source_files(
       languages: keys of `languages.BY_KEY`; None: all nine.
       split: one of `shares`; None: all files. A file is in one split, by a hash of its path.
       shares: split -> share of files; by default 90 % train, 5 % validation, 5 % test.
-      malformed: counts files that are not UTF-8.
+      malformed: counts files that are not UTF-8, or that one may not read.
       setting: how errors call `folder`.
 
     Raises:
@@ -63,7 +63,7 @@ def _files(
             continue
         try:
             code = path.read_bytes().decode("utf-8")  # not read_text: it would turn CRLF into LF
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, PermissionError) as error:
             malformed.bad(str(path), error)
             continue
         malformed.good()

@@ -22,6 +22,7 @@ from codet5p_jax.evaluation.benchmarks.base import (
 from codet5p_jax.evaluation.benchmarks.files import is_json, read_objects, read_texts
 from codet5p_jax.evaluation.metrics import classification
 from codet5p_jax.objectives.rows import wrap
+from codet5p_jax.sharding import on_mesh, placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,8 @@ class LabelBenchmark(Benchmark):
         lengths = [max(map(len, functions)) for functions in zip(*rows, strict=True)]
         for size, picked, real in batches(lengths, self.length, settings.batch_size):
             sides = [pad([side[i] for i in picked], size, special.pad) for side in rows]
-            labels = np.asarray(classify(model.params, *sides))
+            with on_mesh(model.mesh):
+                labels = np.asarray(classify(model.params, *placed(sides, model.mesh)))
             yield [
                 {self.key: todo[place]["key"], self.value: int(label)}
                 for place, label in zip(picked[:real], labels, strict=False)

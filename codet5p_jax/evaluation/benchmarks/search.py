@@ -101,6 +101,7 @@ class SearchBenchmark(Benchmark):
             text_length=self.text_length,
             code_length=self.code_length,
             batch_size=settings.batch_size,
+            mesh=model.mesh,
         )
         with progress_bar(f"{self.name}: candidates", len(codes)) as advance:
             encoder.progress = advance
