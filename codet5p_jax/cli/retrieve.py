@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--text_length", type=positive, default=64, help="tokens read (default: %(default)s)")
     add("--code_length", type=positive, default=360, help="tokens read (default: %(default)s)")
-    add("--batch_size", type=positive, default=64, help="(default: %(default)s)")
+    add(
+        "--batch_size",
+        type=positive,
+        default=64,
+        help="rows of a compiled call, divided over all devices (default: %(default)s)",
+    )
     add("--rebuild", action="store_true", help="write files that exist anew")
 
 
@@ -128,9 +133,11 @@ def _model(args: argparse.Namespace) -> "tuple[PairEncoder, Tokenizer]":
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation.encoder import PairEncoder
     from codet5p_jax.models.codet5p import CodeT5p
+    from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.stored_weights import load_params
 
-    params, config, folder = load_params(args.model_dir)
+    mesh = all_devices(args.batch_size)
+    params, config, folder = load_params(args.model_dir, mesh)
     tokenizer = Tokenizer.load(folder)
     encoder = PairEncoder(
         CodeT5p(config),
@@ -139,5 +146,6 @@ def _model(args: argparse.Namespace) -> "tuple[PairEncoder, Tokenizer]":
         text_length=args.text_length,
         code_length=args.code_length,
         batch_size=args.batch_size,
+        mesh=mesh,
     )
     return encoder, tokenizer

@@ -60,6 +60,7 @@ class NearestBenchmark(ReferenceBenchmark):
             text_length=self.text_length,
             code_length=self.code_length,
             batch_size=settings.batch_size,
+            mesh=model.mesh,
         )
         search = CodeSearch(encoder, model.tokenizer, codes, self.name)
         found, _ = search.nearest([problem["source"] for problem in todo], 2)
