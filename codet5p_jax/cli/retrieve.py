@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from codet5p_jax.cli.arguments import positive
-from codet5p_jax.cli.errors import ConfigError
+from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.data.corpora.codesearchnet import SPLITS as NAMES
 from codet5p_jax.data.corpora.finetuning import retrieved, summarization
 from codet5p_jax.data.corpora.finetuning.files import SPLITS
@@ -136,7 +136,8 @@ def _model(args: argparse.Namespace) -> "tuple[PairEncoder, Tokenizer]":
     from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.stored_weights import load_params
 
-    mesh = all_devices(args.batch_size)
+    with configuration():
+        mesh = all_devices(args.batch_size)
     params, config, folder = load_params(args.model_dir, mesh)
     tokenizer = Tokenizer.load(folder)
     encoder = PairEncoder(

@@ -72,7 +72,7 @@ def retrieve(model, data, capsys):
 
     def run(*options, fails=0):
         given = [f"--model_dir={model[0]}", f"--finetune_dir={data}", "--language", "java"]
-        assert main(["retrieve", *given, "--batch_size=2", *options]) == fails
+        assert main(["retrieve", *given, "--batch_size=8", *options]) == fails
         return capsys.readouterr().err if fails else data / "retrieve_generate/java"
 
     return run
