@@ -100,6 +100,44 @@ def test_humaneval_reads_tabs_and_ends_where_the_released_script_does(tokenizer)
     assert humaneval.finish("\treturn 1\n# x\nif y:") == "    return 1"
 
 
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n\n### Instruction:\nCreate a Python script for this problem:\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        (
+            'import os\n\ndef f(x):\n    """ Adds  one\n    to x.\n    >>> f(1)\n    2\n    """\n',
+            "Adds one to x.",
+        ),
+        # The released script's slices where a mark is missing.
+        ('def f(x):\n    """ Adds one.\n    f(1) == 2\n    """\n', 'Adds one. f(1) == 2 """'),
+        ('def f(x):\n    """Adds one."""', 'Adds one.""'),
+        ("def f(x):\n    ''' Adds.\n    >>> f(1)\n    2\n    '''\n", "f f(x): ''' Adds."),
+    ],
+)
+def test_an_instruction_is_that_of_the_released_script(prompt, asked, tokenizer):
+    decode = tokenizer.decode
+    read = registry.BENCHMARKS["humaneval_instruct"].prompt
+    head, said = prompt.replace("    ", "\t"), f"{INSTRUCTION}{asked}\n\n### Response:"
+    both = read(model(tokenizer, prompt_to_decoder=True), {"prompt": prompt})
+    assert [decode(part) for part in both] == [said, said + head]
+    encoder_alone = read(model(tokenizer), {"prompt": prompt})
+    assert [decode(part) for part in encoder_alone] == [said, head]
+    short = replace(registry.BENCHMARKS["humaneval_instruct"], inputs_length=3)
+    parts = short.prompt(model(tokenizer, prompt_to_decoder=True), {"prompt": prompt})
+    assert [len(part) for part in parts] == [3, 3]
+
+
+def test_figures_stand_beside_the_prompt_they_are_of():
+    for name, benchmark in registry.BENCHMARKS.items():
+        tuned = ["InstructCodeT5+" in row.how for row in benchmark.published]
+        assert all(tuned) if name == "humaneval_instruct" else not any(tuned)
+
+
 def test_tests_are_asked_for_as_in_codet():
     humaneval = registry.BENCHMARKS["humaneval"]
     ((writer, settings, _),) = humaneval.also(Settings(samples=200, temperature=0.2, code_t=5))
