@@ -124,14 +124,13 @@ class ProgramBenchmark(Benchmark):
     ) -> Iterator[list[Prediction]]:
         """Writes programs."""
         del data
-        prompts = [self.prompt(model, problem) for problem in todo]
-        decoding = self.decoding.of(settings)
-        size = settings.batch_size
-        for batch in generate_texts(model, prompts, decoding, key, size, self.stop):
-            yield [
-                {self.key: todo[place]["key"], self.value: self.finish(text)}
-                for place, text in batch
-            ]
+        problems = {problem["key"]: problem for problem in todo}
+        times = Counter(problem["key"] for problem in todo)
+        prompts = [self.prompt(model, problem) for problem in problems.values()]
+        decoding, size = self.decoding.of(settings), settings.batch_size
+        keys, wanted = [*problems], [times[name] for name in problems]
+        for batch in generate_texts(model, prompts, decoding, key, size, self.stop, wanted):
+            yield [{self.key: keys[place], self.value: self.finish(text)} for place, text in batch]
 
     def prompt(self, model: Model, problem: Problem) -> Prompt:
         """What the model reads."""
