@@ -88,7 +88,7 @@ def generate(
       encoder_tokens_BS, encoder_segments_BS: the prompts; segment 0 is padding. None: the decoder
         alone.
       prefix_BP, prefix_lengths_B: right-padded forced tokens and their counts.
-      key: for sampling: one, or one for each prompt; unused at temperature 0.
+      key: for sampling: one, one for each prompt, or for each row of each; unused at temperature 0.
       special: token ids.
       how: how to choose, and the lengths.
       start_B: what the decoder reads first; None: `special.decoder_start`.
@@ -190,8 +190,8 @@ def start_writing(
     keys_BN = None
     if sampling.temperature:
         fold = jax.vmap(jax.random.fold_in, (None, 0))
-        keys_B = key if key.ndim else fold(key, jnp.arange(B))
-        keys_BN = jax.vmap(fold, (0, None))(keys_B, jnp.arange(N))
+        keys = key if key.ndim else fold(key, jnp.arange(B))
+        keys_BN = keys if keys.ndim == 2 else jax.vmap(fold, (0, None))(keys, jnp.arange(N))
     zeros = jnp.zeros((B, N), jnp.int32)
     return Writing(
         step=jnp.int32(0),

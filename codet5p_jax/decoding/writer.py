@@ -68,14 +68,22 @@ class Writer:
     ) -> Iterator[tuple[int, list[Int32[np.ndarray, "_"]]]]:
         """Yields the place of each prompt and the tokens written from it, the end token left out,
         `how.samples` or `how.outputs` rows of them, in the order in which batches are done: short
-        prompts first."""
+        prompts first.
+
+        Args:
+          key: for sampling: one, or `[prompts, samples]` of them.
+        """
         lengths = [max(len(p.encoder), len(p.prefix)) for p in prompts]
         outputs = self.how.outputs if isinstance(self.how, BeamSearch) else self.how.samples
         with on_mesh(self.mesh):
             longest = self._width(max(lengths, default=1))
             for width, picked, real in batches(lengths, longest, self.batch_size):
                 arrays, start = self._arrays([prompts[i] for i in picked], width)
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(picked))
+                keys = (
+                    key[picked]
+                    if key.ndim
+                    else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(picked))
+                )
                 arrays, start = placed(((*arrays, keys), start), self.mesh)
                 made = self._run(self.params, *arrays, start, self.stop_table)
                 tokens, ends = np.asarray(made.tokens), np.asarray(made.lengths)

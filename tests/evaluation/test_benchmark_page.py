@@ -39,7 +39,7 @@ def test_notes(name):
 
 
 DECODED = {  # first cell -> benchmarks
-    "`humaneval`": ["humaneval"],
+    "`humaneval`, `humaneval_instruct`": ["humaneval", "humaneval_instruct"],
     "`humaneval_x_*`": [name for name in BENCHMARKS if name.startswith("humaneval_x_")],
     "`mathqa_python`": ["mathqa_python"],
     "`gsm8k_python`": ["gsm8k_python"],

@@ -9,11 +9,17 @@ from codet5p_jax.data.tokenizer import train_tokenizer
 from codet5p_jax.evaluation.benchmarks import generation, registry, table
 from codet5p_jax.evaluation.benchmarks.base import Model, Settings
 from codet5p_jax.evaluation.benchmarks.files import GrowingFile
-from codet5p_jax.evaluation.benchmarks.generation import Decoding, framed, generate_texts
+from codet5p_jax.evaluation.benchmarks.generation import (
+    Decoding,
+    framed,
+    generate_texts,
+    samples_at_once,
+)
 from codet5p_jax.evaluation.benchmarks.published import size_of
 from codet5p_jax.models.codet5p import CodeT5p
 from codet5p_jax.models.configs import t5
 from codet5p_jax.models.params import init_params
+from codet5p_jax.sharding import MeshConfig, make_mesh
 
 TEXTS = ["def f(x):", "class A: pass", "x = 1", "import os\nimport sys"]
 
@@ -52,6 +58,50 @@ def test_texts_do_not_depend_on_what_they_are_batched_with(both, tokenizer):
     assert together == {i: written(asked, [p], 1)[0] for i, p in enumerate(prompts)}
     assert len({*together.values()}) > 1
     assert not any(together[i].startswith(text) for i, text in enumerate(TEXTS))
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(tokenizer):
+    """One at a time, or five of each of three prompts."""
+    asked, times = model(tokenizer, prompt_to_decoder=True), [5, 1, 0, 3]
+    assert samples_at_once(5, 16) == 5
+    texts = drawn(asked, times, 16)
+    assert [len(of) for of in texts] == times
+    assert len({*texts[0]}) == 5
+    assert drawn(asked, times, 1) == texts
+
+
+def test_samples_on_many_devices(tokenizer):
+    asked, times, mesh = model(tokenizer), [4, 2, 4], make_mesh(MeshConfig())
+    assert samples_at_once(4, 16, len(jax.devices())) == 2
+    assert drawn(replace(asked, mesh=mesh), times, 16) == drawn(asked, times, 4)
+    with pytest.raises(ValueError, match="batch_size: axis 'batch' of size 3 does not divide"):
+        drawn(replace(asked, mesh=mesh), times, 3)
+
+
+def drawn(asked, times, batch_size):
+    prompts = [framed(asked, text, 32) for text in TEXTS[: len(times)]]
+    how, key = Decoding(max_tokens=6, temperature=1.0), jax.random.key(1)
+    found = [[] for _ in times]
+    for batch in generate_texts(asked, prompts, how, key, batch_size, (), times):
+        assert len(batch) <= batch_size
+        for place, text in batch:
+            found[place].append(text)
+    return found
+
+
+def test_a_prompt_is_read_once_for_several_samples(tokenizer, monkeypatch):
+    asked, seen = model(tokenizer), []
+
+    class Seen(generation.Writer):
+        def write(self, prompts, key):
+            seen.append((len(prompts), self.how.samples, self.batch_size))
+            return super().write(prompts, key)
+
+    monkeypatch.setattr(generation, "Writer", Seen)
+    how, key = Decoding(max_tokens=2, temperature=1.0), jax.random.key(0)
+    given = [framed(asked, "x = 1", 32)], how, key, 8, (), [20]
+    assert sum(len(batch) for batch in generate_texts(asked, *given)) == 20
+    assert seen == [(5, 4, 2)]
 
 
 def test_beams_and_stops(tokenizer):
@@ -109,6 +159,44 @@ def test_humaneval_reads_tabs_and_ends_where_the_released_script_does(tokenizer)
     assert humaneval.asked({"prompt": "def f():\n    pass"}) == "def f():\n\tpass"
     assert humaneval.finish("\treturn 1\n\ndef g():\n") == "    return 1\n"
     assert humaneval.finish("\treturn 1\n# x\nif y:") == "    return 1"
+
+
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n\n### Instruction:\nCreate a Python script for this problem:\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        (
+            'import os\n\ndef f(x):\n    """ Adds  one\n    to x.\n    >>> f(1)\n    2\n    """\n',
+            "Adds one to x.",
+        ),
+        # The released script's slices where a mark is missing.
+        ('def f(x):\n    """ Adds one.\n    f(1) == 2\n    """\n', 'Adds one. f(1) == 2 """'),
+        ('def f(x):\n    """Adds one."""', 'Adds one.""'),
+        ("def f(x):\n    ''' Adds.\n    >>> f(1)\n    2\n    '''\n", "f f(x): ''' Adds."),
+    ],
+)
+def test_an_instruction_is_that_of_the_released_script(prompt, asked, tokenizer):
+    decode = tokenizer.decode
+    read = registry.BENCHMARKS["humaneval_instruct"].prompt
+    head, said = prompt.replace("    ", "\t"), f"{INSTRUCTION}{asked}\n\n### Response:"
+    both = read(model(tokenizer, prompt_to_decoder=True), {"prompt": prompt})
+    assert [decode(part) for part in both] == [said, said + head]
+    encoder_alone = read(model(tokenizer), {"prompt": prompt})
+    assert [decode(part) for part in encoder_alone] == [said, head]
+    short = replace(registry.BENCHMARKS["humaneval_instruct"], inputs_length=3)
+    parts = short.prompt(model(tokenizer, prompt_to_decoder=True), {"prompt": prompt})
+    assert [len(part) for part in parts] == [3, 3]
+
+
+def test_figures_stand_beside_the_prompt_they_are_of():
+    for name, benchmark in registry.BENCHMARKS.items():
+        tuned = ["InstructCodeT5+" in row.how for row in benchmark.published]
+        assert all(tuned) if name == "humaneval_instruct" else not any(tuned)
 
 
 def test_tests_are_asked_for_as_in_codet():

@@ -1,9 +1,11 @@
 """Texts that a model writes from many prompts: the one place where benchmarks call decoding."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.decoding.beam import BeamSearch
@@ -13,6 +15,7 @@ from codet5p_jax.decoding.stop import stop_table
 from codet5p_jax.decoding.writer import Writer
 from codet5p_jax.evaluation.benchmarks.base import Model, Settings
 from codet5p_jax.objectives.rows import wrap
+from codet5p_jax.sharding import ways
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,16 @@ class Decoding:
             )
         return replace(changed, beams=1) if changed.temperature else changed
 
-    def how(self) -> Sampling | BeamSearch:
-        """One text of a prompt."""
+    def how(self, samples: int = 1) -> Sampling | BeamSearch:
+        """So many texts of a prompt at a time."""
         if self.beams > 1:
             return BeamSearch(max_length=self.max_tokens, beams=self.beams)
-        return Sampling(max_length=self.max_tokens, temperature=self.temperature, top_p=self.top_p)
+        return Sampling(
+            max_length=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            samples=samples,
+        )
 
 
 def framed(model: Model, text: str, length: int) -> Prompt:
@@ -88,28 +96,68 @@ def generate_texts(
     key: jax.Array,
     batch_size: int,
     stop: Sequence[str] = (),
+    times: Sequence[int] | None = None,
 ) -> Iterator[list[tuple[int, str]]]:
-    """A text for each prompt, a batch at a time: (place of the prompt, no special tokens).
+    """Texts for each prompt, a batch at a time: (place of the prompt, no special tokens).
 
-    Prompts of like length go together. For several texts of a prompt, it is given several times. A
-    text ends with the token that completes one of `stop`.
+    Prompts of like length go together. A text ends with the token that completes one of `stop`.
+    What is drawn depends on the key, the place of the prompt and the number of the text alone.
+
+    Args:
+      batch_size: rows of a compiled call, of all texts of all its prompts.
+      times: texts of each prompt; default: one. Some of them are written side by side, from a
+        prompt that is read once.
+
+    Raises:
+      ValueError: batches do not divide over the mesh.
     """
     rows = model.network.config.vocab_size
     table = stop_table(stop, model.tokenizer.token_bytes, rows) if stop else None
+    wanted = np.ones(len(prompts), np.int64) if times is None else np.asarray(times)
+    devices = 1
+    if model.mesh is not None:
+        devices = ways("batch_size", (batch_size,), ("batch",), model.mesh.shape)
+    at_once = samples_at_once(int(wanted.max(initial=1)), batch_size, devices)
     writer = Writer(
         model.network,
         model.params,
         model.special,
-        decoding.how(),
-        batch_size=batch_size,
+        decoding.how(at_once),
+        batch_size=batch_size // at_once // devices * devices,
         stop_table=table,
         mesh=model.mesh,
     )
+    calls = [
+        (place, first) for place, n in enumerate(wanted) for first in range(0, int(n), at_once)
+    ]
+    places, firsts = np.array(calls, np.int32).reshape(-1, 2).T
+    fold = jax.vmap(jax.random.fold_in)
+    numbers = firsts[:, None] + np.arange(at_once, dtype=np.int32)
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(
+        fold(jnp.broadcast_to(key, len(places)), places), numbers
+    )
     batch = []
-    for place, (tokens,) in writer.write(prompts, key):
-        batch.append((place, model.tokenizer.decode(tokens)))
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
+    for call, texts in writer.write([prompts[place] for place, _ in calls], keys):
+        place, first = calls[call]
+        for tokens in texts[: wanted[place] - first]:
+            batch.append((place, model.tokenizer.decode(tokens)))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
     if batch:
         yield batch
+
+
+def samples_at_once(times: int, rows: int, devices: int = 1) -> int:
+    """How many texts of a prompt are written side by side: as many as leave an eighth of the rows
+    without use at most, where prompts are a multiple of `devices`.
+
+    >>> samples_at_once(200, 16), samples_at_once(10, 16), samples_at_once(200, 16, devices=8)
+    (16, 5, 2)
+    """
+
+    def useful(samples: int) -> float:
+        prompts = rows // samples // devices * devices
+        return prompts * times / math.ceil(times / samples)
+
+    return max(n for n in range(1, rows // devices + 1) if useful(n) >= 7 / 8 * rows)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from codet5p_jax.decoding.prompts import Prompt
 from codet5p_jax.evaluation import code_t, humaneval_x
 from codet5p_jax.evaluation.benchmarks.agreement import agreed_pass_at_k
 from codet5p_jax.evaluation.benchmarks.base import (
@@ -25,6 +26,7 @@ from codet5p_jax.evaluation.benchmarks.generation import (
     framed,
     generate_texts,
 )
+from codet5p_jax.evaluation.benchmarks.instructed import instructed
 from codet5p_jax.evaluation.metrics.pass_at_k import pass_at_k
 from codet5p_jax.evaluation.programs import (
     ANSWER,
@@ -58,6 +60,7 @@ class ProgramBenchmark(Benchmark):
       imports: packages of this Python that programs may import.
       readable: more that they may read.
       ending: follows the prompt.
+      instructed: the model is tuned on instructions, and given one: see `instructed.py`.
       tests_prompt: the same the prompt where the model is to write tests; "": it cannot be asked.
       task_id: the field of a problem that names it; None: its number.
     """
@@ -71,6 +74,7 @@ class ProgramBenchmark(Benchmark):
     imports: tuple[str, ...] = ()
     readable: Callable[[], Sequence[str]] = tuple
     ending: str = ""
+    instructed: bool = False
     tests_prompt: str = ""
     task_id: str | None = "task_id"
 
@@ -120,17 +124,23 @@ class ProgramBenchmark(Benchmark):
     ) -> Iterator[list[Prediction]]:
         """Writes programs."""
         del data
-        prompts = [framed(model, self.asked(problem), self.inputs_length) for problem in todo]
-        decoding = self.decoding.of(settings)
-        size = settings.batch_size
-        for batch in generate_texts(model, prompts, decoding, key, size, self.stop):
-            yield [
-                {self.key: todo[place]["key"], self.value: self.finish(text)}
-                for place, text in batch
-            ]
+        problems = {problem["key"]: problem for problem in todo}
+        times = Counter(problem["key"] for problem in todo)
+        prompts = [self.prompt(model, problem) for problem in problems.values()]
+        decoding, size = self.decoding.of(settings), settings.batch_size
+        keys, wanted = [*problems], [times[name] for name in problems]
+        for batch in generate_texts(model, prompts, decoding, key, size, self.stop, wanted):
+            yield [{self.key: keys[place], self.value: self.finish(text)} for place, text in batch]
+
+    def prompt(self, model: Model, problem: Problem) -> Prompt:
+        """What the model reads."""
+        asked, length = self.asked(problem), self.inputs_length
+        if self.instructed:
+            return instructed(model, problem["prompt"], asked, length)
+        return framed(model, asked, length)
 
     def asked(self, problem: Problem) -> str:
-        """What the model reads."""
+        """What the model continues."""
         text = problem["source"] if "source" in problem else problem["prompt"]
         if self.ending:
             text += self.ending.format(entry_point=problem["entry_point"])

@@ -1,4 +1,7 @@
-"""The figures of the paper (arXiv 2305.07922) by benchmark and size, as its tables print them."""
+"""The figures of the paper (arXiv 2305.07922) by benchmark and size, as its tables print them.
+
+Those of released models are of their pages.
+"""
 
 from typing import Any
 
@@ -50,8 +53,11 @@ HUMANEVAL = (
     _pass("2B", 24.2, 38.2, 57.8),
     _pass("6B", 28.0, 47.2, 69.8),
     _pass("16B", 30.9, 51.6, 76.7),
-    _pass("16B", 35.0, 54.5, 77.9, how="InstructCodeT5+"),
     _code_t(38.5, 63.6, 77.1, how="zero-shot, CodeT"),
+)
+HUMANEVAL_INSTRUCT = (
+    _pass("16B", 35.0, 54.5, 77.9, how="InstructCodeT5+"),
+    _pass("16B", 36.1, 57.1, 80.7, how="InstructCodeT5+, released model"),
     _code_t(42.9, 67.8, 78.7, how="InstructCodeT5+, CodeT"),
 )
 MATHQA = _tuned("pass@80", 85.6, 87.4)

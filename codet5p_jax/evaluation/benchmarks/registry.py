@@ -47,6 +47,10 @@ Records = Iterator[dict[str, Any]]
 _OF_CODE = (Metric("bleu"), Metric("exact_match"), Metric("code_bleu", percent=True))
 _FUNCTION = Decoding(max_tokens=320, beams=5)
 _NOT_IN_PAPER = "not a benchmark of the paper"
+_TEMPERATURES = (
+    "the paper has temperature 0.2, 0.6, 0.8 for k = 1, 10, 100: a run with "
+    "`--temperature` for each"
+)
 _ARITHMETIC = ("scipy", "numpy")  # what programs for mathematics import
 _ANSWERS = (
     "the number of samples and the tolerance are not stated: as many as k; rounded as "
@@ -182,6 +186,30 @@ def _redcoder(kind: type[Any], name: str, about: str, language: str, **more: Any
     )
 
 
+def _human_eval_programs(name: str, about: str, **more: Any) -> Benchmark:
+    return ProgramBenchmark(
+        name=name,
+        about=about,
+        folder="humaneval",
+        files="`humaneval/HumanEval.jsonl`",
+        read=_human_eval,
+        metrics=(
+            *_pass_at(1, 10, 100),
+            *(Metric(f"code_t_pass@{k}", percent=True) for k in (1, 10, 100)),
+        ),
+        metric_source="human-eval's evaluator; with `--code_t`, microsoft/CodeT",
+        check=with_its_test(HUMANEVAL_SECONDS),
+        ks=(1, 10, 100),
+        decoding=Decoding(max_tokens=800, temperature=0.2, top_p=0.95, samples=200),
+        inputs_length=800,
+        tabs=True,
+        stop=HUMANEVAL_STOP,
+        tests_prompt=agreement.PROMPT,
+        imports=("numpy",),
+        **more,
+    )
+
+
 def _nearest(language: str) -> Benchmark:
     return _redcoder(
         augmented.NearestBenchmark,
@@ -291,29 +319,20 @@ def _code_search(language: str) -> Benchmark:
 
 
 _ALL = (
-    ProgramBenchmark(
-        name="humaneval",
-        about="bodies of functions in Python",
-        folder="humaneval",
-        files="`humaneval/HumanEval.jsonl`",
-        read=_human_eval,
-        metrics=(
-            *_pass_at(1, 10, 100),
-            *(Metric(f"code_t_pass@{k}", percent=True) for k in (1, 10, 100)),
-        ),
-        metric_source="human-eval's evaluator; with `--code_t`, microsoft/CodeT",
+    _human_eval_programs(
+        "humaneval",
+        "bodies of functions in Python",
         published=published.HUMANEVAL,
         published_source="§5, zero-shot on HumanEval",
-        check=with_its_test(HUMANEVAL_SECONDS),
-        ks=(1, 10, 100),
-        decoding=Decoding(max_tokens=800, temperature=0.2, top_p=0.95, samples=200),
-        inputs_length=800,
-        tabs=True,
-        stop=HUMANEVAL_STOP,
-        tests_prompt=agreement.PROMPT,
-        imports=("numpy",),
-        note="the paper has temperature 0.2, 0.6, 0.8 for k = 1, 10, 100: a run with "
-        "`--temperature` for each",
+        note=_TEMPERATURES,
+    ),
+    _human_eval_programs(
+        "humaneval_instruct",
+        "the same, of models tuned on instructions",
+        published=published.HUMANEVAL_INSTRUCT,
+        published_source="§5, zero-shot on HumanEval; released model: its page",
+        instructed=True,
+        note=_TEMPERATURES,
     ),
     *(
         _programs_x(name, language)
