@@ -21,7 +21,9 @@ from codet5p_jax.evaluation.benchmarks.base import (
 from codet5p_jax.evaluation.benchmarks.files import GrowingFile, read_objects
 from codet5p_jax.evaluation.benchmarks.generation import (
     Decoding,
+    Prompt,
     check_generation,
+    check_positions,
     framed,
     generate_texts,
 )
@@ -110,6 +112,13 @@ class ProgramBenchmark(Benchmark):
             )
         check_generation(self.name, model)
 
+    def check_lengths(self, model: Model, data: Data, settings: Settings) -> None:
+        """Of every prompt, those for tests too."""
+        prompts = (self._prompt(model, problem) for problem in data.problems)
+        check_positions(self.name, model, prompts, self.decoding.of(settings))
+        for other, how, _ in self.also(settings):
+            other.check_lengths(model, data, replace(how, code_t=0))
+
     def predict(
         self,
         model: Model,
@@ -120,7 +129,7 @@ class ProgramBenchmark(Benchmark):
     ) -> Iterator[list[Prediction]]:
         """Writes programs."""
         del data
-        prompts = [framed(model, self.asked(problem), self.inputs_length) for problem in todo]
+        prompts = [self._prompt(model, problem) for problem in todo]
         decoding = self.decoding.of(settings)
         size = settings.batch_size
         for batch in generate_texts(model, prompts, decoding, key, size, self.stop):
@@ -128,6 +137,9 @@ class ProgramBenchmark(Benchmark):
                 {self.key: todo[place]["key"], self.value: self.finish(text)}
                 for place, text in batch
             ]
+
+    def _prompt(self, model: Model, problem: Problem) -> Prompt:
+        return framed(model, self.asked(problem), self.inputs_length)
 
     def asked(self, problem: Problem) -> str:
         """What the model reads."""
