@@ -2,15 +2,22 @@
 
     codet5p chat --model_dir=RUN --temperature=0.2 --top_p=0.95
 
-Each line is an instruction; what was said before goes along, as in tuning on chats. `/new` forgets
-it, `/end` or Ctrl-D ends. Where instructions come from a pipe, only the answers are printed.
+Each line is an instruction; what was said before goes along, as in tuning on chats, without the
+first turns where all of them are longer than --inputs_length. `/new` forgets it, `/end` or Ctrl-D
+ends. Where instructions come from a pipe, only the answers are printed, and the exit code is 1 if
+one had no answer because it was too long by itself.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codet5p_jax.cli import generation_options
+
+if TYPE_CHECKING:
+    from codet5p_jax.data.corpora.instructions import Templates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,32 +40,52 @@ def run(args: argparse.Namespace) -> int:
     templates = Templates() if args.templates is None else Templates.from_file(args.templates)
     stops = generation_options.stop_texts(args)
     writer, tokenizer = generation_options.open_writer(args, stops=stops)
-    asks = sys.stdin.isatty()
-    instruction, response = "", ""
+    config = writer.model.config
+    length = generation_options.inputs_length(args, config, forced=1)
+    limit = f"--inputs_length={length}"
+    if length < args.inputs_length:
+        limit = (
+            f"{length} tokens, which the network has positions for beside "
+            f"--max_length={args.max_length}"
+        )
+    asks, unanswered = sys.stdin.isatty(), 0
+    turns: list[tuple[str, str]] = []
     while True:
         if asks:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         said = line.strip()
         if not line or said == "/end":
-            return 0
+            return int(unanswered > 0 and not asks)
         if said == "/new":
-            instruction = ""
+            turns = []
         if not said or said == "/new":
             continue
-        if instruction:
-            instruction = templates.next_turn.format(
-                instruction=instruction, response=response, next=said
-            )
+        for dropped in range(len(turns) + 1):
+            text = _text(templates, turns[dropped:], said)
+            if len(tokenizer.encode(text)) <= length:
+                break
         else:
-            instruction = said
-        text = templates.prompt(instruction)
-        prompt = make_prompt(text, "plain", tokenizer, args.inputs_length, writer.model.config)
-        if len(tokenizer.encode(text)) > args.inputs_length:
+            unanswered += 1
+            print(f"not answered: this alone is longer than {limit}", file=sys.stderr)
+            continue
+        if dropped:
             print(
-                f"what was said is longer than {args.inputs_length} tokens; /new starts anew, "
-                "--inputs_length takes more",
+                f"left out the first {dropped} of {len(turns)} turns: with them this is longer "
+                f"than {limit}",
                 file=sys.stderr,
             )
-            return 1
+            turns = turns[dropped:]
+        prompt = make_prompt(text, "plain", tokenizer, length, config)
         response = generation_options.tell(writer, tokenizer, prompt, stops, args.seed)
+        turns.append((said, response))
+
+
+def _text(templates: "Templates", turns: Sequence[tuple[str, str]], said: str) -> str:
+    """The prompt of an instruction after turns of instructions and responses."""
+    instruction, response = "", ""
+    for number, (one, answer) in enumerate([*turns, (said, "")]):
+        if number:
+            one = templates.next_turn.format(instruction=instruction, response=response, next=one)
+        instruction, response = one, answer
+    return templates.prompt(instruction)

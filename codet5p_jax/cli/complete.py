@@ -23,13 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the continuation; returns the exit code."""
     beginning = _beginning(args.place)
-    from codet5p_jax.decoding.prompts import make_prompt
-
     stops = generation_options.stop_texts(args)
     writer, tokenizer = generation_options.open_writer(args, stops=stops)
-    prompt = make_prompt(
-        beginning, "completion", tokenizer, args.inputs_length, writer.model.config
-    )
+    (prompt,) = generation_options.prompts_of([beginning], "completion", writer, tokenizer, args)
     generation_options.tell_or_list(writer, tokenizer, prompt, stops, args)
     return 0
 

@@ -143,6 +143,9 @@ def _plan(args: argparse.Namespace) -> _Plan:
     if args.predictions is None:
         source, of = _model(args.checkpoint, benchmarks, settings)
         size = size or size_of(source.network.config)
+        for benchmark in benchmarks:
+            asked = data[benchmark.name].first(args.limit)
+            benchmark.check_lengths(source, asked, settings)
     else:
         (benchmark,), of = benchmarks, {"of": str(args.predictions.resolve())}
         source = benchmark.parse(args.predictions, data[benchmark.name])

@@ -5,8 +5,8 @@ r"""Writes from a prompt: an argument, a file, or standard input.
     codet5p generate --model_dir=RUN --kind=completion --stop='\ndef' --file=begun.py
     codet5p generate --model_dir=RUN --lines --file=prompts.txt --temperature=0.8 --samples=10
 
-A single text appears while it is written. With --lines every line is a prompt, and a line of JSON
-is written for each, in the order in which they are done:
+A single text appears while it is written. With --lines every line that is not blank is a prompt,
+and a line of JSON is written for each, in the order in which they are done:
 {"line": 1, "prompt": ..., "texts": [...]}. Batches of lines are divided over all devices.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from codet5p_jax.cli import generation_options
 from codet5p_jax.cli.arguments import positive
+from codet5p_jax.cli.texts import lines_of, read_text
 
 KINDS = ("plain", "framed", "completion", "description", "code")
 
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "be continued; code, to be described after [TDEC]; a description, to be coded after [CDEC]",
     )
     parser.add_argument("--prefix", default="", help="what the text has to begin with")
-    parser.add_argument("--lines", action="store_true", help="every line is a prompt")
+    parser.add_argument(
+        "--lines", action="store_true", help="every line that is not blank is a prompt"
+    )
     parser.add_argument(
         "--batch_size", type=positive, default=8, help="prompts at a time (default: %(default)s)"
     )
@@ -43,8 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what is written; returns the exit code."""
     prompts = _prompts(args)
-    from codet5p_jax.decoding.prompts import make_prompt
-
     stops = generation_options.stop_texts(args)
     writer, tokenizer = generation_options.open_writer(
         args,
@@ -52,40 +53,39 @@ def run(args: argparse.Namespace) -> int:
         stops=stops,
         divided=args.lines,
     )
-    made = [
-        make_prompt(
-            text, args.kind, tokenizer, args.inputs_length, writer.model.config, args.prefix
-        )
-        for text in prompts
-    ]
+    texts = list(prompts.values())
+    made = generation_options.prompts_of(texts, args.kind, writer, tokenizer, args, args.prefix)
     if not args.lines:
         print(args.prefix, end="", flush=True)
         generation_options.tell_or_list(writer, tokenizer, made[0], stops, args)
         return 0
     import jax
 
+    lines = list(prompts)
     for place, rows in writer.write(made, jax.random.key(args.seed)):
-        texts = generation_options.texts_of(tokenizer, rows, stops)
+        written = generation_options.texts_of(tokenizer, rows, stops)
         record = {
-            "line": place + 1,
-            "prompt": prompts[place],
-            "texts": [args.prefix + text for text in texts],
+            "line": lines[place],
+            "prompt": texts[place],
+            "texts": [args.prefix + text for text in written],
         }
         print(json.dumps(record, ensure_ascii=False), flush=True)
     return 0
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
+def _prompts(args: argparse.Namespace) -> dict[int, str]:
+    """By line, from 1."""
     if args.prompt is not None and args.file is not None:
         raise ValueError("found a prompt and --file; pass one of them")
     text = args.prompt
     if args.file is not None:
-        text = args.file.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text(args.file)
     elif text is None:
         if sys.stdin.isatty():
             print("the prompt, ended by Ctrl-D:", file=sys.stderr)
         text = sys.stdin.read()
-    prompts = text.splitlines() if args.lines else [text]
-    if not any(prompt.strip() for prompt in prompts):
+    lines = lines_of(text) if args.lines else [text]
+    prompts = {line: prompt for line, prompt in enumerate(lines, start=1) if prompt.strip()}
+    if not prompts:
         raise ValueError("the prompt is empty")
     return prompts

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.decoding.prompts import Prompt
     from codet5p_jax.decoding.writer import Writer
+    from codet5p_jax.models.configs import ModelConfig
 
 CHUNK = 16  # steps between two looks at what was written
 
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, outputs_length: int = 128)
         "--inputs_length",
         type=positive,
         default=512,
-        help="of a prompt at most; more are cut (default: 512)",
+        help="of a prompt at most, and as many as the network has positions for; more are cut "
+        "(default: 512)",
     )
     lengths.add_argument(
         "--max_length",
@@ -65,8 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, outputs_length: int = 128)
     how.add_argument("--beams", type=positive, default=1, help="search with N beams instead")
     how.add_argument(
         "--length_penalty",
-        type=float,
-        default=1.0,
+        type=_number(float("-inf")),
         help="of beams: above 0 favours longer texts (default: 1)",
     )
     how.add_argument("--nbest", type=positive, default=1, help="of beams: the N best texts")
@@ -84,9 +86,10 @@ def _number(least: float) -> Any:
         try:
             value = float(text)
         except ValueError:
-            value = least - 1
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a number of {least:g} or more, got {text}")
+            value = math.nan
+        if not (least <= value and math.isfinite(value)):
+            wanted = "a number" if math.isinf(least) else f"a number of {least:g} or more"
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
         return value
 
     return number
@@ -122,6 +125,10 @@ def open_writer(
     draws = args.temperature > 0
     if args.beams == 1 and args.nbest > 1:
         raise ValueError(f"--nbest={args.nbest} needs as many --beams; or take --samples")
+    if args.beams == 1 and args.length_penalty is not None:
+        raise ValueError(
+            f"--length_penalty={args.length_penalty:g} is of beam search: pass --beams as well"
+        )
     if args.beams > 1 and (draws or args.samples > 1):
         raise ValueError("--beams search for the best text, --temperature draws one: pass one only")
     if not draws and (args.top_k or args.top_p < 1 or args.min_p or args.samples > 1):
@@ -130,7 +137,10 @@ def open_writer(
         )
     if args.beams > 1:
         how: Any = BeamSearch(
-            **shared, beams=args.beams, outputs=args.nbest, length_penalty=args.length_penalty
+            **shared,
+            beams=args.beams,
+            outputs=args.nbest,
+            length_penalty=1.0 if args.length_penalty is None else args.length_penalty,
         )
     else:
         how = Sampling(
@@ -169,6 +179,60 @@ def open_writer(
         mesh=mesh,
     )
     return writer, tokenizer
+
+
+def inputs_length(args: argparse.Namespace, config: "ModelConfig", forced: int = 0) -> int:
+    """--inputs_length, or what the positions of the network leave of it where the decoder begins
+    with `forced` tokens and writes --max_length.
+
+    Raises:
+      ValueError: they leave nothing.
+    """
+    from codet5p_jax.decoding.prompts import room
+
+    encoder, decoder = room(config, args.max_length)
+    limits = [args.inputs_length, *([] if encoder is None else [encoder])]
+    if decoder is not None:
+        reads = config.prompt_to_decoder or not config.encoder.num_layers
+        if decoder - forced < (3 if reads else 0):  # as many as a framed prompt has at least
+            raise ValueError(
+                f"--max_length={args.max_length} leaves no room in the decoder's "
+                f"{config.decoder.max_positions} positions for what it reads before; lower it"
+            )
+        limits += [decoder - forced] if reads else []
+    return min(limits)
+
+
+def prompts_of(
+    texts: Sequence[str],
+    kind: str,
+    writer: "Writer",
+    tokenizer: "Tokenizer",
+    args: argparse.Namespace,
+    prefix: str = "",
+) -> "list[Prompt]":
+    """Prompts of `inputs_length` tokens at most. A note on stderr says where the network has fewer
+    positions than --inputs_length asks for, and a prompt loses something by it."""
+    from codet5p_jax.decoding.prompts import make_prompt
+
+    config = writer.model.config
+    length = inputs_length(args, config, 1 + len(tokenizer.encode(prefix)))
+
+    def made(length: int) -> "list[Prompt]":
+        return [make_prompt(text, kind, tokenizer, length, config, prefix) for text in texts]
+
+    prompts = made(length)
+    if length < args.inputs_length:
+        whole = made(args.inputs_length)
+        sizes = [[sum(map(len, prompt)) for prompt in each] for each in (prompts, whole)]
+        cut = sum(ours < theirs for ours, theirs in zip(*sizes, strict=True))
+        if cut:
+            print(
+                f"{cut} of {len(prompts)} prompts are cut to {length} tokens: the network has no "
+                f"positions for more beside --max_length={args.max_length}",
+                file=sys.stderr,
+            )
+    return prompts
 
 
 def tell(

@@ -28,16 +28,11 @@ def run(args: argparse.Namespace) -> int:
     places, codes = _codes(args.file, args.function)
     import jax
 
-    from codet5p_jax.decoding.prompts import make_prompt
-
     stops = generation_options.stop_texts(args)
     writer, tokenizer = generation_options.open_writer(
         args, batch_size=min(args.batch_size, len(codes)), stops=stops
     )
-    prompts = [
-        make_prompt(code, "description", tokenizer, args.inputs_length, writer.model.config)
-        for code in codes
-    ]
+    prompts = generation_options.prompts_of(codes, "description", writer, tokenizer, args)
     for place, rows in writer.write(prompts, jax.random.key(args.seed)):
         for text in generation_options.texts_of(tokenizer, rows, stops):
             print(f"{places[place]}  {' '.join(text.split())}", flush=True)

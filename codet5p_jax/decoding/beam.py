@@ -1,5 +1,6 @@
 """Beam search, token for token as in transformers (5.x)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,9 @@ class BeamSearch:
       min_length: tokens written at least, counted likewise.
       beams: unfinished texts that are kept at each length, and finished ones.
       outputs: texts given back of each prompt, best first (n-best).
-      length_penalty: above 0 favours longer texts; 0 compares log-probabilities.
+      length_penalty: above 0 favours longer texts; 0 compares log-probabilities. It is a number
+        with which scores of texts of `max_length` stay apart from each other and from `NEVER`:
+        max_length ** length_penalty is between 1e-5 and 1e30.
       early_stopping: when a prompt is done. True: as soon as there are `beams` finished texts.
         False: when the best unfinished text, were it to end here, would score lower than all of
         these. "never": when none could score higher at any length up to `max_length`.
@@ -49,6 +52,8 @@ class BeamSearch:
             outputs=1 <= self.outputs <= self.beams,
             early_stopping=self.early_stopping in (True, False, "never"),
             repetition_penalty=self.repetition_penalty > 0,
+            length_penalty=-5 <= self.length_penalty * math.log10(self.max_length) <= 30
+            and math.isfinite(self.length_penalty),
         )
 
     @property

@@ -21,6 +21,23 @@ class Prompt(NamedTuple):
     prefix: Int32[np.ndarray, "m"]
 
 
+class Room(NamedTuple):
+    """Tokens that each tower can read; None: any number."""
+
+    encoder: int | None
+    decoder: int | None
+
+
+def room(config: Any, max_length: int) -> Room:
+    """What the positions of a network leave to prompts: in the decoder, before it writes
+    `max_length` tokens."""
+    encoder, decoder = config.encoder, config.decoder.max_positions
+    return Room(
+        encoder.max_positions if encoder.num_layers else None,
+        None if decoder is None else decoder - max_length,
+    )
+
+
 KINDS: Mapping[str, str] = {
     "plain": "the text as it is, as an instruction or the input of a `seq2seq` task without </s>",
     "framed": "<s> text </s>, as the tokenizers of CodeT5 frame inputs",

@@ -19,7 +19,7 @@ from codet5p_jax.decoding.generate import (
     start_writing,
     write,
 )
-from codet5p_jax.decoding.prompts import Prompt
+from codet5p_jax.decoding.prompts import Prompt, room
 from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.sharding import on_mesh, placed, ways
 
@@ -62,6 +62,7 @@ class Writer:
         self.model, self.params, self.special, self.how = model, params, special, how
         self.batch_size, self.stop_table, self.mesh = batch_size, stop_table, mesh
         self._run = compiled(model, special, how)
+        self._room = room(model.config, how.max_length)
 
     def write(
         self, prompts: Sequence[Prompt], key: jax.Array
@@ -144,9 +145,7 @@ class Writer:
         """Padded length of a prompt of so many tokens, within the positions of the network."""
         config = self.model.config
         both = config.prompt_to_decoder or not config.encoder.num_layers
-        limits = [config.encoder.max_positions if config.encoder.num_layers else None]
-        if both and config.decoder.max_positions is not None:
-            limits.append(config.decoder.max_positions - self.how.max_length)
+        limits = [self._room.encoder, self._room.decoder if both else None]
         return max(length, min([bucket(length), *(x for x in limits if x is not None)]))
 
     def _arrays(self, prompts: Sequence[Prompt], width: int) -> tuple[tuple[Any, ...], Any]:
@@ -162,5 +161,7 @@ class Writer:
         lengths = np.array([len(prefix) for prefix in prefixes], np.int32)
         longest = int(lengths.max())
         # A prefix of one token, or as wide as prompts: few shapes.
-        forced, _ = pad(prefixes, longest if longest <= 1 else width, self.special.pad)
+        if longest > 1:
+            longest = max(longest, min(width, self._room.decoder or width))
+        forced, _ = pad(prefixes, longest, self.special.pad)
         return (tokens, segments, forced, lengths), start

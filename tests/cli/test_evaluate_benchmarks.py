@@ -326,6 +326,29 @@ def test_many_devices_predict_what_one_does(evaluate, checkpoints, one_device):
         assert (one / file).read_text() == (many / file).read_text()
 
 
+def test_positions_are_counted_before_predicting(evaluate, checkpoints, tmp_path):
+    folder = ModelDir(shutil.copytree(checkpoints[False], tmp_path / "few"))
+    settings = json.loads(folder.config.read_text())
+    for tower, positions in (("encoder", 60), ("decoder", 10)):
+        settings[tower] |= {"position": "learned", "max_positions": positions}
+    options = (f"--checkpoint={folder.root}", "--max_tokens=4")
+
+    def told(name, **changes):
+        folder.config.write_text(json.dumps({**settings, **changes}))
+        said = evaluate(f"--benchmark={name}", *options, fails=3)
+        assert not (tmp_path / "out").exists()
+        return said
+
+    assert "texts of up to 360 tokens are read, and the network's encoder has 60" in told(
+        "retrieve_cosqa"
+    )
+    assert "texts of up to 512 tokens are read" in told("defect")
+    said = told("translate_java_cs", prompt_to_decoder=True)
+    assert "the network's decoder has 10 positions, too few to read " in said
+    settings["encoder"]["max_positions"] = 5
+    assert "the network's encoder has 5 positions" in told("translate_java_cs")
+
+
 def test_reranked_by_the_matching_head(evaluate, checkpoints):
     options = ("--benchmark=retrieve_cosqa", f"--checkpoint={checkpoints[False]}", *GREEDY)
     plain, reranked = evaluate(*options), evaluate(*options, "--rerank=2", out="reranked")

@@ -112,3 +112,7 @@ def test_widths_stay_within_the_positions():
     config = dataclasses.replace(MODEL.config, prompt_to_decoder=True, **towers)
     writer = Writer(CodeT5p(config), {}, SPECIAL, Sampling(max_length=20))
     assert [writer._width(n) for n in (3, 70, 90)] == [64, 80, 90]
+    config = dataclasses.replace(config, prompt_to_decoder=False)
+    writer = Writer(CodeT5p(config), {}, SPECIAL, Sampling(max_length=20))
+    (tokens, _, forced, _), _ = writer._arrays(prompts(90, prefix=3), writer._width(90))
+    assert (tokens.shape, forced.shape) == ((1, 100), (1, 80))

@@ -41,6 +41,14 @@ def test_others_are_kept(kind, vectors, tmp_path):
     assert other != file
 
 
+def test_indices_of_one_folder_keep_theirs(vectors, tmp_path):
+    for name in ("one.index", "[two].index"):
+        open_index(vectors, "HNSW8", beside=tmp_path / name)
+    open_index(vectors[::-1].copy(), "HNSW8", beside=tmp_path / "[two].index")
+    names = sorted(path.name.split(".")[0] for path in tmp_path.iterdir())
+    assert names == ["[two]", "one"]
+
+
 def test_parameters_of_the_search(vectors, tmp_path):
     def found(parameters):
         return open_index(vectors, "IVF16,Flat", parameters, beside=tmp_path / "index")(vectors, 5)[

@@ -7,7 +7,14 @@ from pathlib import Path
 import jax
 
 from codet5p_jax.data.corpora.finetuning import retrieved
-from codet5p_jax.evaluation.benchmarks.base import Data, Model, Prediction, Problem, Settings
+from codet5p_jax.evaluation.benchmarks.base import (
+    Data,
+    Model,
+    Prediction,
+    Problem,
+    Settings,
+    check_reading,
+)
 from codet5p_jax.evaluation.benchmarks.generation import Prompt, framed_ids
 from codet5p_jax.evaluation.benchmarks.text import ReferenceBenchmark, TextBenchmark
 from codet5p_jax.evaluation.code_search import CodeSearch
@@ -41,6 +48,7 @@ class NearestBenchmark(ReferenceBenchmark):
         del settings
         if model.network.config.embed_dim is None:
             raise ValueError(f"{self.name} needs a model with an embedding head (stage 2)")
+        check_reading(self.name, model.network.config, max(self.text_length, self.code_length))
 
     def predict(
         self,

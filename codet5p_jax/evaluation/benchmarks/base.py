@@ -217,6 +217,11 @@ class Benchmark(abc.ABC):
     def check_model(self, model: Model, settings: Settings) -> None:
         """Raises ValueError where a network or vocabulary cannot do it."""
 
+    def check_lengths(self, model: Model, data: Data, settings: Settings) -> None:
+        """Raises ValueError where the positions of a network are too few for what it would read
+        and write."""
+        del model, data, settings
+
     @abc.abstractmethod
     def predict(
         self,
@@ -229,7 +234,7 @@ class Benchmark(abc.ABC):
         """Predictions of `todo`, a batch at a time, in any order.
 
         Args:
-          model: passed `check_model`.
+          model: passed `check_model` and `check_lengths`.
           data: problems and candidates.
           todo: problems; one for each prediction that is missing.
           settings: of the run.
@@ -256,6 +261,17 @@ class Benchmark(abc.ABC):
           settings: of the run.
           folder: where more may be written.
         """
+
+
+def check_reading(name: str, config: Any, length: int) -> None:
+    """Raises ValueError where the encoder of a network has fewer positions than a benchmark's texts
+    have tokens at most."""
+    limit = config.encoder.max_positions
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"{name}: texts of up to {length} tokens are read, and the network's encoder has "
+            f"{limit} positions; take another model"
+        )
 
 
 def matched(

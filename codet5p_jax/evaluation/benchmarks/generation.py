@@ -1,7 +1,7 @@
 """Texts that a model writes from many prompts: the one place where benchmarks call decoding."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codet5p_jax.decoding.beam import BeamSearch
-from codet5p_jax.decoding.prompts import Prompt
+from codet5p_jax.decoding.prompts import Prompt, Room, room
 from codet5p_jax.decoding.sampling import Sampling
 from codet5p_jax.decoding.stop import stop_table
 from codet5p_jax.decoding.writer import Writer
@@ -86,6 +86,26 @@ def check_generation(name: str, model: Model) -> None:
         if not getattr(config, tower).num_layers:
             raise ValueError(
                 f"{name} needs a model with encoder and decoder; --checkpoint has no {tower}"
+            )
+
+
+def check_positions(name: str, model: Model, prompts: Iterable[Prompt], decoding: Decoding) -> None:
+    """Raises ValueError where a network has too few positions for one of the prompts, which are
+    made only where it has a limit, and what is written after it."""
+    left = room(model.network.config, decoding.max_tokens)
+    if left == Room(None, None):
+        return
+    for prompt in prompts:
+        if left.encoder is not None and len(prompt.encoder) > left.encoder:
+            raise ValueError(
+                f"{name}: a prompt has {len(prompt.encoder)} tokens, and the network's encoder has "
+                f"{left.encoder} positions; take another model"
+            )
+        if left.decoder is not None and len(prompt.prefix) > left.decoder:
+            raise ValueError(
+                f"{name}: the network's decoder has {left.decoder + decoding.max_tokens} "
+                f"positions, too few to read {len(prompt.prefix)} tokens of a prompt and write "
+                f"{decoding.max_tokens}; lower --max_tokens, or take another model"
             )
 
 

@@ -18,6 +18,7 @@ from codet5p_jax.evaluation.benchmarks.base import (
     Prediction,
     Problem,
     Settings,
+    check_reading,
 )
 from codet5p_jax.evaluation.benchmarks.files import is_json, read_objects, read_texts
 from codet5p_jax.evaluation.metrics import classification
@@ -59,6 +60,7 @@ class LabelBenchmark(Benchmark):
                 f"{config.classes} and {config.classify_pairs}; fine-tune one, see "
                 "docs/finetuning.md"
             )
+        check_reading(self.name, config, self.length)
 
     def predict(
         self,

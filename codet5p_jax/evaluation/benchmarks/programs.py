@@ -22,7 +22,9 @@ from codet5p_jax.evaluation.benchmarks.base import (
 from codet5p_jax.evaluation.benchmarks.files import GrowingFile, read_objects
 from codet5p_jax.evaluation.benchmarks.generation import (
     Decoding,
+    Prompt,
     check_generation,
+    check_positions,
     framed,
     generate_texts,
 )
@@ -113,6 +115,13 @@ class ProgramBenchmark(Benchmark):
                 "program each time; set --temperature, or --samples=1"
             )
         check_generation(self.name, model)
+
+    def check_lengths(self, model: Model, data: Data, settings: Settings) -> None:
+        """Of every prompt, those for tests too."""
+        prompts = (self.prompt(model, problem) for problem in data.problems)
+        check_positions(self.name, model, prompts, self.decoding.of(settings))
+        for other, how, _ in self.also(settings):
+            other.check_lengths(model, data, replace(how, code_t=0))
 
     def predict(
         self,

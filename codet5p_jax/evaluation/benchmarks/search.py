@@ -17,6 +17,7 @@ from codet5p_jax.evaluation.benchmarks.base import (
     Prediction,
     Problem,
     Settings,
+    check_reading,
 )
 from codet5p_jax.evaluation.benchmarks.files import read_objects
 from codet5p_jax.evaluation.encoder import PairEncoder
@@ -75,6 +76,7 @@ class SearchBenchmark(Benchmark):
         config, special = model.network.config, model.tokenizer.special
         if config.embed_dim is None:
             raise ValueError(f"{self.name} needs a model with an embedding head (stage 2)")
+        check_reading(self.name, config, max(self.text_length, self.code_length))
         if settings.rerank and (special.enc is None or not config.matching_head):
             raise ValueError(
                 f"{self.name}: --rerank needs a model with a matching head and a vocabulary with "

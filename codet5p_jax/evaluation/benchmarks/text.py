@@ -22,6 +22,7 @@ from codet5p_jax.evaluation.benchmarks.generation import (
     Decoding,
     Prompt,
     check_generation,
+    check_positions,
     framed,
     generate_texts,
 )
@@ -122,6 +123,11 @@ class TextBenchmark(ReferenceBenchmark):
         """It has to write."""
         del settings
         check_generation(self.name, model)
+
+    def check_lengths(self, model: Model, data: Data, settings: Settings) -> None:
+        """Of every prompt."""
+        prompts = (self.prompt(model, problem, settings) for problem in data.problems)
+        check_positions(self.name, model, prompts, self.decoding.of(settings))
 
     def prompt(self, model: Model, problem: Problem, settings: Settings) -> Prompt:
         """What the network reads."""
