@@ -122,7 +122,7 @@ def test_faiss_ranks_as_the_product_does(index, encoder, tokenize, kind, rerank,
     ask = {"mode": "embedding", "k": k, "rerank": rerank}
     ask |= {"encoder": encoder, "tokenize": tokenize}
     wanted = search.search(index, "open a file", **ask)
-    nearest = faiss_index.open_index(index.embeddings, kind, folder=tmp_path)
+    nearest = faiss_index.open_index(index.embeddings, kind, beside=tmp_path / "search_index")
     found = search.search(index, "open a file", nearest=nearest, **ask)
     assert [hit.document for hit in found] == [hit.document for hit in wanted]
     scores = [hit.score for hit in wanted]

@@ -22,7 +22,6 @@ from codet5p_jax.evaluation.benchmarks.base import (
 from codet5p_jax.evaluation.benchmarks.files import GrowingFile, read_objects
 from codet5p_jax.evaluation.benchmarks.generation import (
     Decoding,
-    Prompt,
     check_generation,
     check_positions,
     framed,
