@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
@@ -78,7 +79,7 @@ class Writer:
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(picked))
                 arrays, start = self._placed(((*arrays, keys), start))
                 made = self._run(self.params, *arrays, start, self.stop_table)
-                tokens, ends = np.asarray(made.tokens), np.asarray(made.lengths)
+                tokens, ends = self._fetched(made.tokens), self._fetched(made.lengths)
                 for row, place in enumerate(picked[:real]):
                     rows = range(row * outputs, (row + 1) * outputs)
                     yield int(place), [tokens[r, : ends[r]] for r in rows]
@@ -154,9 +155,27 @@ class Writer:
         return (tokens, segments, forced, lengths), start
 
     def _placed(self, arrays: Any) -> Any:
+        """Rows over the data-parallel axes; every process has all of them."""
         if self.mesh is None:
             return arrays
-        return jax.device_put(arrays, batch_sharding(self.mesh))
+        sharding = batch_sharding(self.mesh)
+        if jax.process_count() == 1:
+            return jax.device_put(arrays, sharding)
+
+        def one(x: Any) -> jax.Array:
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(
+                    one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+                )
+            return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)
+
+        return jax.tree.map(one, arrays)
+
+    def _fetched(self, rows: jax.Array) -> np.ndarray:
+        """All rows, in every process."""
+        if not rows.is_fully_addressable:
+            rows = multihost_utils.process_allgather(rows, tiled=True)
+        return np.asarray(rows)
 
     def _on_mesh(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
