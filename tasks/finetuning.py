@@ -41,7 +41,8 @@ def _read(split: str, reader: Reader, folder: str) -> Iterator[Mapping[str, Any]
     return reader(Path(settings.finetune_dir(), folder), split, setting=_SETTING)
 
 
-def _fingerprint(folder: str) -> list[tuple[str, int, int]]:
+def folder_fingerprint(folder: str) -> list[tuple[str, int, int]]:
+    """Identities of the files in a folder below `finetune_dir`."""
     path = require_folder(Path(settings.finetune_dir(), folder), _SETTING)
     return identities(sorted(file for file in path.rglob("*") if file.is_file()))
 
@@ -72,7 +73,7 @@ def _add(
     read = partial(_read, reader=reader, folder=folder)
     add_task(
         name,
-        source=examples_source(read, splits, features, partial(_fingerprint, folder)),
+        source=examples_source(read, splits, features, partial(folder_fingerprint, folder)),
         objective=objective,
         vocabulary=vocabulary,
         preprocessors=[partial(tokenize, vocabulary=vocabulary)],

@@ -301,6 +301,30 @@ EXPECTED: dict[str, dict[str, Any]] = {
             "targets_length": chosen(32),
         },
     },
+    "quickstart_translate_stage1": {
+        **QUICKSTART,
+        "warmup_steps": chosen(100),
+        "phases": chosen((("translation_stage1", 1_000, 32),)),
+        "peak": chosen(3e-2),
+        "span_denoising": {
+            **STAGE1["span_denoising"],
+            "inputs_length": chosen(128),
+            "targets_length": chosen(48),
+        },
+        "seq2seq_clm": {
+            **STAGE1["seq2seq_clm"],
+            "inputs_length": chosen(96),
+            "targets_length": chosen(96),
+        },
+    },
+    "quickstart_translate": {
+        **QUICKSTART,
+        **best_written("bleu+exact_match", NEVER, 128),
+        "warmup_steps": chosen(200),
+        "phases": chosen((("translate_java_cs", 3_200, 16),)),
+        "peak": chosen(3e-2),
+        "seq2seq": {"inputs_length": chosen(112), "targets_length": chosen(112)},
+    },
     "quickstart_stage1": {
         **QUICKSTART,
         "phases": chosen((("stdlib_stage1_denoise", 100, 32), ("stdlib_stage1", 150, 48))),
