@@ -321,7 +321,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         **QUICKSTART,
         **best_written("bleu+exact_match", NEVER, 128),
         "warmup_steps": chosen(200),
-        "phases": chosen((("translate_java_cs", 3_200, 16),)),
+        "phases": chosen((("translate_java_cs", 2_400, 16),)),
         "peak": chosen(3e-2),
         "seq2seq": {"inputs_length": chosen(112), "targets_length": chosen(112)},
     },
