@@ -13,6 +13,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 DATA="${1:?pass the folder that holds code_translation/, see docs/translate.md}"
 RUN="${2:-translate_run}"
+JAVA=("$DATA"/code_translation/test.java-cs.txt.java*)  # plain or gzipped
+if [[ ! -e "${JAVA[0]}" ]]; then
+  echo "There is no ${JAVA[0]}; pass the folder that holds code_translation/, see docs/translate.md." >&2
+  exit 1
+fi
 make_environment ""
 CACHE=(--gin.CACHE_DIR="'$RUN/cache'")
 codet5p() { "$VENV/bin/codet5p" "$@"; }
@@ -50,7 +55,7 @@ codet5p train --gin_file=runs/quickstart_translate.gin --gin.MODEL_DIR="'$RUN/sc
   --gin.train.train.init_from=None "${CACHE[@]}"
 
 say "the test"
-score copy --predictions="$(ls "$DATA"/code_translation/test.java-cs.txt.java*)"
+score copy --predictions="${JAVA[0]}"
 score scratch --checkpoint="$(echo "$RUN"/scratch/best/*)"
 score pretrained --checkpoint="$(echo "$RUN"/pretrained/best/*)"
 "$VENV/bin/python" -c '

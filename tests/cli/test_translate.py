@@ -106,7 +106,8 @@ def test_nothing_of_the_test_is_learned_from(data, tmp_path):
     assert table[0] == "-c"
 
 
-def test_it_asks_for_data(tmp_path):
-    done = subprocess.run([SCRIPT], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("given", [[], ["nowhere"]])
+def test_it_asks_for_data(given):
+    done = subprocess.run([SCRIPT, *given], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "pass the folder that holds code_translation/" in done.stderr
