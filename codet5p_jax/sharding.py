@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -258,8 +260,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def placed(arrays: Any, mesh: Mesh | None) -> Any:
-    """A tree of batches, their rows divided over a mesh; as it is where there is none."""
-    return arrays if mesh is None else jax.device_put(arrays, batch_sharding(mesh))
+    """A tree of batches, their rows divided over a mesh; as it is where there is none. Of several
+    processes each has all rows."""
+    if mesh is None:
+        return arrays
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, sharding)
+
+    def one(x: Any) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)
+
+    return jax.tree.map(one, arrays)
 
 
 def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:

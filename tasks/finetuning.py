@@ -43,13 +43,14 @@ def _read(split: str, reader: Reader, folder: str) -> Iterator[Mapping[str, Any]
     return reader(Path(settings.finetune_dir(), folder), split, setting=_SETTING)
 
 
-def _fingerprint(folder: str) -> list[tuple[str, int, int]]:
+def folder_fingerprint(folder: str) -> list[tuple[str, int, int]]:
+    """Identities of the files in a folder below `finetune_dir`."""
     path = require_folder(Path(settings.finetune_dir(), folder), _SETTING)
     return identities(sorted(file for file in path.rglob("*") if file.is_file()))
 
 
 def _fingerprint_and_separator(folder: str) -> list[Any]:
-    return [retrieved.separator(), *_fingerprint(folder)]
+    return [retrieved.separator(), *folder_fingerprint(folder)]
 
 
 def _add(
@@ -62,7 +63,7 @@ def _add(
     tokenize: Callable[..., Any],
     splits: Sequence[str] = SPLITS,
     prefixes: bool = False,
-    fingerprint: Callable[[str], Any] = _fingerprint,
+    fingerprint: Callable[[str], Any] = folder_fingerprint,
 ) -> None:
     """Registers one task over `<finetune_dir>/<folder>`.
 

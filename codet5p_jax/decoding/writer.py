@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
@@ -87,7 +88,7 @@ class Writer:
                 )
                 arrays, start = placed(((*arrays, keys), start), self.mesh)
                 made = self._run(self.params, *arrays, start, self.stop_table)
-                tokens, ends = np.asarray(made.tokens), np.asarray(made.lengths)
+                tokens, ends = self._fetched(made.tokens), self._fetched(made.lengths)
                 for row, place in enumerate(picked[:real]):
                     rows = range(row * outputs, (row + 1) * outputs)
                     yield int(place), [self._text(tokens[r, : ends[r]]) for r in rows]
@@ -165,3 +166,9 @@ class Writer:
             longest = max(longest, min(width, self._room.decoder or width))
         forced, _ = pad(prefixes, longest, self.special.pad)
         return (tokens, segments, forced, lengths), start
+
+    def _fetched(self, rows: jax.Array) -> np.ndarray:
+        """All rows, in every process."""
+        if not rows.is_fully_addressable:
+            rows = multihost_utils.process_allgather(rows, tiled=True)
+        return np.asarray(rows)

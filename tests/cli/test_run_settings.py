@@ -131,6 +131,11 @@ def best_of(metric: str, patience: Any = NEVER) -> dict[str, Any]:
     return {"early_stopping": (chosen(metric), patience)}
 
 
+def best_written(metric: str, patience: Any, rows: int = 5_000) -> dict[str, Any]:
+    """By what is written: the figures and the most rows are those of CodeT5's script."""
+    return {"early_stopping": (metric, patience), "generated_rows": rows}
+
+
 def seq2seq(inputs: int, targets: int) -> dict[str, Any]:
     return {"seq2seq": {"inputs_length": inputs, "targets_length": targets}}
 
@@ -158,7 +163,7 @@ def lines_of(task: str, steps: int) -> dict[str, Any]:
 FINETUNING: dict[str, dict[str, Any]] = {
     "summarize": {
         **CODET5P,
-        **best_of("seq2seq/loss", chosen(2)),
+        **best_written("bleu", chosen(2)),
         "phases": (("summarize_python", 39_347, 64),),  # 10 × 251,820 / 64
         **seq2seq(256, 128),
     },
@@ -199,28 +204,28 @@ FINETUNING: dict[str, dict[str, Any]] = {
     },
     "concode": {
         **CODET5,
-        **best_of("seq2seq/loss", 3),
+        **best_written("bleu+exact_match", 3),
         "peak": 1e-4,
         "phases": (("concode", 93_750, 32),),  # 30 × 100,000 / 32
         **seq2seq(320, 150),
     },
     "refine_small": {
         **CODET5,
-        **best_of("seq2seq/loss", 5),
+        **best_written("bleu+exact_match", 5),
         "peak": 5e-5,
         "phases": (("refine_small", 72_938, 32),),  # 50 × 46,680 / 32
         **seq2seq(130, 120),
     },
     "refine_medium": {
         **CODET5,
-        **best_of("seq2seq/loss", 5),
+        **best_written("bleu+exact_match", 5),
         "peak": 5e-5,
         "phases": (("refine_medium", 81_819, 32),),  # 50 × 52,364 / 32
         **seq2seq(240, 240),
     },
     "translate": {
         **CODET5,
-        **best_of("seq2seq/loss", 5),
+        **best_written("bleu+exact_match", 5),
         "peak": 5e-5,
         "phases": (("translate_java_cs", 41_200, 25),),  # 100 × 10,300 / 25
         **seq2seq(320, 256),
@@ -302,6 +307,30 @@ EXPECTED: dict[str, dict[str, Any]] = {
             "targets_length": chosen(32),
         },
     },
+    "quickstart_translate_stage1": {
+        **QUICKSTART,
+        "warmup_steps": chosen(100),
+        "phases": chosen((("translation_stage1", 1_000, 32),)),
+        "peak": chosen(3e-2),
+        "span_denoising": {
+            **STAGE1["span_denoising"],
+            "inputs_length": chosen(128),
+            "targets_length": chosen(48),
+        },
+        "seq2seq_clm": {
+            **STAGE1["seq2seq_clm"],
+            "inputs_length": chosen(96),
+            "targets_length": chosen(96),
+        },
+    },
+    "quickstart_translate": {
+        **QUICKSTART,
+        **best_written("bleu+exact_match", NEVER, 128),
+        "warmup_steps": chosen(200),
+        "phases": chosen((("translate_java_cs", 2_400, 16),)),
+        "peak": chosen(3e-2),
+        "seq2seq": {"inputs_length": chosen(112), "targets_length": chosen(112)},
+    },
     "quickstart_stage1": {
         **QUICKSTART,
         "phases": chosen((("stdlib_stage1_denoise", 100, 32), ("stdlib_stage1", 150, 48))),
@@ -352,7 +381,12 @@ def resolved(arguments: dict[str, Any]) -> dict[str, Any]:
     optimizer = getattr(arguments["optimizer"], "optimizer", arguments["optimizer"])
     schedule = arguments["schedule"]
     stopping = arguments.get("early_stopping")
-    told = {"early_stopping": (stopping.metric, stopping.patience)} if stopping else {}
+    told: dict[str, Any] = {}
+    if stopping:
+        told["early_stopping"] = stopping.metric, stopping.patience
+    written = {metric.texts.rows for metric in arguments["evaluation"].metrics.values()}
+    if written:
+        (told["generated_rows"],) = written
     return {
         **told,
         "phases": tuple(dataclasses.astuple(phase) for phase in arguments["phases"]),

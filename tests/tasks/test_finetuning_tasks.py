@@ -9,7 +9,7 @@ import seqio
 from codet5p_jax.data.seqio_tasks import cached_examples, objective_of
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
 from codet5p_jax.objectives import OBJECTIVES, Seq2Seq
-from codet5p_jax.tasks import finetuning, settings
+from codet5p_jax.tasks import finetuning, settings, translation
 
 ALIGNED = {
     "{}.java-cs.txt.java": "int f ( ) { }\n",
@@ -203,3 +203,33 @@ def test_a_missing_folder_is_named(tmp_path):
     settings.configure(finetune_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"finetune_dir: .* a folder, but .*concode"):
         next(cached_examples(seqio.TaskRegistry.get("concode"), "train"))
+
+
+def test_each_language_of_the_translation_is_read_by_itself(folder):
+    """Sixteen methods a file, those of one language before the other's; nothing of the test."""
+    data = folder / "code_translation"
+    text = {end: (data / f"train.java-cs.txt.{end}").read_text().strip() for end in ("java", "cs")}
+    read = list(translation._read("train"))
+    assert read == [{"code": text["java"]}, {"code": text["cs"]}]
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    mixture = seqio.MixtureRegistry.get("translation_stage1")
+    assert {objective_of(task) for task in mixture.tasks} == {"span_denoising", "seq2seq_clm"}
+    for task in mixture.tasks:
+        assert [*task.splits] == ["train", "validation"]
+        found = [tokenizer.decode(x["tokens"]) for x in cached_examples(task, "train")]
+        assert "".join(found) == text["java"] + text["cs"]
+
+
+def test_a_file_of_many_methods_is_cut_into_sixteens(folder, tmp_path):
+    (tmp_path / "code_translation").mkdir()
+    for end in ("java", "cs"):
+        lines = "".join(f"{end} {i}\n" for i in range(18))
+        (tmp_path / f"code_translation/train.java-cs.txt.{end}").write_text(lines)
+    settings.configure(finetune_dir=tmp_path)
+    read = [example["code"].split("\n") for example in translation._read("train")]
+    assert [(len(lines), lines[0]) for lines in read] == [
+        (16, "java 0"),
+        (2, "java 16"),
+        (16, "cs 0"),
+        (2, "cs 16"),
+    ]
