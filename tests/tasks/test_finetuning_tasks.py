@@ -190,12 +190,12 @@ def test_the_end_stays_where_a_row_is_cut(folder):
 
 
 def test_fingerprints_follow_the_files(folder):
-    before, other = finetuning._fingerprint("concode"), finetuning._fingerprint("mbpp")
+    before, other = finetuning.folder_fingerprint("concode"), finetuning.folder_fingerprint("mbpp")
     path = folder / "concode/train.json"
     text = path.read_text()
     path.write_text(text + "\n" + text)
-    assert finetuning._fingerprint("concode") != before
-    assert finetuning._fingerprint("mbpp") == other
+    assert finetuning.folder_fingerprint("concode") != before
+    assert finetuning.folder_fingerprint("mbpp") == other
     path.write_text(text)
 
 
