@@ -270,7 +270,7 @@ def open_mixture(cache_dir: str | Path, name: str, split: str) -> CachedMixture:
     value = _read_json(path)
     _check_version(path, value)
     ids = value["special_tokens"].items()
-    special = {role: tuple(found) if isinstance(found, list) else found for role, found in ids}
+    special: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in ids}
     tokenizer = Path(cache_dir) / value["tokenizer"]
     tasks = tuple(
         MixtureTask(open_task(cache_dir, t["task"], split), t["objective"], t["rate"])

@@ -139,7 +139,7 @@ def test_names_find_what_is_adapted_and_nothing_else(tmp_path):
     }
 
 
-def test_a_decoder_that_was_trained(tmp_path, capsys):
+def test_a_decoder_that_was_trained(tmp_path, one_device, capsys):
     """From a folder to an adapter with one command each; 8 bits or not."""
     arch, settings = CASES["llama"]
     model_of(arch, {**settings, "vocab_size": 64}).save_pretrained(tmp_path / "base")
@@ -181,7 +181,7 @@ def test_a_decoder_that_was_trained(tmp_path, capsys):
     assert main([*command[:-1], "--to", str(tmp_path / "none"), "--base=x/y"]) != 0
 
 
-def test_an_adapter_has_additions_alone(tmp_path):
+def test_an_adapter_has_additions_alone(tmp_path, one_device):
     write_cache(tmp_path / "cache")
     settings = {"phases": [Phase("denoise", 3, 8)]}
     run = functools.partial(synthetic.run, tmp_path / "cache", **settings)

@@ -134,7 +134,7 @@ def test_a_run_begins_and_ends_with_a_folder(folder, tmp_path):
     synthetic.run(tmp_path / "cache", tmp_path / "run", init_from=init, **settings)
 
 
-def test_a_part_of_a_run_is_exported(tmp_path):
+def test_a_part_of_a_run_is_exported(tmp_path, one_device):
     write_cache(tmp_path / "cache")
     synthetic.run(
         tmp_path / "cache",

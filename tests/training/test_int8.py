@@ -140,7 +140,7 @@ def expected(first):
         pytest.param("hf:folder", True, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_resumed_and_exported(first, origin, save_frozen):
+def test_a_run_that_is_resumed_and_exported(first, origin, save_frozen, one_device):
     folder, run = first
     source = origin.replace("hf:", f"hf:{folder}/") if ":" in origin else str(folder / origin)
     target = folder / f"run-{origin.replace(':', '-')}-{save_frozen}"
@@ -181,7 +181,7 @@ def test_a_run_that_is_resumed_and_exported(first, origin, save_frozen):
     assert told == save_frozen
 
 
-def test_what_it_starts_from_may_be_in_8_bits(first):
+def test_what_it_starts_from_may_be_in_8_bits(first, one_device):
     folder, run = first
     settings = {"phases": [Phase("denoise", 3, 8)], "save_every": 3}
     origin = InitFrom(str(folder / "imported"))
@@ -224,7 +224,7 @@ def test_what_it_starts_from_may_be_in_8_bits(first):
     )
 
 
-def test_weights_that_changed_or_are_not_finite_are_refused(first):
+def test_weights_that_changed_or_are_not_finite_are_refused(first, one_device):
     folder, run = first
     shutil.copytree(folder / "folder", folder / "changed")
     settings = {"phases": [Phase("denoise", 3, 8)], "save_every": 3}
