@@ -177,26 +177,28 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Model directories with random weights: with every head, and with that of pairs."""
-    found = {}
-    for pairs in (False, True):
-        directory = ModelDir(tmp_path_factory.mktemp("model"))
-        tokenizer = train_tokenizer([*JAVA, *TEXTS], 420, directory.tokenizer)
-        config = t5(
-            **dict(vocab_size=420, d_model=16, num_heads=2, head_dim=8, d_ff=32, embed_dim=8),
-            **dict(num_encoder_layers=1, num_decoder_layers=1, matching_head=True, classes=2),
-            **dict(classify_pairs=pairs, tie_embeddings=False),
-        )
-        params = init_params(CodeT5p(config).specs, jax.random.key(0))
-        # Text, rather than special tokens.
-        first, last = 5, tokenizer.special.sentinels[-1]
-        params["lm_head"] = params["lm_head"].at[:first].mul(0.0).at[last:].mul(0.0)
-        directory.config.write_text(json.dumps(config_to_json(config)))
-        directory.checkpoints.mkdir()
-        arrays = ((path, np.asarray(array)) for path, array in flatten(params))
-        meta = {"step": 0, "model": config_to_json(config)}
-        write_weights(directory.checkpoints / "0", arrays, meta)
-        found[pairs] = directory.root
-    return found
+    return {pairs: random_model(tmp_path_factory.mktemp("model"), pairs) for pairs in (False, True)}
+
+
+def random_model(folder, pairs):
+    """A model directory with every head; that of pairs, or else of functions."""
+    directory = ModelDir(folder)
+    tokenizer = train_tokenizer([*JAVA, *TEXTS], 420, directory.tokenizer)
+    config = t5(
+        **dict(vocab_size=420, d_model=16, num_heads=2, head_dim=8, d_ff=32, embed_dim=8),
+        **dict(num_encoder_layers=1, num_decoder_layers=1, matching_head=True, classes=2),
+        **dict(classify_pairs=pairs, tie_embeddings=False),
+    )
+    params = init_params(CodeT5p(config).specs, jax.random.key(0))
+    # Text, rather than special tokens.
+    first, last = 5, tokenizer.special.sentinels[-1]
+    params["lm_head"] = params["lm_head"].at[:first].mul(0.0).at[last:].mul(0.0)
+    directory.config.write_text(json.dumps(config_to_json(config)))
+    directory.checkpoints.mkdir()
+    arrays = ((path, np.asarray(array)) for path, array in flatten(params))
+    meta = {"step": 0, "model": config_to_json(config)}
+    write_weights(directory.checkpoints / "0", arrays, meta)
+    return directory.root
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,5 @@
-"""`codet5p evaluate --benchmark --predictions` on real predictions gives the official scores.
+"""`codet5p evaluate --benchmark` on real files: predictions give the official scores, and a small
+model goes from records to a table.
 
 Files that the data hold under other names, or as parts, are put where the benchmark has them.
 """
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from codet5p_jax.cli.main import main
+from codet5p_jax.evaluation.benchmarks.registry import BENCHMARKS
 from codet5p_jax.evaluation.metrics.bleu import sentence_bleu
 from codet5p_jax.evaluation.metrics.pass_at_k import pass_at_k
 from codet5p_jax.evaluation.sandbox.pool import LayerMissing, Sandbox
+from tests.cli.test_evaluate_benchmarks import GREEDY, random_model, runnable
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 pytestmark = pytest.mark.skipif(
@@ -241,3 +244,66 @@ def test_recorded_verdicts_of_programs(benchmark, whole, tmp_path, sandbox):
     counts = list(samples.values()), [passed[task] for task in samples]
     assert found["scores"]["pass@1"] == pytest.approx(pass_at_k(*counts, 1), rel=0, abs=1e-9)
     assert found["predictions"] == len(some)
+
+
+def as_published(folder: Path) -> None:
+    """Every benchmark's real files, where it has them: links, or what was put together."""
+    functions = records("summarization/python_docstring_valid.jsonl")
+    code = "mathqa_python/mathqa-test-python"
+    made = {
+        **clones(),
+        **adversarial(),
+        **same("defect/test.jsonl", "defect/devign_test.part.jsonl"),
+        **same(
+            "line_completion/javaCorpus/test.json", "line_completion/javaCorpus_1000.answers.json"
+        ),
+        **same(f"{code}_v1.jsonl", f"{code}.part.jsonl"),
+        **same("mbpp/mbpp_release_v1.jsonl", "mbpp/mbpp_release_v1.mxeval.jsonl"),
+        **same("mbpp/mbpp.jsonl", "mbpp/mbpp.jsonl"),
+        "summarization/python/test.jsonl": jsonl(
+            {"code_tokens": f["code"].split(), "docstring_tokens": f["docstring"].split()}
+            for f in functions
+            if f["docstring"].strip() and f["code"].strip()
+        ),
+    }
+    put(made, folder)
+    for name in ("humaneval", "humaneval_x", "gsm8k", "concode", "code_refinement", "cosqa",
+                 "code_translation"):  # fmt: skip
+        (folder / name).symlink_to((DATA / name).resolve())
+
+
+X = tuple(name for name in BENCHMARKS if name.startswith("humaneval_x_"))
+# Whether of pairs, benchmarks, options.
+REAL = [
+    (
+        False,
+        [
+            *("humaneval", "humaneval_instruct", *X, "gsm8k_python", "mbpp", "mbpp_mxeval"),
+            *("mathqa_mxeval", "summarize_python", "complete_java", "concode", "refine_small"),
+            *("translate_java_cs", "translate_cs_java", "defect", "generate_python"),
+            "retrieve_advtest",
+        ],
+        [],
+    ),
+    (False, ["retrieve_cosqa"], ["--split=validation"]),
+    (True, ["clone"], []),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pairs", "names", "options"), REAL)
+def test_from_real_records_to_a_table(pairs, names, options, tmp_path, sandbox):
+    as_published(tmp_path / "data")
+    (tmp_path / "model").mkdir()
+    model = random_model(tmp_path / "model", pairs)
+    names = [name for name in names if runnable(name)]
+    command = [
+        *("evaluate", f"--benchmark={','.join(names)}", f"--checkpoint={model}", "--limit=2"),
+        *(f"--finetune_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", *options, *GREEDY),
+    ]
+    assert main([*command, "--batch_size=8"]) == 0  # of eight devices
+    found = json.loads((tmp_path / "out/scores.json").read_text())
+    assert sorted(found) == sorted(names)
+    assert {(one["problems"], one["predictions"]) for one in found.values()} == {(2, 2)}
+    table = (tmp_path / "out/table.md").read_text()
+    assert all(f"| {name} |" in table for name in names)
