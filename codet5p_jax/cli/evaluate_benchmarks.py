@@ -154,6 +154,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
     identities = {}
     for benchmark in benchmarks:
         found = {"split": args.split or benchmark.split, **chosen}
+        found = {name: value for name, value in found.items() if name not in benchmark.unused}
         found["data"] = data[benchmark.name].fingerprint()
         identities[benchmark.name] = {**of, **found}
     return _Plan(benchmarks, data, settings, source, size, identities)

@@ -10,6 +10,7 @@ searched is DATA/summarization/LANGUAGE/codebase.jsonl, or else the code to trai
 import argparse
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.data.corpora.codesearchnet import SPLITS as NAMES
 from codet5p_jax.data.corpora.finetuning import retrieved, summarization
 from codet5p_jax.data.corpora.finetuning.files import SPLITS
-from codet5p_jax.files import new_file
+from codet5p_jax.files import lock, new_file
 
 if TYPE_CHECKING:
     from codet5p_jax.data.tokenizer import Tokenizer
@@ -69,17 +70,25 @@ def run(args: argparse.Namespace) -> None:
     """Checks everything, then embeds, searches and writes, a split at a time."""
     root = _finetune_dir(args)
     splits = args.splits.split(",")
-    if not args.rebuild:
-        _check_new(root, args.language, splits)
-    works = [_read(root, language, splits) for language in args.language]
-    encoder, tokenizer = _model(args)
+    with ExitStack() as stack:
+        for language in args.language:
+            folder = root / TARGET / language
+            folder.mkdir(parents=True, exist_ok=True)
+            # Beside the folder, all of whose files count as data.
+            file = stack.enter_context(folder.with_name(f".{language}.lock").open("a"))
+            lock(file, f"another process writes {folder}; wait until it has ended")
+        if not args.rebuild:
+            _check_new(root, args.language, splits)
+        _retrieve(args, root, [_read(root, language, splits) for language in args.language])
 
+
+def _retrieve(args: argparse.Namespace, root: Path, works: list[_Work]) -> None:
     from codet5p_jax.evaluation.code_search import CodeSearch
 
+    encoder, tokenizer = _model(args)
     for work in works:
         search = CodeSearch(encoder, tokenizer, [*work.base.values()], work.language)
         folder = root / TARGET / work.language
-        folder.mkdir(parents=True, exist_ok=True)
         for split, pairs in work.pairs.items():
             # One more: the code to write may be in the code base.
             found, cosines = search.nearest([text for text, _ in pairs], args.codes + 1, split)

@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
     from codet5p_jax.evaluation import faiss_index, search
 
+    if args.faiss_search and args.faiss is None:
+        raise ConfigError("--faiss_search is of --faiss; pass both, or neither")
     if args.faiss is not None:
         if args.mode != "embedding":
             raise ConfigError(f"--faiss needs --mode=embedding, found --mode={args.mode}")

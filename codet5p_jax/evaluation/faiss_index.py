@@ -74,7 +74,8 @@ def _kept(beside: Path, faiss: Any, embeddings: np.ndarray, kind: str) -> Any:
     index = _build(faiss, embeddings, kind)
     with new_file(path) as file:
         faiss.write_index(index, str(file))
-    for other in beside.parent.glob(f"{glob.escape(beside.name)}.*.faiss"):
+    digest = "[0-9a-f]" * 16
+    for other in beside.parent.glob(f"{glob.escape(beside.name)}.{digest}.{digest}.faiss"):
         if not other.name.startswith(own):
             other.unlink()
     return index

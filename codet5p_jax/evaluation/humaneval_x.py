@@ -3,8 +3,8 @@
 Texts and commands are those of the official evaluator (THUDM/CodeGeeX, codegeex/benchmark). One
 thing is added: a pass is only believed if the last statement of the test was reached, which prints
 a word made for this program alone. Officially, `exit(0)` in a completion passes. No file has the
-word, nor can it be read from standard input once the completion runs: C++, Java and Rust read it
-there first of all, and JavaScript, which has it in its text, removes that.
+word, nor can functions read it from standard input: C++, Java and Rust read it there before `main`,
+and JavaScript, which has it in its text, removes that. docs/sandbox.md says what remains.
 """
 
 import os

@@ -463,6 +463,15 @@ def test_programs_ranked_by_tests_that_the_model_writes(evaluate, checkpoints, s
     found = scores(out, "humaneval")["scores"]
     assert found == {"pass@1": pytest.approx(2 / 3), "code_t_pass@1": 1}
     assert (out / "humaneval" / "results.jsonl").read_text().startswith(before)
+    # More texts than are asked for, as of an earlier command: the wrong program has these.
+    put(
+        tests,
+        "f(1) == 2\n    assert f(2) == 3\n",
+        "f(1) == 1",
+        *(f"f({n}) == {n}" for n in range(9)),
+    )
+    evaluate(*command, *options)
+    assert scores(out, "humaneval")["scores"] == found
 
 
 def test_programs_and_tests_are_not_drawn_with_one_key(evaluate, checkpoints, sandbox, monkeypatch):
@@ -615,7 +624,8 @@ def test_a_folder_holds_one_run(evaluate, checkpoints, data, tmp_path):
     options = ("--benchmark=summarize_go", f"--checkpoint={checkpoints[False]}")
     file = evaluate(*options, *GREEDY) / "summarize_go/run.json"
     run = json.loads(file.read_text())
-    assert run.pop("code_separator") is None
+    assert "code_separator" not in run  # of other benchmarks
+    assert run.pop("top_p") is None
     file.write_text(json.dumps(run))  # of before there was that setting
     said = evaluate(*options, *GREEDY, "--max_tokens=3", fails=3)
     assert "holds a run with max_tokens 4, asked for 3; set --out to another folder" in said
@@ -639,14 +649,19 @@ def test_weights_that_were_written_anew_are_others(evaluate, checkpoints, tmp_pa
     shutil.copytree(checkpoints[False], model)
     evaluate(*options, f"--checkpoint={model}")
     shutil.rmtree(model)
+    evaluate(*options, f"--checkpoint={checkpoints[False]}")  # of which it was a copy
     shutil.copytree(checkpoints[False], model)
-    evaluate(*options, f"--checkpoint={model}")  # a copy
     params, config, _ = load_params(model)
     shutil.rmtree(model / "checkpoints/0")
     arrays = ((path, np.asarray(array)) for path, array in flatten(params))
     write_weights(model / "checkpoints/0", arrays, {"model": config_to_json(config)})
     said = evaluate(*options, f"--checkpoint={model}", fails=3)
     assert "holds a run with weights '" in said
+    (tmp_path / "out/summarize_go/run.json").write_text("{")
+    assert "run.json is damaged: " in evaluate(*options, f"--checkpoint={model}", fails=3)
+    (tmp_path / "out/summarize_go/run.json").unlink()
+    said = evaluate(*options, f"--checkpoint={model}", fails=3)
+    assert "has predictions.jsonl, and no run.json that says of what" in said
 
 
 def test_another_split_is_not_set_beside_the_paper(evaluate, checkpoints, data):

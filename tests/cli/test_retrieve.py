@@ -1,5 +1,6 @@
 """`codet5p retrieve` with a random model: what it writes, and what fine-tuning reads of that."""
 
+import fcntl
 import gzip
 import itertools
 import json
@@ -137,6 +138,13 @@ def test_what_is_there_is_not_written_over(retrieve):
     file.write_text("")
     retrieve("--rebuild")
     assert file.read_bytes() == before
+
+
+def test_one_at_a_time(retrieve, data):
+    retrieve("--splits=test")
+    with (data / "retrieve_generate/.java.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process writes " in retrieve("--rebuild", fails=1)
 
 
 def test_interrupted(retrieve, data, monkeypatch):

@@ -100,6 +100,8 @@ def test_faiss_has_to_be_there_and_compares_embeddings(model_dir, capsys, monkey
     ask = ["search", "--model_dir", str(model_dir), "parse a date", "--faiss"]
     assert main(ask) == 3
     assert "--faiss needs --mode=embedding, found --mode=fused" in capsys.readouterr().err
+    assert main([*ask[:-1], "--faiss_search=efSearch=9"]) == 3
+    assert "--faiss_search is of --faiss" in capsys.readouterr().err
     assert main([*ask, "--mode=embedding"]) == 1
     assert "--faiss needs `pip install codet5p_jax[faiss]`" in capsys.readouterr().err
 

@@ -221,15 +221,15 @@ def test_settings_change_decoding():
 
 def test_a_growing_file_loses_no_more_than_a_half_written_line(tmp_path):
     file = GrowingFile(tmp_path / "file")
-    assert file.read() == []
+    assert file.read({}) == []
     file.append([{"a": "\ud800é"}, {"a": "b"}])
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes() + b'{"a": ')
-    assert file.read() == [{"a": "\ud800é"}, {"a": "b"}]
+    assert file.read({}) == [{"a": "\ud800é"}, {"a": "b"}]
     file.append([{"a": "c"}])
-    assert len(file.read()) == 3
+    assert len(file.read({})) == 3
     (tmp_path / "file").write_bytes(b'{"a"\n{"a": 1}\n')
     with pytest.raises(ValueError, match=":1: expected a JSON object"):
-        file.read()
+        file.read({})
 
 
 @pytest.mark.parametrize(

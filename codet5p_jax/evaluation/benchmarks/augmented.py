@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 
@@ -82,6 +83,8 @@ class NearestBenchmark(ReferenceBenchmark):
 @dataclass(frozen=True, kw_only=True)
 class AugmentedBenchmark(TextBenchmark):
     """Code for a text and the code found for it."""
+
+    unused: ClassVar[tuple[str, ...]] = ()
 
     def prompt(self, model: Model, problem: Problem, settings: Settings) -> Prompt:
         """[SEP] between them, as in fine-tuning."""

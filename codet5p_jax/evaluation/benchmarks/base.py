@@ -157,6 +157,8 @@ class Benchmark(abc.ABC):
     """The field of a prediction that names its problem."""
     value: ClassVar[str]
     """The field with what was predicted."""
+    unused: ClassVar[tuple[str, ...]] = ("code_separator",)
+    """Settings that nothing depends on."""
     packages: ClassVar[tuple[str, ...]] = ()
     """What scoring imports of the extra `metrics`."""
 
@@ -293,3 +295,14 @@ def matched(
             f"{len(missing)} have none, {missing[0]!r} first"
         )
     return list(itertools.chain.from_iterable(found.values()))
+
+
+def first_of_each(predictions: Sequence[Prediction], key: str, samples: int) -> list[Prediction]:
+    """At most so many of a problem: a run may hold more, of an earlier command."""
+    count: Counter[str] = Counter()
+    kept = []
+    for prediction in predictions:
+        count[prediction[key]] += 1
+        if count[prediction[key]] <= samples:
+            kept.append(prediction)
+    return kept

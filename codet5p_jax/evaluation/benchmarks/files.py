@@ -58,6 +58,24 @@ def read_objects(path: Path, fields: Mapping[str, tuple[type, ...]]) -> list[dic
     return found
 
 
+def read_json(path: Path, *fields: str) -> dict[str, Any]:
+    """An object with these fields, that a run wrote.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; set --out to another folder") from error
+    if not isinstance(found, dict) or not found.keys() >= {*fields}:
+        wanted = f" with {', '.join(fields)}" if fields else ""
+        raise ValueError(
+            f"{path} is damaged: expected an object{wanted}; set --out to another folder"
+        )
+    return found
+
+
 class GrowingFile:
     """JSON lines that are appended, one after another, and read again."""
 
@@ -69,11 +87,14 @@ class GrowingFile:
         """Without its folder."""
         return self._path.name
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self, fields: Mapping[str, tuple[type, ...]]) -> list[dict[str, Any]]:
         """What is there; a last line that was cut short is taken away.
 
+        Args:
+          fields: as of `read_objects`.
+
         Raises:
-          ValueError: another line is no JSON object.
+          ValueError: another line is no JSON object, or lacks a field.
         """
         if not self._path.exists():
             return []
@@ -83,7 +104,7 @@ class GrowingFile:
             with open(self._path, "r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
-        return read_objects(self._path, {})
+        return read_objects(self._path, fields)
 
     def append(self, records: Sequence[Mapping[str, Any]], *, sync: bool = True) -> None:
         """Adds lines, which outlive this process; on the disk when it returns if `sync`."""

@@ -18,6 +18,7 @@ from codet5p_jax.evaluation.benchmarks.base import (
     Prediction,
     Problem,
     Settings,
+    first_of_each,
 )
 from codet5p_jax.evaluation.benchmarks.files import GrowingFile, read_objects
 from codet5p_jax.evaluation.benchmarks.generation import (
@@ -186,7 +187,8 @@ class ProgramBenchmark(Benchmark):
         ks = [k for k in sorted({1, *self.ks}) if k <= min(counts)]
         figures = {f"pass@{k}": pass_at_k(counts, correct, k) for k in ks}
         if settings.code_t:
-            texts = GrowingFile(folder / TESTS).read()
+            written = GrowingFile(folder / TESTS).read({self.key: (str,), self.value: (str,)})
+            texts = first_of_each(written, self.key, settings.code_t)
             sandbox = self._sandbox(settings)
             figures |= agreed_pass_at_k(data.problems, results, texts, ks, sandbox)
         return figures
@@ -197,7 +199,10 @@ class ProgramBenchmark(Benchmark):
         """A verdict for each prediction; equal programs run once."""
         problems = {problem["key"]: problem for problem in data.problems}
         file = GrowingFile(folder / RESULTS)
-        known = {self._program(result): result for result in file.read()}
+        known = {
+            self._program(result): result
+            for result in file.read({self.key: (str,), self.value: (str,)})
+        }
         asked = dict.fromkeys(map(self._program, predictions))
         todo = [program for program in asked if program not in known]
         if todo:

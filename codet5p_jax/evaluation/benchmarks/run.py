@@ -16,9 +16,10 @@ from codet5p_jax.evaluation.benchmarks.base import (
     Model,
     Prediction,
     Settings,
+    first_of_each,
     matched,
 )
-from codet5p_jax.evaluation.benchmarks.files import GrowingFile
+from codet5p_jax.evaluation.benchmarks.files import GrowingFile, read_json
 from codet5p_jax.evaluation.progress import progress_bar
 from codet5p_jax.files import lock, write_text
 
@@ -44,15 +45,21 @@ def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """Fails where a folder holds another run, of another checkpoint or with other settings.
 
     Raises:
-      ValueError: it does.
+      ValueError: it does, or what it holds is not known.
     """
     path = folder / RUN
     if not path.exists():
+        if (folder / PREDICTIONS).exists():
+            raise ValueError(
+                f"{folder} has {PREDICTIONS}, and no {RUN} that says of what; set --out to another "
+                "folder, or pass the file as --predictions"
+            )
         return
-    theirs = json.loads(path.read_text("utf-8"))
+    theirs = read_json(path)
     mine = json.loads(json.dumps(identity))
-    # A setting that was not there when the run began is None.
-    names = sorted({*theirs, *mine})
+    # A setting that was not there when the run began is None. Weights are known by themselves,
+    # wherever they are.
+    names = sorted({*theirs, *mine} - ({"of"} if "weights" in mine else set()))
     differ = [name for name in names if theirs.get(name) != mine.get(name)]
     if differ:
         said = "; ".join(f"{n} {theirs.get(n)!r}, asked for {mine.get(n)!r}" for n in differ)
@@ -87,7 +94,7 @@ def run(
 
     Returns:
       What `scores.json` has: `benchmark`, `problems` of `of`, `predictions`, `scores`, `size`,
-      `remark`, `run`.
+      `published`, `remark`, `run`, `settings`.
 
     Raises:
       ValueError: predictions do not match the problems.
@@ -118,6 +125,7 @@ def run(
         "published": [asdict(row) for row in published if size in (None, row.size)],
         "remark": "; ".join(filter(None, remarks)),
         "run": dict(identity),
+        "settings": asdict(settings),
     }
     write_text(folder / SCORES, _json(result))
     return result
@@ -133,13 +141,13 @@ def _predicted(
 ) -> list[Prediction]:
     """As many predictions of each problem as are asked for, those of before first; each role draws
     its own."""
-    found, samples = file.read(), benchmark.samples(settings)
+    found, samples = file.read({benchmark.key: (str,)}), benchmark.samples(settings)
     done = Counter(prediction[benchmark.key] for prediction in found)
     todo = [
         problem for problem in data.problems for _ in range(samples - done.get(problem["key"], 0))
     ]
     if not todo:
-        return _first_of_each(found, benchmark.key, samples)
+        return first_of_each(found, benchmark.key, samples)
     # What is drawn depends on the place in `todo`, which begins anew when a run goes on.
     key = jax.random.fold_in(jax.random.key(settings.seed), role)
     key = jax.random.fold_in(key, len(found))
@@ -150,18 +158,7 @@ def _predicted(
             file.append(batch)
             found += batch
             advance(len(batch))
-    return _first_of_each(found, benchmark.key, samples)
-
-
-def _first_of_each(predictions: Sequence[Prediction], key: str, samples: int) -> list[Prediction]:
-    """At most so many of a problem: a run may hold more, of an earlier command."""
-    count: Counter[str] = Counter()
-    kept = []
-    for prediction in predictions:
-        count[prediction[key]] += 1
-        if count[prediction[key]] <= samples:
-            kept.append(prediction)
-    return kept
+    return first_of_each(found, benchmark.key, samples)
 
 
 def _json(value: Any) -> str:

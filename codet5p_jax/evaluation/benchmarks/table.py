@@ -7,6 +7,7 @@ from typing import Any
 
 from codet5p_jax.evaluation import report
 from codet5p_jax.evaluation.benchmarks.base import Benchmark
+from codet5p_jax.evaluation.benchmarks.files import read_json
 from codet5p_jax.evaluation.benchmarks.run import SCORES
 from codet5p_jax.files import write_text
 
@@ -20,7 +21,7 @@ def write(folder: Path, benchmarks: Mapping[str, Benchmark]) -> str:
     for name in benchmarks:
         path = folder / name / SCORES
         if path.is_file():
-            found.append(json.loads(path.read_text("utf-8")))
+            found.append(read_json(path, "benchmark", "scores", "published", "remark"))
     rows = [row for result in found for row in _rows(benchmarks[result["benchmark"]], result)]
     remarks = {result["benchmark"]: result["remark"] for result in found if result["remark"]}
     text = markdown(rows) + "".join(f"\n- {name}: {text}." for name, text in remarks.items())
