@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from codet5p_jax.cli.arguments import share
 from codet5p_jax.cli.errors import ConfigError
@@ -41,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Python module that registers tasks of your own (my_tasks for ./my_tasks.py); "
         "repeatable",
     )
+
+
+def finetune_folder(args: argparse.Namespace, what: str) -> Path:
+    """The folder of --finetune_dir, else of its environment variable.
+
+    Raises:
+      ConfigError: neither is set; says that the folder is one with `what`.
+    """
+    folder = args.finetune_dir or os.environ.get("CODET5P_FINETUNE_DIR")
+    if not folder:
+        raise ConfigError(f"--finetune_dir is missing: the folder with {what}")
+    return Path(folder)
 
 
 def configure(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codet5p_jax.cli import data_options
 from codet5p_jax.cli.arguments import natural, positive, seed
 from codet5p_jax.cli.errors import ConfigError
 from codet5p_jax.data.corpora.finetuning.retrieved import SEPARATOR_VARIABLE
@@ -135,7 +136,8 @@ def _plan(args: argparse.Namespace) -> _Plan:
     benchmarks = find(args.benchmark)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     _check_options(args, benchmarks, settings)
-    root, data = _data_folder(args), {}
+    holds = "a folder of each benchmark (docs/benchmarks.md)"
+    root, data = data_options.finetune_folder(args, holds), {}
     for benchmark in benchmarks:
         data[benchmark.name] = benchmark.load(root, args.split)
         benchmark.check_scoring(data[benchmark.name].first(args.limit), settings)
@@ -187,16 +189,6 @@ def _check_options(
     for benchmark in benchmarks:
         if settings.code_t and not benchmark.also(settings):
             raise ConfigError(f"--code_t: {benchmark.name} has no prompt for tests")
-
-
-def _data_folder(args: argparse.Namespace) -> Path:
-    folder = args.finetune_dir or os.environ.get("CODET5P_FINETUNE_DIR")
-    if not folder:
-        raise ConfigError(
-            "--finetune_dir is missing: the folder with a folder of each benchmark "
-            "(docs/benchmarks.md)"
-        )
-    return Path(folder)
 
 
 def _model(

@@ -9,11 +9,11 @@ searched is DATA/summarization/LANGUAGE/codebase.jsonl, or else the code to trai
 
 import argparse
 import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from codet5p_jax.cli import data_options
 from codet5p_jax.cli.arguments import positive
 from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.data.corpora.codesearchnet import SPLITS as NAMES
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Checks everything, then embeds, searches and writes, a split at a time."""
-    root = _finetune_dir(args)
+    root = data_options.finetune_folder(args, "summarization/ in it")
     splits = args.splits.split(",")
     with ExitStack() as stack:
         for language in args.language:
@@ -103,13 +103,6 @@ def _retrieve(args: argparse.Namespace, root: Path, works: list[_Work]) -> None:
                     record = {"question": text, "answers": code, "ctxs": contexts}
                     file.write(json.dumps(record) + "\n")
             print(f"{path}: {len(pairs):,} texts, out of {len(work.base):,} codes")
-
-
-def _finetune_dir(args: argparse.Namespace) -> Path:
-    folder = args.finetune_dir or os.environ.get("CODET5P_FINETUNE_DIR")
-    if not folder:
-        raise ConfigError("--finetune_dir is missing: the folder with summarization/ in it")
-    return Path(folder)
 
 
 def _check_new(root: Path, languages: list[str], splits: list[str]) -> None:

@@ -18,7 +18,7 @@ from codet5p_jax.training.state import TrainState, compiler_options
 from codet5p_jax.training.step import make_train_step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunStep:
     """What the steps of all phases of a run have in common.
 

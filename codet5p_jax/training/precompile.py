@@ -210,16 +210,16 @@ def precompile(
     rule = optimizer.make(learning_rate, split(network.specs)[0])
     state = abstract_state(network, used, rule, device_mesh, split=split, ema=ema_decay is not None)
     step = RunStep(
-        device_mesh,
-        state,
-        network,
-        used,
-        loss_weights or {},
-        rule,
-        learning_rate,
-        seed,
-        accumulate,
-        ema_decay,
+        mesh=device_mesh,
+        state=state,
+        network=network,
+        objectives=used,
+        loss_weights=loss_weights or {},
+        optimizer=rule,
+        learning_rate=learning_rate,
+        seed=seed,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
     )
     reports = []
     for phase, numbers in zip(phases, rows, strict=True):

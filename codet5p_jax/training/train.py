@@ -352,16 +352,16 @@ def train(
 
         # ------------------------------------------------------------ compile (in the background)
         run_step = RunStep(
-            device_mesh,
-            abstract,
-            network,
-            used,
-            loss_weights or {},
-            update_rule,
-            learning_rate,
-            seed,
-            accumulate,
-            ema_decay,
+            mesh=device_mesh,
+            state=abstract,
+            network=network,
+            objectives=used,
+            loss_weights=loss_weights or {},
+            optimizer=update_rule,
+            learning_rate=learning_rate,
+            seed=seed,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
         )
         background = stack.enter_context(ThreadPoolExecutor(2))
         compiled = CompiledSteps(run_step, [x.rows for x in loaders], background)

@@ -8,18 +8,18 @@ from typing import ClassVar
 import jax
 
 from codet5p_jax.data.corpora.finetuning import retrieved
+from codet5p_jax.decoding.prompts import Prompt
 from codet5p_jax.evaluation.benchmarks.base import (
     Data,
     Model,
     Prediction,
     Problem,
     Settings,
-    check_reading,
 )
-from codet5p_jax.evaluation.benchmarks.generation import Prompt, framed_ids
+from codet5p_jax.evaluation.benchmarks.generation import framed_ids
+from codet5p_jax.evaluation.benchmarks.search import check_embedding, pair_encoder
 from codet5p_jax.evaluation.benchmarks.text import ReferenceBenchmark, TextBenchmark
 from codet5p_jax.evaluation.code_search import CodeSearch
-from codet5p_jax.evaluation.encoder import PairEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,7 @@ class NearestBenchmark(ReferenceBenchmark):
     def check_model(self, model: Model, settings: Settings) -> None:
         """It has to embed."""
         del settings
-        if model.network.config.embed_dim is None:
-            raise ValueError(f"{self.name} needs a model with an embedding head (stage 2)")
-        check_reading(self.name, model.network.config, max(self.text_length, self.code_length))
+        check_embedding(self.name, model, max(self.text_length, self.code_length))
 
     def predict(
         self,
@@ -62,15 +60,7 @@ class NearestBenchmark(ReferenceBenchmark):
         """The first that is not the code to write."""
         del key
         codes = [*data.candidates.values()]
-        encoder = PairEncoder(
-            model.network,
-            model.params,
-            model.tokenizer.special,
-            text_length=self.text_length,
-            code_length=self.code_length,
-            batch_size=settings.batch_size,
-            mesh=model.mesh,
-        )
+        encoder = pair_encoder(model, self.text_length, self.code_length, settings.batch_size)
         search = CodeSearch(encoder, model.tokenizer, codes, self.name)
         found, _ = search.nearest([problem["source"] for problem in todo], 2)
         predictions = []

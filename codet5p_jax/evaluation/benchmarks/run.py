@@ -37,11 +37,11 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         lock(file, f"another process predicts into {folder}; set --out to another folder")
-        check_folder(folder, identity)
+        _check_folder(folder, identity)
         yield
 
 
-def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """Fails where a folder holds another run, of another checkpoint or with other settings.
 
     Raises:
@@ -89,7 +89,7 @@ def run(
       folder: of this benchmark; see `claimed`.
       source: who predicts, or what was predicted.
       limit: problems at most, the first ones.
-      identity: what the folder may hold only one of; see `check_folder`.
+      identity: what the folder may hold only one of; see `claimed`.
       size: of the model in the paper, where it is one.
 
     Returns:

@@ -74,9 +74,7 @@ class SearchBenchmark(Benchmark):
     def check_model(self, model: Model, settings: Settings) -> None:
         """It has to embed, and to match where candidates are reranked."""
         config, special = model.network.config, model.tokenizer.special
-        if config.embed_dim is None:
-            raise ValueError(f"{self.name} needs a model with an embedding head (stage 2)")
-        check_reading(self.name, config, max(self.text_length, self.code_length))
+        check_embedding(self.name, model, max(self.text_length, self.code_length))
         if settings.rerank and (special.enc is None or not config.matching_head):
             raise ValueError(
                 f"{self.name}: --rerank needs a model with a matching head and a vocabulary with "
@@ -96,15 +94,7 @@ class SearchBenchmark(Benchmark):
         names = list(data.candidates)
         place = {name: column for column, name in enumerate(names)}
         codes = [model.tokenizer.encode(code) for code in data.candidates.values()]
-        encoder = PairEncoder(
-            model.network,
-            model.params,
-            model.tokenizer.special,
-            text_length=self.text_length,
-            code_length=self.code_length,
-            batch_size=settings.batch_size,
-            mesh=model.mesh,
-        )
+        encoder = pair_encoder(model, self.text_length, self.code_length, settings.batch_size)
         with progress_bar(f"{self.name}: candidates", len(codes)) as advance:
             encoder.progress = advance
             embedded = encoder.embed_codes(codes)
@@ -166,6 +156,26 @@ class SearchBenchmark(Benchmark):
         count = len(ranks)
         figures = {"mrr": sum(1 / rank if rank else 0.0 for rank in ranks) / count}
         return figures | {f"recall@{k}": sum(0 < rank <= k for rank in ranks) / count for k in CUTS}
+
+
+def check_embedding(name: str, model: Model, length: int) -> None:
+    """Raises ValueError where a network has no embedding, or fewer positions than `length`."""
+    if model.network.config.embed_dim is None:
+        raise ValueError(f"{name} needs a model with an embedding head (stage 2)")
+    check_reading(name, model.network.config, length)
+
+
+def pair_encoder(model: Model, text_length: int, code_length: int, batch_size: int) -> PairEncoder:
+    """Embeds with a model, on its mesh."""
+    return PairEncoder(
+        model.network,
+        model.params,
+        model.tokenizer.special,
+        text_length=text_length,
+        code_length=code_length,
+        batch_size=batch_size,
+        mesh=model.mesh,
+    )
 
 
 def _rank(prediction: Prediction, target: Any) -> int:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from codet5p_jax.data.corpora.finetuning.completion import LINE_END
+from codet5p_jax.decoding.prompts import Prompt
 from codet5p_jax.evaluation.benchmarks.base import (
     Benchmark,
     Data,
@@ -20,7 +21,6 @@ from codet5p_jax.evaluation.benchmarks.base import (
 from codet5p_jax.evaluation.benchmarks.files import is_json, read_objects, read_texts
 from codet5p_jax.evaluation.benchmarks.generation import (
     Decoding,
-    Prompt,
     check_generation,
     check_positions,
     framed,
