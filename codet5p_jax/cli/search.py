@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="compare embeddings with FAISS, in an index of a kind that faiss.index_factory knows: "
         "Flat is exact, HNSW32 is approximate and kept beside the search index (default: none; "
-        "without KIND: Flat)",
+        "without KIND: Flat). A query goes before it, or KIND after `=`",
     )
     parser.add_argument(
         "--faiss_search",
