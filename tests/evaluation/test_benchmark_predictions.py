@@ -246,6 +246,15 @@ def test_recorded_verdicts_of_programs(benchmark, whole, tmp_path, sandbox):
     assert found["predictions"] == len(some)
 
 
+def test_humanevals_own_solutions_pass(tmp_path, sandbox):
+    problems = records("humaneval/HumanEval.jsonl")
+    own = ({"task_id": p["task_id"], "completion": p["canonical_solution"]} for p in problems)
+    folder = put({"own.jsonl": jsonl(own)}, tmp_path)
+    found = evaluate("humaneval", folder / "own.jsonl", DATA, tmp_path / "out")
+    assert found["problems"] == 164
+    assert found["scores"]["pass@1"] == official("HumanEval canonical solutions")["pass@1"]
+
+
 def as_published(folder: Path) -> None:
     """Every benchmark's real files, where it has them: links, or what was put together."""
     functions = records("summarization/python_docstring_valid.jsonl")
