@@ -2,9 +2,14 @@
 
     python benchmarks/decode_vs_hf.py
     python benchmarks/decode_vs_hf.py --rounds 5 --cases 32128x1 8192x4
+    python benchmarks/decode_vs_hf.py --size=220m --cases 32100x1 32100x4  # on a GPU
 
-Both sides write 128 tokens for each of 8 prompts of 256 tokens, with a cache, at fp32: 4 + 4
-layers, width 256, 4 heads × 64, gated feed-forward 1024, tied embeddings; greedy, and with 4 beams.
+Both sides write 128 tokens for each of 8 prompts of 256 tokens, with a cache, on the GPU where
+there is one; greedy, and with 4 beams. Embeddings are tied:
+
+  small  4 + 4 layers, width 256, 4 heads × 64, gated feed-forward 1024, fp32
+  220m   CodeT5+ 220M, bf16
+
 End tokens are forbidden, so that all write as much. Encoding the prompts counts, compiling does
 not.
 
@@ -14,8 +19,8 @@ reaches when it is let be. PyTorch's threads sleep while they wait (OMP_WAIT_POL
 to it where other programs run and to nobody else.
 
 The floor is reading the weights of the decoder and the output projection once a step, at the
-bandwidth that summing an array as large as these reaches in the same turns. Needs the `torch`
-extra.
+bandwidth that summing an array as large as these reaches in the same turns (or, on a GPU, summing
+1 GB: less stays in its cache). Needs the `torch` extra.
 """
 
 import argparse
@@ -26,19 +31,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 B, S, T = 8, 256, 128
-D, H, K, F, LAYERS = 256, 4, 64, 1024, 4
 CASES = ("32128x1", "8192x1", "32128x4", "8192x4")
 SIDES = ("jax", "transformers")
 
 
-def weight_bytes(vocabulary: int) -> int:
-    """That a step reads: q, k, v, o; q, o of cross-attention; feed-forward; output projection."""
-    return 4 * (LAYERS * (6 * D * H * K + 3 * D * F) + vocabulary * D)
+@dataclass(frozen=True)
+class Shape:
+    """A network but for its vocabulary; layers of each tower, a gated GELU or a ReLU."""
+
+    width: int
+    heads: int
+    head_dim: int
+    hidden: int
+    layers: int
+    gated: bool
+    dtype: str
+
+    def weight_bytes(self, vocabulary: int) -> int:
+        """That a step reads: q, k, v, o; q, o of cross-attention; feed-forward; output
+        projection."""
+        attention = 6 * self.width * self.heads * self.head_dim
+        feed_forward = (3 if self.gated else 2) * self.width * self.hidden
+        weights = self.layers * (attention + feed_forward) + vocabulary * self.width
+        return weights * (4 if self.dtype == "float32" else 2)
 
 
-def jax_case(vocabulary: int, beams: int) -> Callable[[], object]:
+SHAPES = {
+    "small": Shape(256, 4, 64, 1024, 4, gated=True, dtype="float32"),
+    "220m": Shape(768, 12, 64, 3072, 12, gated=False, dtype="bfloat16"),
+}
+
+
+def jax_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
     """A function that writes once."""
     import jax
     import numpy as np
@@ -51,12 +78,17 @@ def jax_case(vocabulary: int, beams: int) -> Callable[[], object]:
 
     model = CodeT5p(
         t5(
-            vocab_size=vocabulary, d_model=D, num_heads=H, head_dim=K, d_ff=F, gated=True,
-            num_encoder_layers=LAYERS, num_decoder_layers=LAYERS, activation="gelu_tanh",
-            scan_layers=False,
+            vocab_size=vocabulary, d_model=x.width, num_heads=x.heads, head_dim=x.head_dim,
+            d_ff=x.hidden, num_encoder_layers=x.layers, num_decoder_layers=x.layers, gated=x.gated,
+            activation="gelu_tanh" if x.gated else "relu", dtype=x.dtype, scan_layers=False,
         )
     )  # fmt: skip
-    params = jax.jit(lambda key: init_params(model.specs, key))(jax.random.key(0))
+
+    @jax.jit
+    def initial(key):
+        return jax.tree.map(lambda p: p.astype(x.dtype), init_params(model.specs, key))
+
+    params = initial(jax.random.key(0))
     special = SpecialTokens(pad=0, bos=1, eos=2, unk=3, sentinels=(), decoder_start=0)
     lengths = dict(max_length=T, min_length=T)
     how = Sampling(**lengths) if beams == 1 else BeamSearch(**lengths, beams=beams)
@@ -70,33 +102,36 @@ def jax_case(vocabulary: int, beams: int) -> Callable[[], object]:
     return once
 
 
-def torch_case(vocabulary: int, beams: int) -> Callable[[], object]:
+def torch_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
     """The same of `transformers`."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = T5ForConditionalGeneration(
         T5Config(
-            vocab_size=vocabulary, d_model=D, num_heads=H, d_kv=K, d_ff=F, num_layers=LAYERS,
-            num_decoder_layers=LAYERS, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+            vocab_size=vocabulary, d_model=x.width, num_heads=x.heads, d_kv=x.head_dim,
+            d_ff=x.hidden, num_layers=x.layers, num_decoder_layers=x.layers,
+            feed_forward_proj="gated-gelu" if x.gated else "relu", decoder_start_token_id=0,
         )
-    ).eval()  # fmt: skip
-    tokens = torch.randint(3, vocabulary, (B, S))
+    ).eval().to(device, getattr(torch, x.dtype))  # fmt: skip
+    tokens = torch.randint(3, vocabulary, (B, S), device=device)
     options = dict(max_new_tokens=T, min_new_tokens=T, num_beams=beams, do_sample=False)
 
     def once() -> object:
         with torch.no_grad():
-            return model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+            made = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+        return made.cpu()
 
     return once
 
 
-def serve(side: str, vocabulary: int, beams: int) -> None:
-    """Answers each line on stdin with the seconds of one generation (and of one reading)."""
-    once = (jax_case if side == "jax" else torch_case)(vocabulary, beams)
+def serve(side: str, shape: Shape, vocabulary: int, beams: int) -> None:
+    """Answers each line on stdin with the seconds of a generation (and bytes/s of reading)."""
+    once = (jax_case if side == "jax" else torch_case)(shape, vocabulary, beams)
     once()
-    read = reader(weight_bytes(vocabulary)) if side == "jax" else None
+    read = reader(shape.weight_bytes(vocabulary)) if side == "jax" else None
     print("ready", flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
@@ -104,15 +139,16 @@ def serve(side: str, vocabulary: int, beams: int) -> None:
         found = {"seconds": time.perf_counter() - began}
         assert made.shape[-1] in (T, T + 1), made.shape  # theirs begin with the start token
         if read is not None:
-            found["read"] = read()
+            found["bandwidth"] = read()
         print(json.dumps(found), flush=True)
 
 
 def reader(size: int) -> Callable[[], float]:
-    """A function that reads so many bytes once with all cores; the seconds, best of 5."""
+    """A function that reads so many bytes (or 1 GB) once; bytes/s, best of 5."""
     import jax
     import jax.numpy as jnp
 
+    size = size if jax.devices()[0].platform == "cpu" else 10**9
     array = jnp.ones((size // 4 // 1024, 1024))
     total = jax.jit(lambda x: jnp.sum(x, axis=0))
     total(array).block_until_ready()
@@ -123,22 +159,23 @@ def reader(size: int) -> Callable[[], float]:
             began = time.perf_counter()
             total(array).block_until_ready()
             seconds.append(time.perf_counter() - began)
-        return min(seconds)
+        return array.nbytes / min(seconds)
 
     return read
 
 
-def measure(case: str, rounds: int) -> dict[str, float]:
+def measure(case: str, size: str, rounds: int) -> dict[str, float]:
     """Tokens/s of both sides in turns, their ratio, and the floor."""
     vocabulary = int(case.split("x")[0])
     environment = {
-        **os.environ, "OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TRANSFORMERS_VERBOSITY": "error",
+        **os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }  # fmt: skip
     children = {
         side: subprocess.Popen(
-            [sys.executable, __file__, f"--serve={side}", "--cases", case], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            [sys.executable, __file__, f"--serve={side}", "--cases", case, f"--size={size}"],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True,
         )
         for side in SIDES
     }  # fmt: skip
@@ -153,7 +190,7 @@ def measure(case: str, rounds: int) -> dict[str, float]:
         child.stdin.close()
         child.wait()
     seconds = {side: [x["seconds"] for x in found[side]] for side in SIDES}
-    floor = min(x["read"] for x in found["jax"])
+    bandwidth = max(x["bandwidth"] for x in found["jax"])
     return {
         **{side: B * T / statistics.median(seconds[side]) for side in SIDES},
         **{f"best {side}": B * T / min(seconds[side]) for side in SIDES},
@@ -161,8 +198,8 @@ def measure(case: str, rounds: int) -> dict[str, float]:
             theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)
         ),
         "ratio of best": min(seconds["transformers"]) / min(seconds["jax"]),
-        "gigabytes_s": weight_bytes(vocabulary) / floor / 1e9,
-        "floor": B / floor,
+        "gigabytes_s": bandwidth / 1e9,
+        "floor": B * bandwidth / SHAPES[size].weight_bytes(vocabulary),
     }
 
 
@@ -173,17 +210,18 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="generations of each side")
     parser.add_argument("--cases", nargs="+", default=CASES, help="VOCABULARYxBEAMS")
+    parser.add_argument("--size", choices=SHAPES, default="small")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, *map(int, args.cases[0].split("x")))
+        serve(args.serve, SHAPES[args.size], *map(int, args.cases[0].split("x")))
         return 0
     print(f"tokens/s; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     print(f"{'vocabulary x beams':20s}{'jax':>8s}{'HF':>8s}{'ratio':>7s}"
           f"{'best jax':>10s}{'best HF':>9s}{'ratio':>7s}{'floor':>9s}")  # fmt: skip
     results = {}
     for case in args.cases:
-        x = results[case] = measure(case, args.rounds)
+        x = results[case] = measure(case, args.size, args.rounds)
         print(f"{case:20s}{x['jax']:8,.0f}{x['transformers']:8,.0f}{x['ratio']:7.2f}"
               f"{x['best jax']:10,.0f}{x['best transformers']:9,.0f}{x['ratio of best']:7.2f}"
               f"{x['floor']:9,.0f} ({x['gigabytes_s']:.0f} GB/s)", flush=True)  # fmt: skip

@@ -2,14 +2,21 @@
 
     python benchmarks/train_vs_hf.py                    # JAX, PyTorch eager, in alternation
     python benchmarks/train_vs_hf.py --peers eager compile --dropout 0.1
+    python benchmarks/train_vs_hf.py --size=220m --peers eager compile  # on a GPU
 
 Both sides train the same shape on the same batch (encoder-decoder, teacher forcing, tied
-embeddings, AdamW, gradients clipped at 1): 4 + 4 layers, width 256, 4 heads × 64, gated
-feed-forward 1024, vocabulary 32,128, 16 rows of 256 + 128 tokens, fp32. Each measurement is a
-process of its own, sides take turns, and the median of a side is compared. Our side is the train
-step of `codet5p train`, metrics and skipping of non-finite steps included.
+embeddings, AdamW, gradients clipped at 1), on the GPU where there is one:
 
-The floor is the matrix products, whose FLOPs are printed. Needs the `torch` extra.
+  small  4 + 4 layers, width 256, 4 heads × 64, gated feed-forward 1024, vocabulary 32,128, 16 rows
+         of 256 + 128 tokens, fp32
+  220m   CodeT5+ 220M, 32 rows of 512 + 256 tokens, parameters fp32 and activations bf16 (PyTorch:
+         autocast), nothing computed twice to save memory
+
+Each measurement is a process of its own, sides take turns, and the median of a side is compared.
+Our side is the train step of `codet5p train`, metrics and skipping of non-finite steps included.
+
+The floor is the matrix products, whose FLOPs are printed, at the rate that one large product of
+the same dtype reaches. Needs the `torch` extra.
 """
 
 import argparse
@@ -20,21 +27,56 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-B, S, T, V = 16, 256, 128, 32_128
-D, H, K, F, LAYERS = 256, 4, 64, 1024, 4
 WARMUP = 2
 
 
-def matmul_flops() -> float:
-    """Of forward and backward (twice the forward) of one step; embedding look-ups cost none."""
-    projection = D * H * K
-    feed_forward = 3 * D * F
-    encoder = B * S * (4 * projection + feed_forward) + 2 * B * H * S * S * K
-    decoder = B * T * (6 * projection + feed_forward)  # q k v o, and q o of cross-attention
-    decoder += B * S * 2 * projection  # its k and v
-    decoder += 2 * B * H * T * (T + S) * K
-    return 3 * 2 * (LAYERS * (encoder + decoder) + B * T * V * D)
+@dataclass(frozen=True)
+class Shape:
+    """A network and a batch.
+
+    Attributes:
+      rows, inputs, targets: of the batch.
+      vocabulary, width, heads, head_dim, hidden, layers: of the network; layers of each tower.
+      gated: GELU with a gate, else ReLU.
+      dtype: of activations.
+    """
+
+    rows: int
+    inputs: int
+    targets: int
+    vocabulary: int
+    width: int
+    heads: int
+    head_dim: int
+    hidden: int
+    layers: int
+    gated: bool
+    dtype: str
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a step."""
+        return self.rows * (self.inputs + self.targets)
+
+    @property
+    def matmul_flops(self) -> float:
+        """Of forward and backward (twice the forward) of one step; embedding look-ups cost none."""
+        B, S, T, H, K = self.rows, self.inputs, self.targets, self.heads, self.head_dim
+        projection = self.width * H * K
+        feed_forward = (3 if self.gated else 2) * self.width * self.hidden
+        encoder = B * S * (4 * projection + feed_forward) + 2 * B * H * S * S * K
+        decoder = B * T * (6 * projection + feed_forward)  # q k v o, and q o of cross-attention
+        decoder += B * S * 2 * projection  # its k and v
+        decoder += 2 * B * H * T * (T + S) * K
+        return 6 * (self.layers * (encoder + decoder) + B * T * self.vocabulary * self.width)
+
+
+SHAPES = {
+    "small": Shape(16, 256, 128, 32_128, 256, 4, 64, 1024, 4, gated=True, dtype="float32"),
+    "220m": Shape(32, 512, 256, 32_100, 768, 12, 64, 3072, 12, gated=False, dtype="bfloat16"),
+}
 
 
 def process_age() -> float:
@@ -45,8 +87,8 @@ def process_age() -> float:
         return float(f.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def run_jax(steps: int, dropout: float) -> dict[str, float]:
-    """Our train step."""
+def run_jax(x: Shape, steps: int, dropout: float) -> dict[str, float]:
+    """Our train step, and what a large product takes."""
     import jax
     import numpy as np
 
@@ -62,24 +104,26 @@ def run_jax(steps: int, dropout: float) -> dict[str, float]:
     mesh = make_mesh(MeshConfig())
     model = CodeT5p(
         t5(
-            vocab_size=V, d_model=D, num_heads=H, head_dim=K, d_ff=F, num_encoder_layers=LAYERS,
-            num_decoder_layers=LAYERS, gated=True, activation="gelu_tanh", dropout=dropout,
+            vocab_size=x.vocabulary, d_model=x.width, num_heads=x.heads, head_dim=x.head_dim,
+            d_ff=x.hidden, num_encoder_layers=x.layers, num_decoder_layers=x.layers, gated=x.gated,
+            activation="gelu_tanh" if x.gated else "relu", dropout=dropout, dtype=x.dtype,
             scan_layers=False,
         )
     )  # fmt: skip
-    objectives = [OBJECTIVES["seq2seq"](inputs_length=S, targets_length=T)]
+    objectives = [OBJECTIVES["seq2seq"](inputs_length=x.inputs, targets_length=x.targets)]
     learning_rate = Constant(peak=1e-4).make(1000)
     optimizer = AdamW().make(learning_rate, model.specs)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(3, V, (B, S), dtype=np.int32)
-    targets = rng.integers(3, V, (B, T), dtype=np.int32)
+    tokens = rng.integers(3, x.vocabulary, (x.rows, x.inputs), dtype=np.int32)
+    targets = rng.integers(3, x.vocabulary, (x.rows, x.targets), dtype=np.int32)
+    starts = np.zeros((x.rows, 1), np.int32)
     arrays = {
         "encoder_tokens": tokens,
         "encoder_segments": np.ones_like(tokens),
-        "decoder_tokens": np.concatenate([np.zeros((B, 1), np.int32), targets[:, :-1]], 1),
+        "decoder_tokens": np.concatenate([starts, targets[:, :-1]], 1),
         "decoder_segments": np.ones_like(targets),
         "decoder_targets": targets,
-        "decoder_weights": np.ones((B, T), np.float32),
+        "decoder_weights": np.ones(targets.shape, np.float32),
     }
     with jax.set_mesh(mesh):
         batch = place({"seq2seq": arrays}, mesh)
@@ -101,35 +145,75 @@ def run_jax(steps: int, dropout: float) -> dict[str, float]:
             state, metrics = train_step(state, batch)
             return float(metrics["loss"][0])
 
-        return timed(one, steps)
+        found = timed(one, steps)
+    rate = product_rate(x.dtype)
+    return {**found, "memory": device_bytes(train_step), "product_flops_s": rate}
 
 
-def run_torch(steps: int, dropout: float, compiled: bool) -> dict[str, float]:
+def device_bytes(compiled) -> int:
+    """What a compiled step takes of its device at most."""
+    import jax
+
+    from codet5p_jax.training.memory import peak_bytes
+
+    return peak_bytes(compiled.memory_analysis(), jax.devices()[0].platform)
+
+
+def product_rate(dtype: str) -> float:
+    """FLOP/s of one large product: what all products would at best run at."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.dtype(dtype)) for i in (0, 1))
+    product = jax.jit(jnp.matmul)
+    product(a, b).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(4):
+            c = product(a, b)
+        c.block_until_ready()
+        seconds.append((time.perf_counter() - began) / 4)
+    return 2 * size**3 / min(seconds)
+
+
+def run_torch(x: Shape, steps: int, dropout: float, compiled: bool) -> dict[str, float]:
     """`transformers`' T5 with torch.optim.AdamW."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # As JAX multiplies fp32 on GPUs; no effect on CPUs.
+    torch.set_float32_matmul_precision("high")
     config = T5Config(
-        vocab_size=V, d_model=D, num_heads=H, d_kv=K, d_ff=F, num_layers=LAYERS,
-        num_decoder_layers=LAYERS, feed_forward_proj="gated-gelu", dropout_rate=dropout,
-        decoder_start_token_id=0,
+        vocab_size=x.vocabulary, d_model=x.width, num_heads=x.heads, d_kv=x.head_dim, d_ff=x.hidden,
+        num_layers=x.layers, num_decoder_layers=x.layers, dropout_rate=dropout,
+        feed_forward_proj="gated-gelu" if x.gated else "relu", decoder_start_token_id=0,
     )  # fmt: skip
-    model = T5ForConditionalGeneration(config).train()
+    model = T5ForConditionalGeneration(config).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    tokens, labels = torch.randint(3, V, (B, S)), torch.randint(3, V, (B, T))
+    tokens = torch.randint(3, x.vocabulary, (x.rows, x.inputs), device=device)
+    labels = torch.randint(3, x.vocabulary, (x.rows, x.targets), device=device)
     mask = torch.ones_like(tokens)
     forward = torch.compile(model) if compiled else model
+    dtype = getattr(torch, x.dtype)
+    mixed = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
     def one() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = forward(input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False).loss
+        with mixed:
+            loss = forward(
+                input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False
+            ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return float(loss)
 
-    return timed(one, steps)
+    found = timed(one, steps)
+    return found | {"memory": torch.cuda.max_memory_allocated()} if device == "cuda" else found
 
 
 def timed(one, steps: int) -> dict[str, float]:
@@ -154,39 +238,48 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8, help="timed steps per process")
     parser.add_argument("--rounds", type=int, default=3, help="processes per side")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--size", choices=SHAPES, default="small")
     parser.add_argument("--peers", nargs="+", default=["eager"], choices=["eager", "compile"])
     parser.add_argument("--side", choices=["jax", "eager", "compile"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    shape = SHAPES[args.size]
     if args.side:
         if args.side == "jax":
-            found = run_jax(args.steps, args.dropout)
+            found = run_jax(shape, args.steps, args.dropout)
         else:
-            found = run_torch(args.steps, args.dropout, args.side == "compile")
+            found = run_torch(shape, args.steps, args.dropout, args.side == "compile")
         print(json.dumps(found))
         return 0
     sides = ["jax", *args.peers]
     results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    print(f"matrix products: {matmul_flops() / 1e9:.0f} GFLOP a step; {os.cpu_count()} CPUs")
+    print(f"matrix products: {shape.matmul_flops / 1e9:,.0f} GFLOP a step; {os.cpu_count()} CPUs")
     # What `codet5p train` sets; for both sides.
     environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     for _ in range(args.rounds):
         for side in sides:
             command = [sys.executable, __file__, f"--side={side}", f"--steps={args.steps}",
-                       f"--dropout={args.dropout}"]  # fmt: skip
+                       f"--dropout={args.dropout}", f"--size={args.size}"]  # fmt: skip
             output = subprocess.run(
                 command, check=True, capture_output=True, text=True, env=environment
             ).stdout
             results[side].append(json.loads(output.splitlines()[-1]))
             print(f"  {side:8s} {results[side][-1]}", flush=True)
     median = {
-        side: {k: statistics.median(r[k] for r in runs) for k in ("step", "first_step")}
+        side: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for side, runs in results.items()
     }
-    print(f"\n{'side':10s}{'steps/s':>9s}{'tokens/s':>10s}{'GFLOP/s':>9s}{'first step':>12s}")
+    product = median["jax"]["product_flops_s"]
+    print(f"\n{'side':10s}{'steps/s':>9s}{'tokens/s':>10s}{'GFLOP/s':>10s}{'of product':>12s}"
+          f"{'memory':>10s}{'first step':>12s}")  # fmt: skip
     for side, m in median.items():
         rate = 1 / m["step"]
-        print(f"{side:10s}{rate:9.3f}{rate * B * (S + T):10,.0f}"
-              f"{rate * matmul_flops() / 1e9:9.0f}{m['first_step']:10.1f} s")  # fmt: skip
+        memory = f"{m['memory'] / 1e9:.1f} GB" if "memory" in m else "?"
+        print(f"{side:10s}{rate:9.3f}{rate * shape.tokens:10,.0f}"
+              f"{rate * shape.matmul_flops / 1e9:10,.0f}{rate * shape.matmul_flops / product:12.1%}"
+              f"{memory:>10s}{m['first_step']:10.1f} s")  # fmt: skip
+    print(f"{'floor':10s}{product / shape.matmul_flops:9.3f}"
+          f"{product / shape.matmul_flops * shape.tokens:10,.0f}{product / 1e9:10,.0f}"
+          f"  (one large {shape.dtype} product)")  # fmt: skip
     ratios = {f"jax / {p}": median[p]["step"] / median["jax"]["step"] for p in args.peers}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")

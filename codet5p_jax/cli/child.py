@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 from codet5p_jax.signals import Terminated
 
+# -P: where one stands does not hide what is installed.
+COMMAND = (sys.executable, "-P", "-m", "codet5p_jax.cli.main")
+
 
 def codet5p(*arguments: str) -> int:
     """Runs `codet5p ARGUMENTS` on this terminal and returns its exit code.
@@ -16,7 +19,7 @@ def codet5p(*arguments: str) -> int:
     SIGTERM is passed on: the command is waited for, since training saves before it ends. Then this
     process ends as well, with `Terminated`.
     """
-    return run([sys.executable, "-m", "codet5p_jax.cli.main", *arguments])
+    return run([*COMMAND, *arguments])
 
 
 _running: set[subprocess.Popen[bytes]] = set()

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import os
-import sys
 from pathlib import Path
 
 from codet5p_jax.cli.arguments import share
@@ -65,7 +64,6 @@ def configure(args: argparse.Namespace) -> None:
     importlib.import_module("codet5p_jax.data.seqio_tasks")  # first: it quiets TensorFlow
     settings = importlib.import_module("codet5p_jax.tasks.settings")
     settings.configure(**{name: getattr(args, name) for name in _SETTINGS})
-    sys.path.insert(0, os.getcwd())
     for name in args.module:
         try:
             importlib.import_module(name)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import codet5p_jax
 from codet5p_jax import signals
-from codet5p_jax.cli import errors
+from codet5p_jax.cli import child, errors
 from codet5p_jax.cli.compilation_cache import keep_compiled
 
 COMMANDS = {
@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [arg for arg in argv if arg != "--debug"]
     if not argv or argv[0] not in COMMANDS:
         return _explain(argv)
+    # Modules that gin files and --module name may be here; behind what is installed.
+    sys.path.append(os.getcwd())
     command, *rest = argv
     if command in COMPILING:
         keep_compiled(os.environ)
@@ -147,7 +149,7 @@ def script() -> int:
     command = "".join(sys.argv[1:2])
     if command in COMPUTING and sys.platform == "linux" and name not in os.environ:
         os.environ[name] = value
-        os.execv(sys.executable, [sys.executable, "-m", "codet5p_jax.cli.main", *sys.argv[1:]])
+        os.execv(sys.executable, [*child.COMMAND, *sys.argv[1:]])
     if command in (*WRITING, "evaluate"):  # which has written what is done, and ends at once
         signals.listen()
     return main()

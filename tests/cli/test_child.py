@@ -56,3 +56,19 @@ def test_from_a_thread_which_handles_no_signals():
     thread.start()
     thread.join()
     assert codes == [4]
+
+
+def test_files_where_one_stands_hide_neither_the_package_nor_the_standard_library(tmp_path):
+    """As a checkout does that is not what is installed, or a user's own `queue.py`."""
+    for name in ("codet5p_jax/__init__.py", "queue.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("raise SystemExit('hidden')\n")
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    for command in ([f"{sys.prefix}/bin/codet5p"], list(child.COMMAND)):
+        out = subprocess.run(
+            [*command, "train", "--gin_file=runs/stage1_220m.gin", "--num_devices=16", "--dry_run"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert out.returncode == 0, out.stderr
+        assert "phase codet5p_stage1: 100,000 steps" in out.stdout
