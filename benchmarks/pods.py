@@ -59,14 +59,14 @@ def jobs() -> list[Job]:
                 bindings = ("ACCUMULATE=2",) if fewer else ()
                 out.append(Job(f"{stage}_{size}_{chips}", topology, files, bindings))
     large = (
-        ("2b", "v5e-64", "v5e:8x8"),
-        ("6b", "v5p-64", "v5p:2x4x4"),
-        ("16b", "v5p-128", "v5p:4x4x4"),
-        ("16b", "v6e-256", "v6e:16x16"),
+        ("2b", "v5e-64", "v5e:8x8", ()),
+        ("6b", "v5p-64", "v5p:2x4x4", ()),
+        ("16b", "v5p-128", "v5p:4x4x4", ()),
+        ("16b", "v6e-256", "v6e:16x16", ("ACCUMULATE=2",)),
     )
-    for size, chips, topology in large:
+    for size, chips, topology, bindings in large:
         files = ("runs/stage1_16b.gin", f"models/{size}.gin", "meshes/fsdp.gin")
-        out.append(Job(f"stage1_{size}_{chips}", topology, files))
+        out.append(Job(f"stage1_{size}_{chips}", topology, files, bindings))
     return out
 
 
