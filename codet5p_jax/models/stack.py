@@ -152,15 +152,18 @@ class Stack(nnx.Module):
             y, kept = nnx.merge(graphdef, layer_state)(x, key=layer_key, **args)
             return constrain_between_blocks(y), kept if keep else None
 
+        scanned = self.model_cfg.scan_layers and number > 1
         if self.model_cfg.remat != "none":
             # Within a loop nothing merges what is computed again with what was computed before.
-            body = jax.checkpoint(
-                body,
-                policy=REMAT_POLICIES[self.model_cfg.remat],
-                prevent_cse=not self.model_cfg.scan_layers,
-            )
-        if self.model_cfg.scan_layers:
+            policy = REMAT_POLICIES[self.model_cfg.remat]
+            body = jax.checkpoint(body, policy=policy, prevent_cse=not scanned)
+        if scanned:
             return jax.lax.scan(lambda x, layer: body(x, layer, args), x_BTD, (state, keys_L))
+        if self.model_cfg.scan_layers:
+            # A loop's backward pass makes what an earlier round would take, wanted or not: where
+            # the last layer alone has cross-attention, gradients of what frozen layers made.
+            x_BTD, kept = body(x_BTD, jax.tree.map(lambda a: a[0], (state, keys_L)), args)
+            return x_BTD, jax.tree.map(lambda a: a[None], kept)
         kept = []
         for layer in _unstack((state, keys_L), number):
             x_BTD, one = body(x_BTD, layer, args)

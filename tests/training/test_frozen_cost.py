@@ -14,6 +14,7 @@ import pytest
 from codet5p_jax.models import CodeT5p, Lora, codet5p_codegen
 from codet5p_jax.models.params import flatten
 from codet5p_jax.objectives import DecoderCLM, Seq2SeqCLM
+from codet5p_jax.training.flops import step_flops
 from codet5p_jax.training.freezing import Trainable, freeze
 from codet5p_jax.training.hlo import read_work
 from codet5p_jax.training.state import new_state
@@ -69,7 +70,11 @@ def test_the_step_costs_what_trains_and_one_forward_pass(frozen_cost, objective,
         CONFIG, [objective], {objective.name: ROWS}
     )
     needed = frozen_cost.needed_flops(CONFIG, split, ROWS, inputs, LENGTH)
-    assert 0.9 * needed < read_work(text).dot_flops < 1.1 * needed
+    compiled = read_work(text).dot_flops
+    assert 0.9 * needed < compiled < 1.1 * needed
+    # What MFU is reckoned from.
+    reckoned = step_flops(network, [objective], {objective.name: ROWS}, split)
+    assert sum(reckoned.values()) == pytest.approx(compiled, rel=0.001)
     sizes = {name: math.prod(x.shape) for name, x in flatten(network.specs)}
     trainable = sum(n for name, n in sizes.items() if name not in split.frozen)
     kept, least = frozen_cost.kept_bytes(text, split, network, {ROWS * inputs, ROWS * LENGTH})

@@ -57,9 +57,10 @@ def test_a_phase_is_a_row():
         {"mixture": "m", "peak": 3e9, "speed": speed},
         {"mixture": "n", "peak": 3e10, "speed": None},
     ]
-    assert benchmark().rows("a", {"topology": "v5e:4x4", "phases": phases}) == [
-        "| a | v5e:4x4 | m | 3.00 GB | 1.050 | 5.0 GB | 500 ms | 40.0 % |",
-        "| a | v5e:4x4 | n | 30.00 GB | does not fit |  |  |  |",
+    job = benchmark().Job("a", "v5e:4x4", (), ("A=1", "B=2"))
+    assert benchmark().rows(job, {"phases": phases}) == [
+        "| a | v5e:4x4 | `A=1` `B=2` | m | 3.00 GB | 1.050 | 5.0 GB | 500 ms | 40.0 % |",
+        "| a | v5e:4x4 | `A=1` `B=2` | n | 30.00 GB | does not fit |  |  |  |",
     ]
 
 
