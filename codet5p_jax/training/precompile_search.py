@@ -1,12 +1,14 @@
 """Meshes, rematerialisation and micro-batches compared by compiling the step with each."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.sharding import MeshConfig
+from codet5p_jax.training.chips import parse_topology
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.precompile import Report, precompile
 
@@ -45,16 +47,25 @@ class Trial:
         return f"{mesh}; remat {self.remat}; accumulate {self.accumulate}"
 
 
-def meshes(num_slices: int) -> list[MeshConfig]:
-    """State split over a slice, with and without a tensor axis, and a copy on every device."""
-    split = [MeshConfig(replica=num_slices, tensor=ways) for ways in TENSOR_WAYS]
-    return [*split, MeshConfig(replica=-1, fsdp=1)]
+def meshes(topology: str, num_slices: int) -> list[MeshConfig]:
+    """State split over a slice, with and without a tensor axis, over all sides of it but the last,
+    and a copy on every device.
+
+    >>> [(mesh.replica, mesh.fsdp, mesh.tensor) for mesh in meshes("v5e:4x8", 1)]
+    [(1, -1, 1), (1, -1, 2), (1, -1, 4), (8, -1, 1), (-1, 1, 1)]
+    """
+    _, sides = parse_topology(topology)
+    found = [MeshConfig(replica=num_slices, tensor=ways) for ways in TENSOR_WAYS]
+    if 1 < sides[-1] < math.prod(sides):
+        found.append(MeshConfig(replica=num_slices * sides[-1]))
+    return [*found, MeshConfig(replica=-1, fsdp=1)]
 
 
 def search(
     *,
     model: ModelConfig,
     rows: Sequence[Mapping[str, int]],
+    topology: str,
     num_slices: int = 1,
     compile_step: Callable[..., Report] = precompile,
     **settings: Any,
@@ -63,11 +74,12 @@ def search(
     row: more of them only add work, so those after the first that fits are left out.
 
     Args:
-      model, rows, num_slices, settings: as `precompile` takes them, but mesh and accumulate.
+      model, rows, topology, num_slices, settings: as `precompile` takes them, but mesh and
+        accumulate.
       compile_step: what compiles (tests).
     """
     fewest = min(number for numbers in rows for number in numbers.values())
-    for mesh in meshes(num_slices):
+    for mesh in meshes(topology, num_slices):
         for remat in REMATS:
             accumulate, trial = 1, None
             while accumulate <= fewest and not (trial and (trial.fits or trial.report is None)):
@@ -76,6 +88,7 @@ def search(
                     report = compile_step(
                         model=dataclasses.replace(model, remat=remat),
                         rows=rows,
+                        topology=topology,
                         num_slices=num_slices,
                         mesh=mesh,
                         accumulate=accumulate,

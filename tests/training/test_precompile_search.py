@@ -40,13 +40,13 @@ def test_micro_batches_are_doubled_until_a_step_fits_and_the_best_comes_first():
     refused = [t for t in trials if t.mesh.tensor == 4]
     assert [t.remat for t in refused] == list(REMATS)
     assert {t.error for t in refused} == {"heads do not divide by 4"}
-    assert {(t.mesh.replica, t.mesh.fsdp) for t in trials} == {(2, -1), (-1, 1)}
+    assert {(t.mesh.replica, t.mesh.fsdp) for t in trials} == {(2, -1), (8, -1), (-1, 1)}
     best = ranked(trials, [Phase("m", 100, 4)])
     assert [(s, p // GIB, t.remat) for s, p, t in best[:4]] == [
         *[(100.0, 10, "none"), (100.0, 10, "dots")] * 2
     ]
     assert best[-1][2].remat == "full"
-    assert len(best) == sum(t.fits for t in trials) == 9
+    assert len(best) == sum(t.fits for t in trials) == 12
 
 
 def test_a_trial_is_a_line():
