@@ -2,8 +2,6 @@
 
 import contextlib
 import difflib
-import fcntl
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from codet5p_jax.data import cache, fingerprint, seqio_tasks
 from codet5p_jax.data.cache import CacheError, Manifest
 from codet5p_jax.data.cache_writer import CacheWriter, share_examples, write_mixture
 from codet5p_jax.data.seqio_tasks import seqio  # imported quietly there
+from codet5p_jax.files import lock
 
 _SHOW_EVERY = 0.2  # seconds between updates of the progress bar
 
@@ -93,8 +92,9 @@ def prepare(
       console: where progress and one line a split are shown; by default standard error.
 
     Raises:
-      CacheError: the cache is stale (the message names what changed), another process is writing
-        it, the disk is full, a split has no examples.
+      CacheError: the cache is stale (the message names what changed), the disk is full, a split
+        has no examples.
+      OSError: another process is preparing in that folder.
       ValueError: unknown name or split, or tasks that cannot be mixed.
     """
     provider = _provider(mixture_or_task, Path(cache_dir))
@@ -261,24 +261,17 @@ def _check(tasks: Sequence[seqio.Task]) -> None:
 
 @contextlib.contextmanager
 def _only_process(cache_dir: Path) -> Iterator[None]:
-    """Holds the cache's lock, which the operating system lets go when this process ends."""
+    """Keeps other processes from preparing in the same folder."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(cache_dir / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+        file = (cache_dir / ".lock").open("a")
     except OSError as error:
         raise CacheError(
             f"could not write {cache_dir} ({error}); choose another --cache_dir"
         ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CacheError(
-                f"another process is preparing {cache_dir}; wait for it to end"
-            ) from error
+    with file:
+        lock(file, f"another process is preparing {cache_dir}; wait for it to end")
         yield
-    finally:
-        os.close(lock)
 
 
 class _Rate(ProgressColumn):

@@ -174,7 +174,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, vocabular
 def test_two_processes_do_not_write_one_cache(tmp_path, mixture):
     with (
         prepare_module._only_process(tmp_path),
-        pytest.raises(CacheError, match="another process is preparing"),
+        pytest.raises(OSError, match="another process is preparing"),
     ):
         prepare("both", tmp_path, console=Console(quiet=True))
     prepare("both", tmp_path, ["train"], console=Console(quiet=True))
