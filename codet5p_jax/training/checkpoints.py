@@ -37,7 +37,7 @@ from codet5p_jax.training.checkpoint_files import (
     saved_steps,
     seal,
 )
-from codet5p_jax.training.hosts import agreed
+from codet5p_jax.training.hosts import agreed, end
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
@@ -121,7 +121,8 @@ class Checkpoints:
         kept = [policies.LatestN(policy.keep_last)]
         if policy.keep_every:
             kept.append(policies.EveryNSteps(policy.keep_every))
-        logging.getLogger("absl").addFilter(_is_news)
+        self._failures = _Failures(directory)
+        logging.getLogger("absl").addFilter(self._failures)
         self._directory, self._policy = directory, policy
         self._checkpointer = _checkpointer(directory, policies.AnyPreservationPolicy(kept))
         beside = ModelDir(directory.parent)
@@ -213,6 +214,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            logging.getLogger("absl").removeFilter(self._failures)
             all_of_them = (self._checkpointer, self._snapshotter, self._keeper)
             for checkpointer in filter(None, all_of_them):
                 with contextlib.suppress(Exception):  # only ever what `wait` has raised before
@@ -424,10 +426,30 @@ def _move_away(path: Path, target: Path) -> None:
     path.rename(target)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    # Each of Orbax's threads logs the traceback of the failure that `wait` is about to raise.
-    threads = ("_SignalingThread.run() raised", "Save Finalize thread", "in background save thread")
-    return not any(words in record.getMessage() for words in threads)
+class _Failures(logging.Filter):
+    """Of what Orbax's threads log: the traceback of a write that failed.
+
+    Alone, the failure is about to be raised by `wait`, and the traceback is no news. One of several
+    processes would wait for the others there, and they for it, until Orbax gives up after 20
+    minutes; so it ends them all.
+    """
+
+    THREADS = (
+        *("_SignalingThread.run() raised", "Save Finalize thread"),
+        *("in background save thread",),
+    )
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self._directory = directory
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not any(words in record.getMessage() for words in self.THREADS):
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and jax.process_count() > 1:
+            end(_failed(self._directory, error))
+        return False
 
 
 class _explained:
@@ -441,10 +463,14 @@ class _explained:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, Exception):
-            raise OSError(
-                f"saving a checkpoint to {self.directory} failed: {first_line(error)}. Earlier "
-                "checkpoints are intact; make room or fix permissions and start again to resume"
-            ) from error
+            raise OSError(_failed(self.directory, error)) from error
+
+
+def _failed(directory: Path, error: BaseException) -> str:
+    return (
+        f"saving a checkpoint to {directory} failed: {first_line(error)}. Earlier checkpoints are "
+        "intact; make room or fix permissions and start again to resume"
+    )
 
 
 def state_bytes(state: Any) -> int:

@@ -103,12 +103,15 @@ class JsonlWriter:
     def __init__(self, path: Path, last_step: int):
         kept = [r for r in read_records(path) if r["step"] <= last_step and r["split"] != GOODPUT]
         write_text(path, "".join(_line(r) for r in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
         """Writes one line; values that are not finite become null."""
-        self._file.write(_line(record))
-        self._file.flush()
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Makes the lines durable and closes the file."""

@@ -1,5 +1,6 @@
 """Traces of a few steps, for the profile viewers of TensorBoard, XProf and Perfetto."""
 
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,11 +19,11 @@ class Profiler:
     """Traces steps of this process into a folder.
 
     Args:
-      folder: gets `plugins/profile/<time>/`.
+      folder: gets `plugins/profile/<time>/`; of each of several processes, `process_<number>/`.
       steps: (first, end): the steps done before the trace and at its end; None: only when asked.
       asked: when set, the next `ON_SIGNAL` steps are traced.
       paused: a context in which a trace is started or written, told that it is "profile".
-      say: is told where a trace went.
+      say: is told where a trace of process 0 went; the others write to the standard error.
     """
 
     def __init__(
@@ -33,7 +34,13 @@ class Profiler:
         paused: Callable[[str], AbstractContextManager[None]],
         say: Callable[[str], None],
     ):
-        self._folder, self._asked, self._paused, self._say = folder, asked, paused, say
+        number = jax.process_index()
+        if jax.process_count() > 1:  # JAX names a file by its host, which others may be on
+            folder = folder / f"process_{number}"
+        self._folder, self._asked, self._paused = folder, asked, paused
+        self._say = say
+        if number:  # a run speaks through process 0, but traces are each process's own
+            self._say = lambda line: print(f"process {number}: {line}", file=sys.stderr, flush=True)
         self._first, self._end = steps or (0, 0)
         self._later = (0, 0)  # steps asked for, put off by a trace on a signal
         self._from: int | None = None  # where the trace that is being taken begins

@@ -10,6 +10,7 @@ process reads and trains on), `data_timeout`, and one of `EVENTS` or `SIGNALS` a
 import errno
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -62,6 +63,21 @@ def full_disk(at: int) -> None:
         save(self, state, step, meta)
 
     Checkpoints.save = fail
+
+
+def full_disk_later(at: int) -> None:
+    """Of the save of a step, what is written in the background fails in this process: no file may
+    grow beyond a few bytes."""
+    save = Checkpoints.save
+
+    def limit(self, state, step, meta):
+        if step == at:
+            self.wait()
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16, most))
+        save(self, state, step, meta)
+
+    Checkpoints.save = limit
 
 
 def bad_shard(at: int) -> None:
@@ -117,7 +133,12 @@ def record_rows(folder: Path, process: int) -> None:
     CachedTask.__getitem__, train.place, train.restore_latest = read, keep, restored
 
 
-EVENTS = {"full_disk": full_disk, "bad_shard": bad_shard, "stuck": stuck}
+EVENTS = {
+    "full_disk": full_disk,
+    "full_disk_later": full_disk_later,
+    "bad_shard": bad_shard,
+    "stuck": stuck,
+}
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
 
 

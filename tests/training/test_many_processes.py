@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -60,12 +61,14 @@ def start(workplace, name, of, *, devices=1, each=None, **settings):
         for i in range(of)
         for mine in [{**common, "process": i, "of": of, "port": port, **(each or {}).get(i, {})}]
     ]  # fmt: skip
+
+    def ended(process):
+        output = process.communicate(timeout=300)[0]
+        return output, process.returncode, time.monotonic()
+
     try:
-        return [
-            (output, process.returncode, time.monotonic())
-            for process in processes
-            for output in [process.communicate(timeout=300)[0]]
-        ]
+        with ThreadPoolExecutor(of) as threads:
+            return list(threads.map(ended, processes))
     finally:
         for process in processes:
             process.kill()
@@ -126,6 +129,7 @@ def test_two_processes_share_a_run_and_stop_together(workplace):
         ("kill", 0, "process 0 ({host}) was killed, or its machine is out of reach"),
         ("full_disk", 1, "process 1 ({host}): saving a checkpoint to"),
         ("full_disk", 0, "process 0 ({host}): saving a checkpoint to"),
+        ("full_disk_later", 1, "process 1 ({host}): saving a checkpoint to"),
         ("bad_shard", 1, "process 1 ({host}): [Errno 5] Input/output error: 'shard-00000'"),
         ("stuck", 1, "process 1 ({host}): no batch for step 6 within 4 s"),
     ],
@@ -137,10 +141,11 @@ def test_what_ends_one_process_ends_all_with_a_line_and_the_run_resumes(
     settings = {"denoise": True, "steps": 40}
     began = time.monotonic()
     both = start(workplace, name, 2, each={of_process: {event: 6}}, data_timeout=4, **settings)
-    (hurt, code, _), (other, other_code, _) = both[of_process], both[1 - of_process]
+    (hurt, code, ended), (other, other_code, other_ended) = both[of_process], both[1 - of_process]
     assert code != 0
     assert other_code == 1, other
     assert time.monotonic() - began < 240
+    assert abs(ended - other_ended) < 60
     line = f"codet5p: {said.format(host=socket.gethostname())}"
     assert line in other
     assert "Traceback" not in other
