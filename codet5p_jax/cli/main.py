@@ -5,6 +5,7 @@ A command is a module `codet5p_jax.cli.<name>` with `add_arguments(parser)` and
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _explain(argv)
     # Modules that gin files and --module name may be here; behind what is installed.
-    sys.path.append(os.getcwd())
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed
+        sys.path.append(os.getcwd())
     command, *rest = argv
     if command in COMPILING:
         keep_compiled(os.environ)

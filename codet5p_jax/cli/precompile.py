@@ -92,10 +92,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _search(args: argparse.Namespace, config: Any, settings: dict[str, Any]) -> None:
     """Prints a line for each trial, then those that fit, best first."""
-    from codet5p_jax.training.precompile import precompile
+    from codet5p_jax.training.precompile import precompile, topology_devices
     from codet5p_jax.training.precompile_report import trial_text
     from codet5p_jax.training.precompile_search import ranked, search
 
+    topology_devices(args.topology, args.num_slices)  # else wrong in every trial
     tried = ("mesh", "accumulate")
     found = {**config.arguments_of(precompile), **settings}
     settings = {name: value for name, value in found.items() if name not in tried}

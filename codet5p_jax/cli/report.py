@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> None:
     """Reads what the runs recorded and writes the page."""
     if not args.output.absolute().parent.is_dir():
         raise ConfigError(f"--output: there is no folder {args.output.absolute().parent}")
+    if args.output.is_dir():
+        raise ConfigError(f"--output: {args.output} is a folder; expected a file")
     from codet5p_jax.evaluation.report import write
     from codet5p_jax.evaluation.runs_report import Run, make_report
     from codet5p_jax.training.metrics import read_records

@@ -49,11 +49,12 @@ def check_configuration(
     export_to: str | Path | None = None,
     export_arch: str | None = None,
     profile_steps: tuple[int, int] | None = None,
+    data_timeout: float | None = None,
 ) -> None:
     """Checks all that needs neither data nor devices. Of weights it reads names and shapes.
 
     Args:
-      model, …, profile_steps: as `train` takes them.
+      model, …, data_timeout: as `train` takes them.
       init_from: looked at unless `model_dir` has a checkpoint to resume.
 
     Raises:
@@ -65,6 +66,8 @@ def check_configuration(
     """
     _check_numbers(accumulate, ema_decay, max_nonfinite, num_workers)
     _check_profile(profile_steps, total_steps(phases))
+    if data_timeout is not None and not data_timeout > 0:
+        raise ValueError(f"data_timeout has to be more than 0 s, or None; found {data_timeout}")
     check_loss_weights(loss_weights or {}, objectives)
     for objective in objectives:
         if isinstance(objective, Seq2Seq):

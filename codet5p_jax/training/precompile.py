@@ -380,7 +380,8 @@ def _speed(
       trips: of a loop that ends by what it computes.
     """
     work = read_work(text, trips)
-    compute = work.dot_flops / chip.flops
+    # A product with a single column is no product in a compiled program, but work all the same.
+    compute = max(work.dot_flops, model_flops) / chip.flops
     hbm = chip.hbm_bandwidth and moved / chip.hbm_bandwidth
     # What comes in is one of the two directions.
     ici = chip.ici_bandwidth and _bytes_of(work.collectives) / (chip.ici_bandwidth / 2)

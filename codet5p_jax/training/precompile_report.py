@@ -22,7 +22,7 @@ def report_text(report: Report) -> str:
     lines = [
         f"{slices}{report.topology}: {report.devices // chip.per_chip} chips{halves}, mesh {mesh}; "
         f"libtpu {report.libtpu}",
-        f"a {'device' if halves else 'chip'}: {chip.flops / 1e12:.0f} TFLOP/s bf16, "
+        f"a {_unit(report)}: {chip.flops / 1e12:.0f} TFLOP/s bf16, "
         f"{size_text(chip.hbm_bytes)} HBM at {_rate(chip.hbm_bandwidth)}, "
         f"{_rate(chip.ici_bandwidth)} to other chips, both directions together, "
         f"{_rate(chip.dcn_bandwidth)} to other slices ({chip.source})",
@@ -50,14 +50,19 @@ def _phase(phase: PhaseReport, report: Report) -> list[str]:
     rows = ", ".join(f"{name} {number:,}" for name, number in phase.rows.items())
     lines = [
         f"phase {phase.mixture}: {rows} rows; compiled in {phase.compile_seconds:.0f} s",
-        *_memory(phase.memory),
+        *_memory(phase.memory, _unit(report)),
         f"  {_verdict(phase, report)}",
         *(f"    {change}" for change in phase.advice),
     ]
-    return lines if phase.speed is None else [*lines, *_speed(phase.speed)]
+    return lines if phase.speed is None else [*lines, *_speed(phase.speed, _unit(report))]
 
 
-def _memory(memory: Memory) -> list[str]:
+def _unit(report: Report) -> str:
+    """What figures are of: a JAX device, which need not be a whole chip."""
+    return "device" if report.chip.per_chip > 1 else "chip"
+
+
+def _memory(memory: Memory, unit: str) -> list[str]:
     cells = [*memory.state.items(), ("batch", memory.batch)]
     held = sum(size for _, size in cells)
     if memory.arguments is not None:
@@ -66,7 +71,7 @@ def _memory(memory: Memory) -> list[str]:
         size = getattr(memory, name)
         if size is not None:
             cells.append((name, size))
-    return ["  bytes on one chip", *(f"    {name:<18}{size_text(n):>12}" for name, n in cells)]
+    return [f"  bytes on one {unit}", *(f"    {name:<18}{size_text(n):>12}" for name, n in cells)]
 
 
 def _verdict(phase: PhaseReport, report: Report) -> str:
@@ -85,13 +90,13 @@ def _verdict(phase: PhaseReport, report: Report) -> str:
     )
 
 
-def _speed(speed: Speed) -> list[str]:
+def _speed(speed: Speed, unit: str) -> list[str]:
     lines = [
-        f"  matrix products of a chip: {speed.dot_flops / 1e12:.3f} TFLOP compiled, "
+        f"  matrix products of a {unit}: {speed.dot_flops / 1e12:.3f} TFLOP compiled, "
         f"{speed.model_flops / 1e12:.3f} of the model: ratio "
         f"{speed.dot_flops / speed.model_flops:.3f}",
         f"  read and written in HBM: {size_text(speed.hbm_bytes)}",
-        "  collectives: how often, and bytes that a chip receives",
+        f"  collectives: how often, and bytes that a {unit} receives",
         *_collectives(speed.collectives),
     ]
     if speed.between_slices:

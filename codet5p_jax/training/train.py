@@ -225,6 +225,7 @@ def train(
         export_to=export_to,
         export_arch=export_arch,
         profile_steps=profile_steps,
+        data_timeout=data_timeout,
     )
     if export_to is not None:
         check_one_process()

@@ -1,8 +1,10 @@
 """What all launchers have in common; what is peculiar to each is in the files beside this one."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,8 +40,10 @@ VERBS = [
 def check_shell(text: str) -> None:
     """An error where ShellCheck finds one; without ShellCheck, where bash cannot read it."""
     checker = ["bash", "-n"]
-    if shellcheck := shutil.which("shellcheck"):
-        checker = [shellcheck, "--shell=bash", "--severity=warning", "-"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shellcheck := shutil.which("shellcheck", path=path):
+        checker = [shellcheck, "--shell=bash", "--severity=warning", "--external-sources"]
+        checker += [f"--source-path={LAUNCH}", "-"]
     done = subprocess.run(checker, input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -118,12 +122,27 @@ def _without_folder(word: str) -> str:
             [*OPTIONS["ssh.sh"], "--name=x;touch pwn"],
             "--name=x;touch pwn: expected letters",
         ),
+        ("xpk.sh", [*OPTIONS["xpk.sh"], "--name=S_1"], "--name=S_1: Kubernetes takes a-z"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--claim=c}"], "--claim=c}: Kubernetes takes a-z"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--image=I: x"], "--image=I: x: expected the name"),
         ("local.sh", [*OPTIONS["local.sh"], "--processes=0"], "--processes=0: expected a whole"),
         ("sky.sh", ["--name=x"], "--accelerators=… is missing"),
     ],
 )
 def test_mistakes_are_found_first(script: str, options: list[str], message: str, machine: Machine):
     assert message in machine.launch(script, *options, "--", *TRAIN, code=2)
+
+
+def test_odd_values_stay_one_word(machine: Machine):
+    odd = ("--storage=sh; touch pwn", "--type=v5 x", "--image=a b")
+    plan = machine.launch("xpk.sh", *OPTIONS["xpk.sh"], *odd, "--dry_run", "--", *TRAIN)
+    for word in ("--storage=sh; touch pwn", "--tpu-type=v5 x", "--base-docker-image=a b"):
+        assert f" '{word}' " in plan
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_sound(script: Path):
+    check_shell(script.read_text())
 
 
 def test_training_waits_for_a_set_up_that_works(machine: Machine, tmp_path: Path):
