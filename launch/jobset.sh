@@ -6,8 +6,7 @@
 #
 # run              submit the JobSet
 # logs             follow the output of the first host
-# status           its pods
-# stop             SIGTERM, five minutes, the end
+# status, stop     its pods; SIGTERM, five minutes, the end
 #
 # --name=NAME      of the JobSet
 # --cluster=…      with the JobSet controller; --location=REGION or zone  --project=ID

@@ -224,7 +224,8 @@ BETWEEN = """ENTRY %main (a: f32[1000]) -> f32[1000] {
 
 
 def test_the_network_between_slices_has_a_term_of_its_own():
-    speed = module._speed(CHIPS["v5e"], BETWEEN, 1e9, 8_000)
+    assert module._speed(CHIPS["v5e"], BETWEEN, 1e9, 8_000).mfu == 1  # and never more
+    speed = module._speed(CHIPS["v5e"], BETWEEN, 1.0, 8_000)
     assert speed.collectives == {}
     assert speed.between_slices == {"all-reduce": Traffic(1, 4_000)}
     assert speed.dcn_seconds == speed.step_seconds == pytest.approx(4_000 / (25e9 / 8))
