@@ -29,6 +29,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -171,17 +172,20 @@ def measure(case: str, size: str, rounds: int) -> dict[str, float]:
         **os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }  # fmt: skip
+    told = {side: tempfile.TemporaryFile("w+") for side in SIDES}  # noqa: SIM115
     children = {
         side: subprocess.Popen(
             [sys.executable, __file__, f"--serve={side}", "--cases", case, f"--size={size}"],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told[side],
+            text=True,
         )
         for side in SIDES
     }  # fmt: skip
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for child in children.values():
-        assert child.stdout.readline().strip() == "ready"
+    for side, child in children.items():
+        if child.stdout.readline().strip() != "ready":
+            told[side].seek(0)
+            sys.exit(f"{side} failed:\n{told[side].read()}")
     for _ in range(rounds):
         for side, child in children.items():
             print(file=child.stdin, flush=True)

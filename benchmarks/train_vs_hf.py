@@ -15,6 +15,8 @@ embeddings, AdamW, gradients clipped at 1), on the GPU where there is one:
 Each measurement is a process of its own, sides take turns, and the median of a side is compared.
 Our side is the train step of `codet5p train`, metrics and skipping of non-finite steps included.
 
+Memory: ours as the compiler reckons it, PyTorch's the most that it allocated on a GPU.
+
 The floor is the matrix products, whose FLOPs are printed, at the rate that one large product of
 the same dtype reaches. Needs the `torch` extra.
 """

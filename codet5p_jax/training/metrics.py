@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -96,18 +96,20 @@ class JsonlWriter:
 
     Args:
       path: made if missing.
-      last_step: records after it are cut off first, as are a half-written last line and the sums
-        of the time: a run that is resumed from step n writes everything after n again.
+      last_step: records after it are cut off before the first is written, as are a half-written
+        last line and the sums of the time: a run that is resumed from step n writes everything
+        after n again. Killed before it does, it leaves to the next what was known of the time.
     """
 
     def __init__(self, path: Path, last_step: int):
-        kept = [r for r in read_records(path) if r["step"] <= last_step and r["split"] != GOODPUT]
-        write_text(path, "".join(_line(r) for r in kept))
-        self._path, self._file = path, path.open("a", encoding="utf-8")
+        self._path, self._last_step = path, last_step
+        self._file: IO[str] | None = None
 
     def write(self, record: Record) -> None:
         """Writes one line; values that are not finite become null."""
         try:
+            if self._file is None:
+                self._file = self._opened()
             self._file.write(_line(record))
             self._file.flush()
         except OSError as error:
@@ -115,8 +117,15 @@ class JsonlWriter:
 
     def close(self) -> None:
         """Makes the lines durable and closes the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def _opened(self) -> IO[str]:
+        before = read_records(self._path)
+        kept = [r for r in before if r["step"] <= self._last_step and r["split"] != GOODPUT]
+        write_text(self._path, "".join(_line(r) for r in kept))
+        return self._path.open("a", encoding="utf-8")
 
 
 class TensorBoardWriter:

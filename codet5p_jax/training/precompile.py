@@ -78,7 +78,7 @@ class Speed:
     Attributes:
       dot_flops: FLOPs of the matrix products of the compiled program.
       model_flops: this chip's share of what the model asks for: no recomputation (`step_flops`).
-      least_hbm_bytes: arguments read once and results written once; a program moves more.
+      least_hbm_bytes: arguments read once and results written once, without padding.
       hbm_bytes: read and written by the operations of the compiled program.
       collectives: by kind, between the chips of a slice.
       between_slices: likewise, over the data-centre network.

@@ -63,6 +63,23 @@ def test_a_resumed_file_is_the_uninterrupted_one(tmp_path):
     assert [r["step"] for r in read_records(parts)] == [0]
 
 
+def test_a_run_that_is_killed_before_its_first_record_leaves_those_before(tmp_path):
+    """Among them what is known of the time: else a job that fails again and again looks busy."""
+    path = tmp_path / "m.jsonl"
+    write(path, -1, range(4))
+    before = path.read_text()
+    JsonlWriter(path, 1)
+    assert path.read_text() == before
+    write(path, 1, [])
+    assert path.read_text() == before
+
+
+def test_a_line_that_cannot_be_written_names_its_file(tmp_path):
+    writer = JsonlWriter(tmp_path / "missing" / "m.jsonl", -1)
+    with pytest.raises(OSError, match=r"m\.jsonl"):
+        writer.write({"step": 1})
+
+
 def test_what_is_not_finite_is_null(tmp_path):
     writer = JsonlWriter(tmp_path / "m.jsonl", -1)
     writer.write({"step": 1, "loss": float("nan"), "timing": {"rate": float("inf")}})
