@@ -4,9 +4,10 @@
     python benchmarks/pods.py --only=220m --cache_dir=CACHE
     python benchmarks/pods.py --write_only                  # the page anew
 
-A job whose figures are in pods.json already is left out, unless `--again` is given. CACHE holds the
-mixtures, or need not be there: then they are looked up where they are registered. Tests hold the
-figures against what is compiled (`python -m pytest -m slow tests/training/test_pods.py`).
+A job whose figures are in pods.json already, of the same settings, is left out, unless `--again`
+is given. CACHE holds the mixtures, or need not be there: then they are looked up where they are
+registered. Tests hold the figures against what is compiled
+(`python -m pytest -m slow tests/training/test_pods.py`).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def small_jobs() -> list[Job]:
 
 
 def compiled(job: Job, cache_dir: str) -> dict[str, Any]:
-    """Figures of a job: of which libtpu, and of each phase what `_phase` keeps.
+    """Figures of a job: of what and which libtpu, and of each phase what `_phase` keeps.
 
     Raises:
       subprocess.CalledProcessError: the command failed, which says why.
@@ -113,9 +114,15 @@ def compiled(job: Job, cache_dir: str) -> dict[str, Any]:
         subprocess.run([*command, f"--json={report}"], check=True)
         found = json.loads(report.read_text())
     return {
+        "job": of_job(job),
         "libtpu": found["libtpu"],
         "phases": [_phase(phase) for phase in found["phases"]],
     }
+
+
+def of_job(job: Job) -> dict[str, Any]:
+    """A job as JSON has it."""
+    return json.loads(json.dumps(asdict(job)))
 
 
 def _phase(phase: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +177,8 @@ def main() -> None:
     args = parser.parse_args()
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for job in () if args.write_only else (*small_jobs(), *jobs()):
-        if args.only in job.name and (args.again or job.name not in figures):
+        known = figures.get(job.name, {}).get("job") == of_job(job)
+        if args.only in job.name and (args.again or not known):
             print(job.name, flush=True)
             figures[job.name] = compiled(job, args.cache_dir)
             FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")

@@ -261,10 +261,12 @@ def main() -> int:
         for side in sides:
             command = [sys.executable, __file__, f"--side={side}", f"--steps={args.steps}",
                        f"--dropout={args.dropout}", f"--size={args.size}"]  # fmt: skip
-            output = subprocess.run(
-                command, check=True, capture_output=True, text=True, env=environment
-            ).stdout
-            results[side].append(json.loads(output.splitlines()[-1]))
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, env=environment
+            )
+            if done.returncode:
+                sys.exit(f"{side} failed:\n{done.stderr}")
+            results[side].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"  {side:8s} {results[side][-1]}", flush=True)
     median = {
         side: {name: statistics.median(run[name] for run in runs) for name in runs[0]}

@@ -1,13 +1,10 @@
 # shellcheck shell=bash
 # Sourced by xpk.sh and jobset.sh, whose runs are both JobSets on a GKE cluster.
 
-# kubernetes_names OPTION…: an error where Kubernetes refuses the value of one.
-kubernetes_names() {
-  local option
-  for option in "$@"; do
-    [[ -z "${!option}" || "${!option}" =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] ||
-      fail "--$option=${!option}: Kubernetes takes a-z, 0-9 and '-', such as stage1"
-  done
+# kubernetes_name NAME: an error where a JobSet could not have it; its jobs have longer ones.
+kubernetes_name() {
+  [[ "$1" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    fail "--name=$1: Kubernetes takes up to 40 of a-z, 0-9 and '-', such as stage1"
 }
 
 # enter_cluster CLUSTER LOCATION PROJECT: makes kubectl speak to it.

@@ -25,8 +25,8 @@ name='' cluster='' location='' project='' image='' topology='' slices=1 restarts
 parse "run logs status stop" "name cluster location project image topology slices restarts claim spot?" "$@"
 require name cluster location
 [[ "$verb" != run ]] || require image topology claim
-kubernetes_names name claim
-[[ "$image" =~ ^[A-Za-z0-9./:@_-]*$ ]] || fail "--image=$image: expected the name of an image"
+kubernetes_name "$name"
+[[ "$image$claim" =~ ^[A-Za-z0-9./:@_-]*$ ]] || fail "expected names, found --image=$image --claim=$claim"
 known='^((v5e|v6e):[1-9][0-9]*|(v4|v5p|tpu7x):[1-9][0-9]*x[1-9][0-9]*)x[1-9][0-9]*$' sides="${topology#*:}"
 [[ "$verb" != run ]] || [[ "$topology" =~ $known && $((${sides//x/*} % 4)) == 0 ]] ||
   fail "--topology=$topology: expected such as v5e:4x4 (v6e) or v4:2x2x4 (v5p, tpu7x), in hosts of 4 chips"

@@ -9,8 +9,8 @@
 # --port=N        where process 0 listens (default: 8476)
 # --program=PATH  codet5p (default: the one of .venv)
 #
-# Ctrl-C and SIGTERM reach every process, which saves and exits, and SIGUSR1, which traces a few
-# steps. The same command goes on.
+# Ctrl-C, SIGTERM and SIGHUP make every process save and exit; SIGUSR1 makes those that train trace a
+# few steps (docs/watching.md), and ends others. The same command goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 processes='' devices='' logs='' port=8476 program="$PROJECT/.venv/bin/codet5p"
@@ -22,7 +22,13 @@ plan() {
   local i where
   [[ -z "$setup" ]] || echo "$setup"
   echo "mkdir -p $(quote "$logs")"
-  echo "pids=()"
+  cat <<'EOF'
+pids=() told=''
+tell() { told=1 && kill "-$1" "${pids[@]}" 2>/dev/null || true; }
+trap 'tell TERM' INT TERM
+trap 'tell USR1' USR1
+trap '' HUP # the processes hear of it as TERM
+EOF
   for ((i = 0; i < processes; i++)); do
     where="CUDA_VISIBLE_DEVICES=$i"
     [[ -z "$devices" ]] || where="JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=$devices"
@@ -34,10 +40,7 @@ pids+=("\$!")
 EOF
   done
   cat <<'EOF'
-told=''
-tell() { told=1 && kill "-$1" "${pids[@]}" 2>/dev/null || true; }
-trap 'tell TERM' INT TERM HUP
-trap 'tell USR1' USR1
+trap 'tell TERM' HUP
 status=0
 for pid in "${pids[@]}"; do
   code=0

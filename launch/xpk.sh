@@ -24,7 +24,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"
 name='' cluster='' zone='' project='' type='' storage='' slices=1 restarts=50 image=python:3.12
 parse "run logs status stop" "name cluster zone project type storage slices restarts image" "$@"
 require name cluster zone
-kubernetes_names name
+kubernetes_name "$name"
 [[ "$verb" != run ]] || require type storage
 
 plan() {

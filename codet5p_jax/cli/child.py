@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from codet5p_jax.signals import Terminated
 
-# -P: where one stands does not hide what is installed.
+# -P: where one stands does not hide what is installed, as the package has to be.
 COMMAND = (sys.executable, "-P", "-m", "codet5p_jax.cli.main")
 
 

@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(argv)
     # Modules that gin files and --module name may be here; behind what is installed.
     with contextlib.suppress(FileNotFoundError):  # the folder was removed
-        sys.path.append(os.getcwd())
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)
     command, *rest = argv
     if command in COMPILING:
         keep_compiled(os.environ)

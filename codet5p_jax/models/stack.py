@@ -160,8 +160,8 @@ class Stack(nnx.Module):
         if scanned:
             return jax.lax.scan(lambda x, layer: body(x, layer, args), x_BTD, (state, keys_L))
         if self.model_cfg.scan_layers:
-            # A loop's backward pass makes what an earlier round would take, wanted or not: where
-            # the last layer alone has cross-attention, gradients of what frozen layers made.
+            # Backwards, a loop makes the gradient of what came into it, wanted or not: where the
+            # last layer alone has cross-attention, of what frozen layers made. One needs no loop.
             x_BTD, kept = body(x_BTD, jax.tree.map(lambda a: a[0], (state, keys_L)), args)
             return x_BTD, jax.tree.map(lambda a: a[None], kept)
         kept = []

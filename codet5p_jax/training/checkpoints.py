@@ -37,7 +37,7 @@ from codet5p_jax.training.checkpoint_files import (
     saved_steps,
     seal,
 )
-from codet5p_jax.training.hosts import agreed, end
+from codet5p_jax.training.hosts import agreed, end_if_joined
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
@@ -121,8 +121,6 @@ class Checkpoints:
         kept = [policies.LatestN(policy.keep_last)]
         if policy.keep_every:
             kept.append(policies.EveryNSteps(policy.keep_every))
-        self._failures = _Failures(directory)
-        logging.getLogger("absl").addFilter(self._failures)
         self._directory, self._policy = directory, policy
         self._checkpointer = _checkpointer(directory, policies.AnyPreservationPolicy(kept))
         beside = ModelDir(directory.parent)
@@ -135,6 +133,8 @@ class Checkpoints:
         if best:
             self._keeper = _checkpointer(self._best, policies.LatestN(1))
         self._pending: tuple[Path, Any] | None = None
+        self._failures = _Failures(directory)
+        logging.getLogger("absl").addFilter(self._failures)
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Copies the state and writes it in the background, after the checkpoint before it.
@@ -186,6 +186,7 @@ class Checkpoints:
         overwrite: bool = False,
     ) -> None:
         self.wait()
+        self._failures.directory = path.parent
         with _explained(path.parent):
             response = checkpointer.save_checkpointables_async(
                 int(path.name),
@@ -214,11 +215,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            logging.getLogger("absl").removeFilter(self._failures)
             all_of_them = (self._checkpointer, self._snapshotter, self._keeper)
             for checkpointer in filter(None, all_of_them):
                 with contextlib.suppress(Exception):  # only ever what `wait` has raised before
                     checkpointer.close()
+            logging.getLogger("absl").removeFilter(self._failures)
 
 
 def restore_latest(
@@ -427,28 +428,32 @@ def _move_away(path: Path, target: Path) -> None:
 
 
 class _Failures(logging.Filter):
-    """Of what Orbax's threads log: the traceback of a write that failed.
+    """Drops the tracebacks that Orbax's threads log of a write that failed.
 
-    Alone, the failure is about to be raised by `wait`, and the traceback is no news. One of several
+    Alone, the failure is about to be raised by `wait`, and a traceback is no news. One of several
     processes would wait for the others there, and they for it, until Orbax gives up after 20
-    minutes; so it ends them all.
+    minutes; so it ends all of those that `hosts.joined` holds together.
+
+    Attributes:
+      directory: what is being written.
     """
 
-    THREADS = (
-        *("_SignalingThread.run() raised", "Save Finalize thread"),
-        *("in background save thread",),
+    _THREADS = (
+        "_SignalingThread.run() raised",
+        "Save Finalize thread",
+        "in background save thread",
     )
 
     def __init__(self, directory: Path):
         super().__init__()
-        self._directory = directory
+        self.directory = directory
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not any(words in record.getMessage() for words in self.THREADS):
+        if not any(words in record.getMessage() for words in self._THREADS):
             return True
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None and jax.process_count() > 1:
-            end(_failed(self._directory, error))
+        if error is not None:
+            end_if_joined(_failed(self.directory, error))
         return False
 
 

@@ -75,7 +75,7 @@ def step_flops(
 
         traced = jax.grad(forward) if split.frozen else forward
         jaxpr = jax.make_jaxpr(traced)(params, frozen, batch, jax.random.key(0)).jaxpr
-        # Gradients of frozen weights of a layer that is recomputed are in there, and used by none.
+        # A product's backward pass is for both operands, and gradients of frozen ones go nowhere.
         jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
         flops = count_flops(jaxpr)
         out[objective.name] = flops if split.frozen else 3.0 * flops

@@ -73,6 +73,14 @@ def end(why: str) -> NoReturn:
     _party.end(f"{_party.name}: {why}")
 
 
+def end_if_joined(why: str) -> None:
+    """`end`, where there are other processes, and after news of their end had time to come: what
+    went wrong here may come of that."""
+    if _party is not None:
+        time.sleep(_PATIENCE)
+        end(why)
+
+
 class Party:
     """The processes of a run, as one of them sees them.
 

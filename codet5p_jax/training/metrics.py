@@ -13,7 +13,7 @@ import math
 import os
 import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
@@ -102,24 +102,30 @@ class JsonlWriter:
     """
 
     def __init__(self, path: Path, last_step: int):
+        path.open("a", encoding="utf-8").close()  # whether it can be written is known at once
         self._path, self._last_step = path, last_step
         self._file: IO[str] | None = None
 
     def write(self, record: Record) -> None:
         """Writes one line; values that are not finite become null."""
-        try:
+        with self._named():
             if self._file is None:
                 self._file = self._opened()
             self._file.write(_line(record))
             self._file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Makes the lines durable and closes the file."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._named(), self._file:
+                os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _opened(self) -> IO[str]:
         before = read_records(self._path)

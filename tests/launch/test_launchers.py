@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,9 +124,13 @@ def _without_folder(word: str) -> str:
             [*OPTIONS["ssh.sh"], "--name=x;touch pwn"],
             "--name=x;touch pwn: expected letters",
         ),
-        ("xpk.sh", [*OPTIONS["xpk.sh"], "--name=S_1"], "--name=S_1: Kubernetes takes a-z"),
-        ("jobset.sh", [*OPTIONS["jobset.sh"], "--claim=c}"], "--claim=c}: Kubernetes takes a-z"),
-        ("jobset.sh", [*OPTIONS["jobset.sh"], "--image=I: x"], "--image=I: x: expected the name"),
+        ("xpk.sh", [*OPTIONS["xpk.sh"], "--name=S_1"], "--name=S_1: Kubernetes takes up"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--claim=c}"], "expected names, found --image=i"),
+        (
+            "jobset.sh",
+            [*OPTIONS["jobset.sh"], "--image=I: x"],
+            "expected names, found --image=I: x",
+        ),
         ("local.sh", [*OPTIONS["local.sh"], "--processes=0"], "--processes=0: expected a whole"),
         ("sky.sh", ["--name=x"], "--accelerators=… is missing"),
     ],
@@ -149,6 +155,35 @@ def test_training_waits_for_a_set_up_that_works(machine: Machine, tmp_path: Path
     options = [*OPTIONS["local.sh"], "--setup=false && true", f"--logs={tmp_path / 'logs'}"]
     machine.launch("local.sh", *options, "--", *TRAIN, code=1)
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_reach_the_processes(ending: int, machine: Machine, tmp_path: Path):
+    """One to trace steps ends neither them nor the launcher; the others let them save."""
+    program = machine.fake(
+        "trainer",
+        "trap 'echo traced' USR1; trap 'echo saved; exit 0' TERM; echo ready;"
+        " while true; do read -r -t 0.1 <> <(:) || true; done",
+    )
+    logs = tmp_path / "logs"
+    options = ["--processes=2", "--devices=1", f"--logs={logs}", f"--program={program}"]
+    with subprocess.Popen(
+        [str(LAUNCH / "local.sh"), *options, "--", *TRAIN], env=machine.environment
+    ) as launcher:
+
+        def until(said: str) -> None:
+            ends = time.monotonic() + 30
+            while [f.read_text().count(said) for f in sorted(logs.glob("*"))] != [1, 1]:
+                assert time.monotonic() < ends
+                time.sleep(0.05)
+
+        until("ready")
+        launcher.send_signal(signal.SIGUSR1)
+        until("traced")
+        assert launcher.poll() is None
+        launcher.send_signal(ending)
+        until("saved")
+        assert launcher.wait(30) == 0
 
 
 def test_a_value_may_be_a_word_of_its_own(machine: Machine):

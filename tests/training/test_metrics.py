@@ -75,9 +75,19 @@ def test_a_run_that_is_killed_before_its_first_record_leaves_those_before(tmp_pa
 
 
 def test_a_line_that_cannot_be_written_names_its_file(tmp_path):
-    writer = JsonlWriter(tmp_path / "missing" / "m.jsonl", -1)
     with pytest.raises(OSError, match=r"m\.jsonl"):
-        writer.write({"step": 1})
+        JsonlWriter(tmp_path / "missing" / "m.jsonl", -1)
+    path = tmp_path / "m.jsonl"
+    writer = JsonlWriter(path, -1)
+    writer.write({"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    try:
+        for call in (lambda: writer.write({"step": 2}), writer.close):
+            with pytest.raises(OSError, match=r"m\.jsonl"):
+                call()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_is_not_finite_is_null(tmp_path):

@@ -48,6 +48,15 @@ def test_steps_that_were_named_are_traced_once(tracing, tmp_path):
     assert t.parts == ["profile", "profile"]
 
 
+def test_each_of_several_processes_has_a_folder_and_a_say(tracing, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    t = tracing((3, 5))
+    t.run(0, 9)
+    line = f"process 1: trace of steps 3 to 5 in {tmp_path / 'process_1'}\n"
+    assert (t.said, capsys.readouterr().err) == ([], line)
+
+
 def test_a_run_that_goes_on_in_between_traces_the_rest(tracing):
     t = tracing((3, 5))
     t.run(4, 9)
