@@ -167,23 +167,32 @@ def test_signals_reach_the_processes(ending: int, machine: Machine, tmp_path: Pa
     )
     logs = tmp_path / "logs"
     options = ["--processes=2", "--devices=1", f"--logs={logs}", f"--program={program}"]
-    with subprocess.Popen(
-        [str(LAUNCH / "local.sh"), *options, "--", *TRAIN], env=machine.environment
-    ) as launcher:
+    launcher = subprocess.Popen(
+        [str(LAUNCH / "local.sh"), *options, "--", *TRAIN],
+        env=machine.environment,
+        start_new_session=True,
+        # Under nohup it is ignored, and no shell can change that.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
 
-        def until(said: str) -> None:
-            ends = time.monotonic() + 30
-            while [f.read_text().count(said) for f in sorted(logs.glob("*"))] != [1, 1]:
-                assert time.monotonic() < ends
-                time.sleep(0.05)
+    def until(said: str) -> None:
+        ends = time.monotonic() + 60
+        while [f.read_text().count(said) for f in sorted(logs.glob("*"))] != [1, 1]:
+            assert time.monotonic() < ends, said
+            time.sleep(0.05)
 
+    try:
         until("ready")
         launcher.send_signal(signal.SIGUSR1)
         until("traced")
         assert launcher.poll() is None
         launcher.send_signal(ending)
         until("saved")
-        assert launcher.wait(30) == 0
+        assert launcher.wait(60) == 0
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            launcher.wait()
 
 
 def test_a_value_may_be_a_word_of_its_own(machine: Machine):
