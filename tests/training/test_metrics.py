@@ -1,4 +1,5 @@
 import json
+import resource
 
 import jax.numpy as jnp
 import pytest
