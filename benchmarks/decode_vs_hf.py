@@ -32,41 +32,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from t5_shapes import NETWORKS, Network
 
 B, S, T = 8, 256, 128
 CASES = ("32128x1", "8192x1", "32128x4", "8192x4")
 SIDES = ("jax", "transformers")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A network but for its vocabulary; layers of each tower, a gated GELU or a ReLU."""
-
-    width: int
-    heads: int
-    head_dim: int
-    hidden: int
-    layers: int
-    gated: bool
-    dtype: str
-
-    def weight_bytes(self, vocabulary: int) -> int:
-        """That a step reads: q, k, v, o; q, o of cross-attention; feed-forward; output
-        projection."""
-        attention = 6 * self.width * self.heads * self.head_dim
-        feed_forward = (3 if self.gated else 2) * self.width * self.hidden
-        weights = self.layers * (attention + feed_forward) + vocabulary * self.width
-        return weights * (4 if self.dtype == "float32" else 2)
+def weight_bytes(x: Network, vocabulary: int) -> int:
+    """That a step reads: q, k, v, o; q, o of cross-attention; feed-forward; output projection."""
+    weights = x.layers * (6 * x.projection + x.feed_forward) + vocabulary * x.width
+    return weights * (4 if x.dtype == "float32" else 2)
 
 
-SHAPES = {
-    "small": Shape(256, 4, 64, 1024, 4, gated=True, dtype="float32"),
-    "220m": Shape(768, 12, 64, 3072, 12, gated=False, dtype="bfloat16"),
-}
-
-
-def jax_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
+def jax_case(x: Network, vocabulary: int, beams: int) -> Callable[[], object]:
     """A function that writes once."""
     import jax
     import numpy as np
@@ -75,15 +55,9 @@ def jax_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
     from codet5p_jax.decoding.beam import BeamSearch
     from codet5p_jax.decoding.generate import compiled
     from codet5p_jax.decoding.sampling import Sampling
-    from codet5p_jax.models import CodeT5p, init_params, t5
+    from codet5p_jax.models import CodeT5p, init_params
 
-    model = CodeT5p(
-        t5(
-            vocab_size=vocabulary, d_model=x.width, num_heads=x.heads, head_dim=x.head_dim,
-            d_ff=x.hidden, num_encoder_layers=x.layers, num_decoder_layers=x.layers, gated=x.gated,
-            activation="gelu_tanh" if x.gated else "relu", dtype=x.dtype, scan_layers=False,
-        )
-    )  # fmt: skip
+    model = CodeT5p(x.ours(vocabulary))
 
     @jax.jit
     def initial(key):
@@ -103,20 +77,15 @@ def jax_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
     return once
 
 
-def torch_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
+def torch_case(x: Network, vocabulary: int, beams: int) -> Callable[[], object]:
     """The same of `transformers`."""
     import torch
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import T5ForConditionalGeneration
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=vocabulary, d_model=x.width, num_heads=x.heads, d_kv=x.head_dim,
-            d_ff=x.hidden, num_layers=x.layers, num_decoder_layers=x.layers,
-            feed_forward_proj="gated-gelu" if x.gated else "relu", decoder_start_token_id=0,
-        )
-    ).eval().to(device, getattr(torch, x.dtype))  # fmt: skip
+    model = T5ForConditionalGeneration(x.theirs(vocabulary))
+    model = model.eval().to(device, getattr(torch, x.dtype))
     tokens = torch.randint(3, vocabulary, (B, S), device=device)
     options = dict(max_new_tokens=T, min_new_tokens=T, num_beams=beams, do_sample=False)
 
@@ -128,11 +97,11 @@ def torch_case(x: Shape, vocabulary: int, beams: int) -> Callable[[], object]:
     return once
 
 
-def serve(side: str, shape: Shape, vocabulary: int, beams: int) -> None:
+def serve(side: str, shape: Network, vocabulary: int, beams: int) -> None:
     """Answers each line on stdin with the seconds of a generation (and bytes/s of reading)."""
     once = (jax_case if side == "jax" else torch_case)(shape, vocabulary, beams)
     once()
-    read = reader(shape.weight_bytes(vocabulary)) if side == "jax" else None
+    read = reader(weight_bytes(shape, vocabulary)) if side == "jax" else None
     print("ready", flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
@@ -203,7 +172,7 @@ def measure(case: str, size: str, rounds: int) -> dict[str, float]:
         ),
         "ratio of best": min(seconds["transformers"]) / min(seconds["jax"]),
         "gigabytes_s": bandwidth / 1e9,
-        "floor": B * bandwidth / SHAPES[size].weight_bytes(vocabulary),
+        "floor": B * bandwidth / weight_bytes(NETWORKS[size], vocabulary),
     }
 
 
@@ -214,11 +183,11 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="generations of each side")
     parser.add_argument("--cases", nargs="+", default=CASES, help="VOCABULARYxBEAMS")
-    parser.add_argument("--size", choices=SHAPES, default="small")
+    parser.add_argument("--size", choices=NETWORKS, default="small")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, SHAPES[args.size], *map(int, args.cases[0].split("x")))
+        serve(args.serve, NETWORKS[args.size], *map(int, args.cases[0].split("x")))
         return 0
     print(f"tokens/s; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     print(f"{'vocabulary x beams':20s}{'jax':>8s}{'HF':>8s}{'ratio':>7s}"

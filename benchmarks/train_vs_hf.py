@@ -31,6 +31,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from t5_shapes import NETWORKS, Network
+
 WARMUP = 2
 
 
@@ -40,22 +42,14 @@ class Shape:
 
     Attributes:
       rows, inputs, targets: of the batch.
-      vocabulary, width, heads, head_dim, hidden, layers: of the network; layers of each tower.
-      gated: GELU with a gate, else ReLU.
-      dtype: of activations.
+      vocabulary, network: what is trained on it.
     """
 
     rows: int
     inputs: int
     targets: int
     vocabulary: int
-    width: int
-    heads: int
-    head_dim: int
-    hidden: int
-    layers: int
-    gated: bool
-    dtype: str
+    network: Network
 
     @property
     def tokens(self) -> int:
@@ -65,19 +59,18 @@ class Shape:
     @property
     def matmul_flops(self) -> float:
         """Of forward and backward (twice the forward) of one step; embedding look-ups cost none."""
-        B, S, T, H, K = self.rows, self.inputs, self.targets, self.heads, self.head_dim
-        projection = self.width * H * K
-        feed_forward = (3 if self.gated else 2) * self.width * self.hidden
+        B, S, T, x = self.rows, self.inputs, self.targets, self.network
+        H, K, projection, feed_forward = x.heads, x.head_dim, x.projection, x.feed_forward
         encoder = B * S * (4 * projection + feed_forward) + 2 * B * H * S * S * K
         decoder = B * T * (6 * projection + feed_forward)  # q k v o, and q o of cross-attention
         decoder += B * S * 2 * projection  # its k and v
         decoder += 2 * B * H * T * (T + S) * K
-        return 6 * (self.layers * (encoder + decoder) + B * T * self.vocabulary * self.width)
+        return 6 * (x.layers * (encoder + decoder) + B * T * self.vocabulary * x.width)
 
 
 SHAPES = {
-    "small": Shape(16, 256, 128, 32_128, 256, 4, 64, 1024, 4, gated=True, dtype="float32"),
-    "220m": Shape(32, 512, 256, 32_100, 768, 12, 64, 3072, 12, gated=False, dtype="bfloat16"),
+    "small": Shape(16, 256, 128, 32_128, NETWORKS["small"]),
+    "220m": Shape(32, 512, 256, 32_100, NETWORKS["220m"]),
 }
 
 
@@ -94,7 +87,7 @@ def run_jax(x: Shape, steps: int, dropout: float) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from codet5p_jax.models import CodeT5p, t5
+    from codet5p_jax.models import CodeT5p
     from codet5p_jax.objectives import OBJECTIVES
     from codet5p_jax.sharding import MeshConfig, make_mesh
     from codet5p_jax.training.batches import place
@@ -104,14 +97,7 @@ def run_jax(x: Shape, steps: int, dropout: float) -> dict[str, float]:
     from codet5p_jax.training.step import make_train_step
 
     mesh = make_mesh(MeshConfig())
-    model = CodeT5p(
-        t5(
-            vocab_size=x.vocabulary, d_model=x.width, num_heads=x.heads, head_dim=x.head_dim,
-            d_ff=x.hidden, num_encoder_layers=x.layers, num_decoder_layers=x.layers, gated=x.gated,
-            activation="gelu_tanh" if x.gated else "relu", dropout=dropout, dtype=x.dtype,
-            scan_layers=False,
-        )
-    )  # fmt: skip
+    model = CodeT5p(x.network.ours(x.vocabulary, dropout))
     objectives = [OBJECTIVES["seq2seq"](inputs_length=x.inputs, targets_length=x.targets)]
     learning_rate = Constant(peak=1e-4).make(1000)
     optimizer = AdamW().make(learning_rate, model.specs)
@@ -148,7 +134,7 @@ def run_jax(x: Shape, steps: int, dropout: float) -> dict[str, float]:
             return float(metrics["loss"][0])
 
         found = timed(one, steps)
-    rate = product_rate(x.dtype)
+    rate = product_rate(x.network.dtype)
     return {**found, "memory": device_bytes(train_step), "product_flops_s": rate}
 
 
@@ -183,24 +169,20 @@ def product_rate(dtype: str) -> float:
 def run_torch(x: Shape, steps: int, dropout: float, compiled: bool) -> dict[str, float]:
     """`transformers`' T5 with torch.optim.AdamW."""
     import torch
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import T5ForConditionalGeneration
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # As JAX multiplies fp32 on GPUs; no effect on CPUs.
     torch.set_float32_matmul_precision("high")
-    config = T5Config(
-        vocab_size=x.vocabulary, d_model=x.width, num_heads=x.heads, d_kv=x.head_dim, d_ff=x.hidden,
-        num_layers=x.layers, num_decoder_layers=x.layers, dropout_rate=dropout,
-        feed_forward_proj="gated-gelu" if x.gated else "relu", decoder_start_token_id=0,
-    )  # fmt: skip
+    config = x.network.theirs(x.vocabulary, dropout)
     model = T5ForConditionalGeneration(config).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(3, x.vocabulary, (x.rows, x.inputs), device=device)
     labels = torch.randint(3, x.vocabulary, (x.rows, x.targets), device=device)
     mask = torch.ones_like(tokens)
     forward = torch.compile(model) if compiled else model
-    dtype = getattr(torch, x.dtype)
+    dtype = getattr(torch, x.network.dtype)
     mixed = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
     def one() -> float:
@@ -283,7 +265,7 @@ def main() -> int:
               f"{memory:>10s}{m['first_step']:10.1f} s")  # fmt: skip
     print(f"{'floor':10s}{product / shape.matmul_flops:9.3f}"
           f"{product / shape.matmul_flops * shape.tokens:10,.0f}{product / 1e9:10,.0f}"
-          f"  (one large {shape.dtype} product)")  # fmt: skip
+          f"  (one large {shape.network.dtype} product)")  # fmt: skip
     ratios = {f"jax / {p}": median[p]["step"] / median["jax"]["step"] for p in args.peers}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")

@@ -399,7 +399,7 @@ def _speed(
         ici_seconds=ici,
         dcn_seconds=dcn,
         step_seconds=longest,
-        mfu=min(model_flops / (longest * chip.flops), 1.0),
+        mfu=model_flops / (longest * chip.flops),
     )
 
 
