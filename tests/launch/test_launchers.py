@@ -167,12 +167,15 @@ def test_signals_reach_the_processes(ending: int, machine: Machine, tmp_path: Pa
     )
     logs = tmp_path / "logs"
     options = ["--processes=2", "--devices=1", f"--logs={logs}", f"--program={program}"]
+    # Under nohup it is ignored, and no shell can change that.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+        " os.execv(sys.argv[1], sys.argv[1:])"
+    )
     launcher = subprocess.Popen(
-        [str(LAUNCH / "local.sh"), *options, "--", *TRAIN],
+        [sys.executable, "-c", heeding, str(LAUNCH / "local.sh"), *options, "--", *TRAIN],
         env=machine.environment,
         start_new_session=True,
-        # Under nohup it is ignored, and no shell can change that.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
     def until(said: str) -> None:
