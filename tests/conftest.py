@@ -4,6 +4,7 @@ The environment is set before anything imports JAX; subprocesses started by test
 """
 
 import os
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,6 +45,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def own_import_path(monkeypatch):
+    """`codet5p` finds modules in the folder where it runs; those of one test are not another's."""
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", before.copy())
+    yield
+    if added := set(sys.path) - set(before):
+        for name, module in list(sys.modules.items()):
+            file = vars(module).get("__file__")
+            if file and os.path.dirname(file) in added:
+                del sys.modules[name]
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try meshes, REMAT and ACCUMULATE instead of those of the files; tens of minutes",
+        help="try meshes, REMAT and ACCUMULATE instead of those of the files, then larger batches; "
+        "tens of minutes",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report there")
     gin_flags.add_arguments(parser)
@@ -106,7 +107,7 @@ def _search(args: argparse.Namespace, config: Any, settings: dict[str, Any]) -> 
         print(f"{len(trials)}: {trial_text(trial)}", flush=True)
     best = ranked(trials, settings["phases"])
     print(
-        "\nbest first, by the least time of all steps and then by peak:" if best else "\nnone fits"
+        "\nbest first, by the least time of all rows and then by peak:" if best else "\nnone fits"
     )
     for seconds, peak, trial in best:
         print(f"  {seconds / 3600:.2f} h, {peak / 1e9:.2f} GB: {trial.name}")

@@ -1,4 +1,4 @@
-"""Meshes, rematerialisation and micro-batches compared by compiling the step with each."""
+"""Meshes, remat, micro-batches and batch sizes compared by compiling the step with each."""
 
 import dataclasses
 import math
@@ -15,6 +15,7 @@ from codet5p_jax.training.precompile import Report, precompile
 Remat = Literal["none", "dots", "full"]
 REMATS: tuple[Remat, ...] = ("none", "dots", "full")  # what recomputes least first
 TENSOR_WAYS = (1, 2, 4)
+WORTH_IT = 0.99  # of the least time a row: a batch that gains less is the last one tried
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Trial:
       mesh: its axes; fsdp = -1 takes the devices that are left.
       remat: as in `ModelConfig`.
       accumulate: micro-batches.
+      batch: times the rows that the run asks for.
       report: None where the sizes do not divide; `error` says which.
     """
 
     mesh: MeshConfig
     remat: Remat
     accumulate: int
+    batch: int
     report: Report | None
     error: str = ""
 
@@ -44,7 +47,8 @@ class Trial:
         """Its settings as text."""
         axes = dataclasses.asdict(self.mesh).items()
         mesh = ", ".join(f"{axis} {size}" for axis, size in axes if size != 1)
-        return f"{mesh}; remat {self.remat}; accumulate {self.accumulate}"
+        batch = "" if self.batch == 1 else f"; {self.batch} times the batch"
+        return f"{mesh}; remat {self.remat}; accumulate {self.accumulate}{batch}"
 
 
 def meshes(topology: str, num_slices: int) -> list[MeshConfig]:
@@ -64,6 +68,7 @@ def meshes(topology: str, num_slices: int) -> list[MeshConfig]:
 def search(
     *,
     model: ModelConfig,
+    phases: Sequence[Phase],
     rows: Sequence[Mapping[str, int]],
     topology: str,
     num_slices: int = 1,
@@ -73,37 +78,58 @@ def search(
     """Every trial as it is made. Micro-batches are doubled until the step fits or a device has one
     row: more of them only add work, so those after the first that fits are left out.
 
+    The batch of the run goes over all meshes and ways to rematerialise; with what is best for it,
+    the batch is then doubled for as long as a row takes less time for it.
+
     Args:
-      model, rows, topology, num_slices, settings: as `precompile` takes them, but mesh and
+      model, phases, rows, topology, num_slices, settings: as `precompile` takes them, but mesh and
         accumulate.
       compile_step: what compiles (tests).
     """
     fewest = min(number for numbers in rows for number in numbers.values())
+
+    def until_fits(mesh: MeshConfig, remat: Remat, accumulate: int, batch: int) -> Iterator[Trial]:
+        trial = None
+        while accumulate <= fewest * batch and not (trial and (trial.fits or trial.error)):
+            report, error = None, ""
+            try:
+                report = compile_step(
+                    model=dataclasses.replace(model, remat=remat),
+                    phases=phases,
+                    rows=[{name: batch * n for name, n in numbers.items()} for numbers in rows],
+                    topology=topology,
+                    num_slices=num_slices,
+                    mesh=mesh,
+                    accumulate=accumulate,
+                    **settings,
+                )
+            except ValueError as problem:
+                error = str(problem)
+            trial = Trial(mesh, remat, accumulate, batch, report, error)
+            yield trial
+            accumulate *= 2
+
+    trials = []
     for mesh in meshes(topology, num_slices):
         for remat in REMATS:
-            accumulate, trial = 1, None
-            while accumulate <= fewest and not (trial and (trial.fits or trial.report is None)):
-                report, error = None, ""
-                try:
-                    report = compile_step(
-                        model=dataclasses.replace(model, remat=remat),
-                        rows=rows,
-                        topology=topology,
-                        num_slices=num_slices,
-                        mesh=mesh,
-                        accumulate=accumulate,
-                        **settings,
-                    )
-                except ValueError as problem:
-                    error = str(problem)
-                trial = Trial(mesh, remat, accumulate, report, error)
+            for trial in until_fits(mesh, remat, 1, 1):
+                trials.append(trial)
                 yield trial
-                accumulate *= 2
+    best = ranked(trials, phases)[:1]
+    while best:
+        ((seconds, _, now),) = best
+        larger = []
+        for trial in until_fits(now.mesh, now.remat, now.accumulate, 2 * now.batch):
+            larger.append(trial)
+            yield trial
+        found = ranked(larger, phases)
+        best = [x for x in found if x[0] < WORTH_IT * seconds]
 
 
 def ranked(trials: Sequence[Trial], phases: Sequence[Phase]) -> list[tuple[float, int, Trial]]:
-    """(least seconds of all steps, highest peak of a phase, trial) of those that fit, best first.
+    """(least seconds of all rows, highest peak of a phase, trial) of those that fit, best first.
 
+    Rows are those of all steps with the run's batch: with twice that, half the steps have as many.
     Where the least time is the same, the smaller peak leads.
     """
     found = []
@@ -116,5 +142,5 @@ def ranked(trials: Sequence[Trial], phases: Sequence[Phase]) -> list[tuple[float
                 continue
             seconds += phase.steps * compiled.speed.step_seconds
             peak = max(peak, compiled.memory.peak)
-        found.append((seconds, peak, trial))
+        found.append((seconds / trial.batch, peak, trial))
     return sorted(found, key=lambda x: x[:2])

@@ -87,7 +87,7 @@ def test_a_search_writes_what_does_not_fit_too(cache: str, capsys, monkeypatch, 
     from codet5p_jax.sharding import MeshConfig
     from codet5p_jax.training import precompile_search
 
-    trials = [precompile_search.Trial(MeshConfig(), "none", 1, None, "3 rows on 4 devices")]
+    trials = [precompile_search.Trial(MeshConfig(), "none", 1, 1, None, "3 rows on 4 devices")]
     monkeypatch.setattr(precompile_search, "search", lambda **_: trials)
     run = ("precompile", "--gin_file=runs/quickstart_stage1.gin", "--topology=v5e:2x2", "--search")
     assert main.main([*run, *SMALL, cache, f"--json={tmp_path / 'found.json'}"]) == 0

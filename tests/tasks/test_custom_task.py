@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,9 +38,6 @@ def registry(monkeypatch):
     """Tasks that the page registers are forgotten afterwards."""
     for kind in (seqio.TaskRegistry, seqio.MixtureRegistry):
         monkeypatch.setattr(kind, "_REGISTRY", dict(kind._REGISTRY))
-    yield
-    for name in ("my_tasks", "my_code"):
-        sys.modules.pop(name, None)
 
 
 def command_of_the_page(name, tokenizer_folder):
@@ -80,8 +76,7 @@ def test_page_in_fifteen_lines(folder, registry, tokenizer_folder):
     assert fingerprint_of(mixture.tasks[0])["source"] != before["source"]
 
 
-def test_command_of_the_page(folder, registry, tokenizer_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_command_of_the_page(folder, registry, tokenizer_folder, tmp_path):
     (tmp_path / "my_tasks.py").write_text(PAIRS_BLOCK)
     words = command_of_the_page("prepare", tokenizer_folder)
     assert main.main(words) == 0
@@ -90,9 +85,8 @@ def test_command_of_the_page(folder, registry, tokenizer_folder, tmp_path, monke
 
 
 def test_the_share_of_malformed_lines_reaches_the_reader_of_the_page(
-    folder, registry, tokenizer_folder, tmp_path, monkeypatch, capsys
+    folder, registry, tokenizer_folder, tmp_path, capsys
 ):
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_tasks.py").write_text(PAIRS_BLOCK)
     with (folder / "train.jsonl").open("a") as file:
         file.write("no JSON\n")
@@ -157,9 +151,8 @@ def test_a_folder_of_source_files_of_the_page(source_folder, registry, tokenizer
 
 
 def test_the_run_over_source_files_of_the_page(
-    source_folder, registry, tokenizer_folder, tmp_path, monkeypatch, capsys
+    source_folder, registry, tokenizer_folder, tmp_path, capsys
 ):
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_code.py").write_text(FILES_BLOCK)
     words = command_of_the_page("train", tokenizer_folder)
     assert main.main([*words, "--dry_run", "--num_devices=16"]) == 0

@@ -12,24 +12,40 @@ from tests.training.synthetic import tiny_config
 
 PEAK = {"none": 40, "dots": 20, "full": 10}  # GiB without micro-batches
 SECONDS = {"none": 1.0, "dots": 1.0, "full": 1.25}
+ROWS = 4
+PHASES = [Phase("m", 100, ROWS)]
 
 
-def fake_step(*, model, mesh, accumulate, rows, num_slices, topology) -> Report:
-    """Needs memory and time as the tables say; a tensor axis of 4 does not divide."""
-    assert (rows, num_slices, topology) == ([{"a": 4}], 2, "v5e:4x4")
+def fake_step(*, model, mesh, accumulate, rows, num_slices, topology, phases) -> Report:
+    """Needs memory and time as the tables say; a tensor axis of 4 does not divide.
+
+    Moving parameters hides all of the time that computing with up to 16 rows takes.
+    """
+    ((name, number),) = rows[0].items()
+    assert (name, num_slices, topology, phases) == ("a", 2, "v5e:4x4", PHASES)
     if mesh.tensor == 4:
         raise ValueError("heads do not divide by 4")
-    peak, seconds = PEAK[model.remat] * GIB // accumulate, SECONDS[model.remat]
+    peak = PEAK[model.remat] * GIB * number // (ROWS * accumulate)
+    seconds = SECONDS[model.remat] * max(number / 16, 1.0)
     fits = peak < 16 * GIB
     speed = Speed(1.0, 1.0, 1, 1.0, {}, {}, seconds, seconds, seconds, 0.0, seconds, 0.5)
     memory = Memory({}, 0, peak=peak, available=None if fits else 16 * GIB)
-    phase = PhaseReport("m", {"a": 4}, 2.0, fits, memory, (), speed if fits else None)
+    phase = PhaseReport("m", {"a": number}, 2.0, fits, memory, (), speed if fits else None)
     return Report(topology, 2, CHIPS["v5e"], 32, {}, "0", 1, 1, (phase,))
 
 
+SETTINGS = {
+    "model": tiny_config(),
+    "phases": PHASES,
+    "rows": [{"a": ROWS}],
+    "topology": "v5e:4x4",
+    "num_slices": 2,
+    "compile_step": fake_step,
+}
+
+
 def test_micro_batches_are_doubled_until_a_step_fits_and_the_best_comes_first():
-    settings = {"model": tiny_config(), "rows": [{"a": 4}], "topology": "v5e:4x4"}
-    trials = list(search(num_slices=2, compile_step=fake_step, **settings))
+    trials = [trial for trial in search(**SETTINGS) if trial.batch == 1]
     plain = [t for t in trials if t.mesh == MeshConfig(replica=2)]
     tried = [(t.remat, t.accumulate, t.fits) for t in plain]
     assert tried == [
@@ -41,7 +57,7 @@ def test_micro_batches_are_doubled_until_a_step_fits_and_the_best_comes_first():
     assert [t.remat for t in refused] == list(REMATS)
     assert {t.error for t in refused} == {"heads do not divide by 4"}
     assert {(t.mesh.replica, t.mesh.fsdp) for t in trials} == {(2, -1), (8, -1), (-1, 1)}
-    best = ranked(trials, [Phase("m", 100, 4)])
+    best = ranked(trials, PHASES)
     assert [(s, p // GIB, t.remat) for s, p, t in best[:4]] == [
         *[(100.0, 10, "none"), (100.0, 10, "dots")] * 2
     ]
@@ -49,11 +65,29 @@ def test_micro_batches_are_doubled_until_a_step_fits_and_the_best_comes_first():
     assert len(best) == sum(t.fits for t in trials) == 12
 
 
+def test_the_batch_is_doubled_while_that_makes_a_row_faster():
+    trials = list(search(**SETTINGS))
+    larger = [trial for trial in trials if trial.batch > 1]
+    # 32 rows take twice the time of 16. Each fits in as many rows at a time as the first did.
+    assert [(t.batch, t.accumulate, t.fits) for t in larger] == [
+        *((2, 4, False), (2, 8, True), (4, 8, False), (4, 16, True), (8, 16, False), (8, 32, True)),
+    ]
+    assert {(t.mesh, t.remat) for t in larger} == {(MeshConfig(replica=2), "none")}
+    assert [(s, t.batch) for s, _, t in ranked(trials, PHASES)[:3]] == [(25, 4), (25, 8), (50, 2)]
+    assert larger[1].name == "replica 2, fsdp -1; remat none; accumulate 8; 2 times the batch"
+
+
+def test_nothing_larger_is_tried_where_nothing_fits():
+    def too_large(**settings) -> Report:
+        report = fake_step(**settings)
+        (phase,) = report.phases
+        return dataclasses.replace(report, phases=(dataclasses.replace(phase, fits=False),))
+
+    assert {t.batch for t in search(**{**SETTINGS, "compile_step": too_large})} == {1}
+
+
 def test_a_trial_is_a_line():
-    trials = search(
-        model=tiny_config(), rows=[{"a": 4}], topology="v5e:4x4", num_slices=2,
-        compile_step=fake_step,
-    )  # fmt: skip
+    trials = search(**SETTINGS)
     first, _, third = (next(trials) for _ in range(3))
     assert trial_text(first) == (
         "replica 2, fsdp -1; remat none; accumulate 1: does not fit, 42.95 GB needed; at best - ms "
