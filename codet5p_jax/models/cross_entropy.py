@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from codet5p_jax.sharding import batch_parts, constrain, looked_up
+from codet5p_jax.sharding import batch_parts, constrain, looked_up, moved
 
 # With 16 rows of 128 targets and a vocabulary of 32,128 on two CPU cores, one, two, four and eight
 # chunks take the same time, and 528, 305, 169 and 103 MB.
@@ -130,8 +130,10 @@ def _scan(states, kernel, bias, targets, weights, chunk, z_loss, label_smoothing
     B, T, D = states.shape
     V = kernel.shape[0]
     number, copies = T // chunk, batch_parts(B)
-    cast_kernel = kernel.astype(states.dtype)
-    kernel_DV = cast_kernel.T  # laid out once for all chunks
+    # Gathered and laid out once, not for every chunk.
+    cast_kernel = moved(kernel.astype(states.dtype), "vocab", "features")
+    cast_kernel = constrain(cast_kernel, "vocab", "features")
+    kernel_DV = cast_kernel.T
     low = label_smoothing / (V - 1)
     high = 1.0 - label_smoothing
     entropy = 0.0

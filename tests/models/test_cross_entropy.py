@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from codet5p_jax.models import CodeT5p, t5
 from codet5p_jax.models.cross_entropy import chunk_length, token_losses
@@ -54,8 +55,10 @@ def test_values(arrays, chunk, z_loss, smoothing):
     assert float(got.weight) == arrays[3].sum()
 
 
-def test_devices_add_the_gradient_of_the_head_once_not_for_every_chunk():
-    """Over 8 devices with 2 rows each: the gradients of one device, and the bytes of one sum."""
+@pytest.mark.parametrize("is_split", [False, True])
+def test_devices_move_the_head_once_not_for_every_chunk(is_split):
+    """Over 8 devices with 2 rows each: the gradients of one device, and the bytes of one sum, and
+    of one gathering of a head that is split."""
     rng = np.random.default_rng(0)
     B, T, D, V = 16, 12, 8, 64
     states, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, T, D), (V, D)))
@@ -67,17 +70,19 @@ def test_devices_add_the_gradient_of_the_head_once_not_for_every_chunk():
 
     gradients = jax.grad(loss, (0, 1))
     expected = gradients(states, kernel, targets)
-    mesh = make_mesh(MeshConfig(replica=4, fsdp=2))
-    rows = batch_sharding(mesh)
+    mesh = make_mesh(MeshConfig(replica=1, fsdp=8) if is_split else MeshConfig(replica=4, fsdp=2))
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    head = NamedSharding(mesh, PartitionSpec(None, "fsdp")) if is_split else whole
     placed = [jax.device_put(x, s) for x, s in zip(
-        (states, kernel, targets), (rows, replicated(mesh), rows), strict=True)]  # fmt: skip
+        (states, kernel, targets), (rows, head, rows), strict=True)]  # fmt: skip
     with jax.set_mesh(mesh):
         compiled = jax.jit(gradients).lower(*placed).compile()
         got = compiled(*placed)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, 1e-5, 1e-6)
     received = sum(kind.num_bytes for kind in read_work(compiled.as_text()).collectives.values())
-    assert received == pytest.approx(2 * 7 / 8 * 4 * V * D, rel=0.1)
+    times = 3 if is_split else 2  # an all-reduce is twice a gathering
+    assert received == pytest.approx(times * 7 / 8 * 4 * V * D, rel=0.1)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
