@@ -1,6 +1,7 @@
 """Losses on a held-out split during training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Evaluator:
       mesh: the run's.
       encoder_tokenizer: as `open_loaders` takes it.
       change: of the rows of an objective, before they are judged.
+      waiting: entered for as long as a batch is waited for.
 
     Raises:
       ValueError: the split is not cached, or does not fill a batch.
@@ -75,8 +77,10 @@ class Evaluator:
         mesh: Mesh,
         encoder_tokenizer: Path | None = None,
         change: Callable[[Rows], Rows] = lambda rows: rows,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self._settings, self._mesh, self._change = settings, mesh, change
+        self._waiting = waiting
         self._model = model
         sized = [replace(p, batch_size=settings.batch_size or p.batch_size) for p in phases]
         covered: set[str] = set()
@@ -114,9 +118,14 @@ class Evaluator:
         accumulator = Accumulator()
         with jax.set_mesh(self._mesh):
             for loader, names in self._parts:
-                for batch in loader.eval_batches(self._settings.batches):
+                batches = loader.eval_batches(self._settings.batches)
+                while (batch := self._next(batches)) is not None:
                     rows = {name: self._change(batch[name]) for name in batch if name in names}
                     placed = place(rows, self._mesh)
                     accumulator.add(self._step(params, objective_state, placed))
         accumulator.drain()
         return accumulator.means()
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        with self._waiting():
+            return next(batches, None)

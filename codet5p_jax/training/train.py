@@ -191,8 +191,8 @@ def train(
         `export_to`, exported; and whether the run may end for want of a better one.
       logging: how often, where to.
       num_workers: processes that make batches; 0: a thread.
-      data_timeout: seconds that a step may wait for its batch before all processes exit with a
-        line; None: for ever.
+      data_timeout: seconds that a step, or an evaluation, may wait for a batch before all processes
+        exit with a line; None: for ever.
       export_to: a Hugging Face folder that the finished run is written to, unless it exists.
       export_arch: its architecture, as `codet5p convert export --arch`; None: with every part.
       profile_steps: (first, end): a trace of the steps after the first, up to the end, goes to
@@ -289,6 +289,12 @@ def train(
         abstract = abstract_state(
             network, used, update_rule, device_mesh, split=split, ema=keeps_average
         )
+        deadline = Deadline(data_timeout)
+        stack.callback(deadline.close)
+        late = (
+            f"within {data_timeout} s (data_timeout): the files of CACHE_DIR {cache_dir} do not "
+            "come"
+        )
         evaluator = None
         if evaluation.every is not None:
             evaluator = Evaluator(
@@ -300,6 +306,7 @@ def train(
                 seed,
                 device_mesh,
                 own_tokenizer,
+                waiting=lambda: deadline.of(f"no batch of an evaluation {late}"),
             )
         plan = None
         if init_from and not saved:
@@ -484,8 +491,6 @@ def train(
                 save(start, saver.save_best)
 
         # ------------------------------------------------------------ loop
-        deadline = Deadline(data_timeout)
-        stack.callback(deadline.close)
         step, last_saved = start, start if restored else -1
         profiler = Profiler(
             directory.profile, profile_steps, profile_asked, recorder.paused, progress.say
@@ -494,11 +499,7 @@ def train(
         goodput.begin("steps")
         while step < total and not ended() and not terminated(step):
             profiler.at(step, state)
-            late = (
-                f"no batch for step {step} within {data_timeout} s (data_timeout): the files of "
-                f"CACHE_DIR {cache_dir} do not come"
-            )
-            with recorder.waiting(), deadline.of(late):
+            with recorder.waiting(), deadline.of(f"no batch for step {step} {late}"):
                 phase, batch = upcoming.result() if step == start else next(batches)
             with recorder.paused("compile"):
                 train_step = compiled.begin(phase).result()

@@ -3,8 +3,9 @@
     python -m tests.training.many_processes SETTINGS
 
 SETTINGS is JSON: `cache`, `model_dir`, `process`, `of`, `port`; optional `denoise` (that alone, and
-without evaluation), `steps`, `tensor` (size of that mesh axis), `rows` (a folder for what the
-process reads and trains on), `data_timeout`, and one of `EVENTS` or `SIGNALS` at a step: `kill: 3`.
+evaluated only with `evaluate`, steps between two evaluations), `steps`, `tensor` (size of that mesh
+axis), `rows` (a folder for what the process reads and trains on), `data_timeout`, and one of
+`EVENTS` or `SIGNALS` at a step: `kill: 3`.
 """
 
 import errno
@@ -104,6 +105,19 @@ def stuck(at: int) -> None:
     Loader.batch_at = hang
 
 
+def stuck_evaluation(at: int) -> None:
+    """The rows of the evaluation after a step, where there is one every 3 steps, never come."""
+    eval_batches, calls = Loader.eval_batches, iter(range(10_000))
+
+    def hang(self, limit=None):
+        batches, evaluated = eval_batches(self, limit), 3 * next(calls)
+        if evaluated < at:
+            return batches
+        return (time.sleep(1000) for _ in batches)
+
+    Loader.eval_batches = hang
+
+
 def record_rows(folder: Path, process: int) -> None:
     """Keeps what this process restores and reads, and its rows of every step of training."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +152,7 @@ EVENTS = {
     "full_disk_later": full_disk_later,
     "bad_shard": bad_shard,
     "stuck": stuck,
+    "stuck_evaluation": stuck_evaluation,
 }
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
 
@@ -155,7 +170,7 @@ def main(settings: dict[str, Any]) -> None:
     cluster = Cluster(f"localhost:{settings['port']}", settings["of"], process)
     changes: dict[str, Any] = {}
     if settings.get("denoise"):
-        changes["evaluation"] = Evaluation(every=None)
+        changes["evaluation"] = Evaluation(every=settings.get("evaluate"))
         changes["phases"] = [Phase("denoise", settings["steps"], 8)]
     with joined(cluster, 60) as party:
         party.connect()

@@ -132,6 +132,7 @@ def test_two_processes_share_a_run_and_stop_together(workplace):
         ("full_disk_later", 1, "process 1 ({host}): saving a checkpoint to"),
         ("bad_shard", 1, "process 1 ({host}): [Errno 5] Input/output error: 'shard-00000'"),
         ("stuck", 1, "process 1 ({host}): no batch for step 6 within 4 s"),
+        ("stuck_evaluation", 1, "process 1 ({host}): no batch of an evaluation within 4 s"),
     ],
 )
 def test_what_ends_one_process_ends_all_with_a_line_and_the_run_resumes(
@@ -139,6 +140,8 @@ def test_what_ends_one_process_ends_all_with_a_line_and_the_run_resumes(
 ):
     name = f"{event}{of_process}"
     settings = {"denoise": True, "steps": 40}
+    if event == "stuck_evaluation":
+        settings["evaluate"] = 3
     began = time.monotonic()
     both = start(workplace, name, 2, each={of_process: {event: 6}}, data_timeout=4, **settings)
     (hurt, code, ended), (other, other_code, other_ended) = both[of_process], both[1 - of_process]
