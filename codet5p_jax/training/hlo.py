@@ -1,7 +1,8 @@
 """What a compiled program computes and moves, read from its text.
 
 On TPU, products are written as convolutions, and loops do not say how often they run: that is read
-from their condition. Between slices, collectives are transfers of the hosts.
+from their condition. Of several branches, the one with most to compute counts. Between slices,
+collectives are transfers of the hosts.
 """
 
 import math
@@ -15,7 +16,7 @@ _INSTRUCTION = re.compile(r"^(ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(([^
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_BRANCHES = re.compile(r"(?:branch_computations=\{[^}]*\}|\b(?:true|false)_computation=%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
 _COLLECTIVE = re.compile(
@@ -92,13 +93,13 @@ def read_work(text: str, trips: int | None = None) -> Work:
             found["hbm"] = sum(
                 _hbm_bytes(made, bodies[name], bodies) for made in bodies[name].values()
             )
-            for called, known_times, fused in _calls(bodies[name], bodies):
+            for branches, known_times, fused in _calls(bodies[name], bodies):
                 times = trips if known_times is None else known_times
-                inner = total(called)
+                inner = max(map(total, branches), key=_cost)
                 if fused:  # what it reads and writes is known where it is called
                     inner = {key: number for key, number in inner.items() if key != "hbm"}
                 if times is None and any(n for key, n in inner.items() if key != "hbm"):
-                    raise ValueError(f"the loop over {called} has no known number of trips")
+                    raise ValueError(f"the loop over {branches[0]} has no known number of trips")
                 for key, number in inner.items():
                     found[key] += number * (times or 0)
             known[name] = found
@@ -391,15 +392,23 @@ def _convolution(made: _Instruction, body: _Body) -> float:
     return 2.0 * out["b"] * out["f"] * rhs["i"] * taps
 
 
-def _calls(body: _Body, bodies: Mapping[str, _Body]) -> Iterator[tuple[str, int | None, bool]]:
-    """(computation, times, whether as a part of one operation) of what a computation calls."""
+def _calls(
+    body: _Body, bodies: Mapping[str, _Body]
+) -> Iterator[tuple[list[str], int | None, bool]]:
+    """(computations of which one runs, times, whether as a part of one operation) of what a
+    computation calls."""
     for made in body.values():
         times = _trips(made, body, bodies) if made.op == "while" else 1
         for name in _CALLED.findall(made.line):
-            yield name, times, made.op not in ("while", "call", "conditional")
-        for names in _BRANCHES.findall(made.line):
-            for name in names.split(","):
-                yield name.strip().lstrip("%"), 1, False
+            yield [name], times, made.op not in ("while", "call")
+        branches = _NAME.findall(" ".join(_BRANCHES.findall(made.line)))
+        if branches:
+            yield branches, 1, False
+
+
+def _cost(work: Mapping[str, float]) -> tuple[float, float]:
+    """By which the dearest of several branches is found."""
+    return work.get("flops", 0.0), work.get("hbm", 0.0)
 
 
 def _trips(loop: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> int | None:

@@ -56,6 +56,17 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     assert found == {"all-reduce": Traffic(15, 15 * 2 * 7 * SIZE // 8)}
 
 
+def test_of_several_branches_the_dearest_counts():
+    """Two branches are told apart by a truth value, three by a number."""
+    w = jnp.ones((WIDTH, WIDTH))
+    branches = [lambda x: x @ w, lambda x: x @ w @ (w + x[0, 0]), lambda x: x + 1]
+    for number in (2, 3):
+        step = lambda x, n=number: jax.lax.switch(x.astype(int)[0, 0] % n, branches[:n], x)  # noqa: E731
+        text = jax.jit(step).lower(jnp.ones((ROWS, WIDTH))).compile().as_text()
+        assert "conditional(" in text
+        assert read_work(text).dot_flops == 2 * 2 * ROWS * WIDTH * WIDTH
+
+
 def test_groups_are_those_of_the_axis():
     sum_over = functools.partial(text_of, axes=("a", "b"), sizes=(2, 4))
     for axis, ways in (("a", 2), ("b", 4)):
