@@ -11,15 +11,19 @@ trap 'rm -rf "\$work"' EXIT
 git -C $(quote "$PROJECT") archive --prefix=codet5p_jax/ --output="\$work/codet5p_jax.tar.gz" HEAD
 cat >"\$work/codet5p_install.sh" <<'EOF'
 set -euo pipefail
-$(install_commands "$2" "\$HOME/codet5p_env" "\$HOME/codet5p_jax.tar.gz")
+exec 9>$1.lock 8>codet5p_env.lock
+flock -n 9 || exit 0 # the script that starts says so
+flock -n 8 || { echo "\$HOSTNAME: another run uses ~/codet5p_env; stop it first" >&2 && exit 1; }
+$(install_commands "$2" '"$HOME/codet5p_env"' '"$HOME/codet5p_jax.tar.gz"')
 EOF
 cat >"\$work/codet5p_start.sh" <<'EOF'
 set -euo pipefail
-exec 9>$1.lock # held by what trains, as long as it lives
+exec 9>$1.lock 8>codet5p_env.lock # held by what trains, as long as it lives
 if ! flock -n 9; then
   echo "\$HOSTNAME: $1 is running"
   exit
 fi
+flock -s 8
 ${setup:+$setup; }nohup setsid $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$3") \\
   >>$1.log 2>&1 </dev/null &
 echo "\$!" >$1.pid
@@ -29,4 +33,6 @@ PLAN
 }
 
 # What a host does to stop training: SIGTERM to its process group, which saves and exits.
-stop_command() { echo "kill -TERM -- -\$(cat $1.pid)"; }
+stop_command() {
+  echo "if flock -n $1.lock true; then echo \"\$HOSTNAME: $1 is not running\"; else kill -TERM -- -\$(cat $1.pid); fi"
+}

@@ -17,7 +17,7 @@
 # --claim=NAME     persistent volume claim that all hosts mount as /shared
 # --spot           nodes of a spot pool
 #
-# Nodes that fail or are taken away start the run anew, which goes on; so does the same command.
+# Nodes that fail start the run anew. So does the same command: pods told to end save and exit with 0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"

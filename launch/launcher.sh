@@ -43,11 +43,14 @@ parse() {
       --)
         shift
         (($# == 0)) || arguments="$(quote "$@")"
+        [[ ! " $*" =~ \ --(dry_run|coordinator|num_processes|process_id) ]] ||
+          fail "--${BASH_REMATCH[1]} is the launcher's, before --"
         break
         ;;
       --*=*)
         [[ " $options " == *" $option "* ]] || fail "there is no option --$option=…; options: $options"
         printf -v "$option" %s "${1#*=}"
+        [[ "$1" != *$'\n'* ]] || fail "--$option: expected one line"
         ;;
       --*)
         [[ " $options " == *" $option? "* ]] || fail "--$option is no option without a value; options: $options"
@@ -62,10 +65,11 @@ parse() {
   done
   [[ "$verb" != run || "$arguments" == *--gin_file[=\ ]* ]] ||
     fail "nothing to train: options of codet5p train, at least --gin_file=FILE, come after --"
-  [[ "$arguments$setup" != *$'\n'* ]] || fail "--setup and options of codet5p train are one line each"
+  [[ "$arguments" != *$'\n'* ]] || fail "options of codet5p train are one line each"
   check
   # In a list of `&&`, `set -e` passes over all failures but the last.
   [[ -z "$setup" ]] || setup="{ ${setup%;}; } || exit 1"
+  bash -n <<<"$setup" 2>/dev/null || fail "--setup: expected commands that others may follow, found $setup"
   [[ -z "$xla_flags" ]] || xla_environment "$xla_flags" >/dev/null
 }
 
@@ -76,6 +80,7 @@ check() {
     [[ -z "${!option:-}" || "${!option}" =~ ^[1-9][0-9]*$ || "$option ${!option}" == 'restarts 0' ]] ||
       fail "--$option=${!option}: expected a whole number, 1 or more"
   done
+  ((${port:-1} <= 65535)) || fail "--port=$port: expected 65535 at most"
   [[ -z "${name:-}" || "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
     fail "--name=$name: expected letters, digits, '.', '_' and '-', such as stage1"
 }
@@ -95,13 +100,14 @@ train_command() {
   echo "$environment$1 train $arguments $2"
 }
 
-# install_commands EXTRA ENVIRONMENT SOURCE: makes or renews it. uv brings a Python of its own.
+# install_commands EXTRA ENVIRONMENT SOURCE: makes or renews it. uv brings a Python of its own. Both
+# paths are words of a shell, quoted where they have to be.
 install_commands() {
   cat <<EOF
 export PATH="\$HOME/.local/bin:\$PATH"
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
-uv venv --quiet --allow-existing --python 3.12 "$2"
-uv pip install --quiet --python "$2/bin/python" --reinstall-package codet5p_jax "codet5p_jax[$1] @ file://$3"
+uv venv --quiet --allow-existing --python 3.12 $2
+uv pip install --quiet --python $2/bin/python --reinstall-package codet5p_jax "codet5p_jax[$1] @ file://"$3
 EOF
 }
 

@@ -9,7 +9,7 @@
 #
 # --name=NAME         of the job
 # --accelerators=A:N  of each machine: H100:8, H200:8; or tpu-v6e-16, a whole slice
-# --nodes=N           machines, or slices (default: 1)
+# --nodes=N           machines of GPUs (default: 1)
 # --bucket=URL        seen by all machines as /shared: MODEL_DIR and CACHE_DIR belong there
 # --spot              cheaper, and may be taken away
 # --infra=WHERE       gcp/us-central1, aws, k8s (default: the cheapest)
@@ -21,6 +21,9 @@ name='' accelerators='' nodes=1 bucket='' spot='' infra=''
 parse "run logs status stop" "name accelerators nodes bucket spot? infra" "$@"
 require name
 [[ "$verb" != run ]] || require accelerators bucket
+[[ "$accelerators$bucket$infra" =~ ^[A-Za-z0-9:/._-]*$ ]] ||
+  fail "expected names, found --accelerators=$accelerators --bucket=$bucket --infra=$infra"
+[[ "$accelerators" != tpu-* || "$nodes" == 1 ]] || fail "--nodes=$nodes: of a TPU, one slice; several: xpk.sh, jobset.sh"
 
 task() {
   local extra=tpu coordinator=--coordinator=auto
@@ -44,7 +47,7 @@ file_mounts:
     source: $bucket
     mode: MOUNT
 setup: |
-$(install_commands "$extra" "\$HOME/codet5p_env" "\$HOME/sky_workdir" | sed 's/^/  /')
+$(install_commands "$extra" '"$HOME/codet5p_env"' '"$HOME/sky_workdir"' | sed 's/^/  /')
 run: |
   set -e${setup:+; $setup}
   $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$coordinator")

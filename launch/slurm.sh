@@ -8,7 +8,8 @@
 # --nodes=N         --gpus=N  of each
 # --time=LIMIT      of one job; SIGTERM comes two minutes earlier, and the run saves and ends
 # --jobs=N          as many jobs, one after another, each going on where the last ended (default: 1)
-# --venv=DIR        environment that all nodes see; made or renewed from this checkout before submission
+# --venv=DIR        environment that all nodes see; made or renewed from this checkout before
+#                   submission, unless a job of that name runs
 # --cpus=N          of each process (default: 8)
 # --partition=NAME  --account=NAME  --reservation=NAME  --qos=NAME
 #
@@ -22,9 +23,13 @@ require name nodes gpus time venv
 
 plan() {
   local option
-  install_commands cuda "$venv" "$PROJECT"
-  echo "for ((job = 0; job < $jobs; job++)); do"
   cat <<PLAN
+if [[ -n "\$(squeue --me --noheader --states=RUNNING --name=$name)" ]]; then
+  echo $name is running: $(quote "$venv") is left as it is
+else
+$(install_commands cuda "$(quote "$venv")" "$(quote "$PROJECT")")
+fi
+for ((job = 0; job < $jobs; job++)); do
   sbatch <<'EOF'
 #!/usr/bin/env bash
 #SBATCH --job-name=$name

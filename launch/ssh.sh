@@ -20,8 +20,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/hosts.sh"
 hosts='' name='' coordinator='' port=8476 extra=cuda
 parse "run logs stop" "hosts name coordinator port extra" "$@"
 require hosts name
-[[ ",$hosts," != *,,* ]] || fail "--hosts=$hosts: expected names with one comma between them"
+[[ ",$hosts," != *,,* && "$hosts" != *[[:space:]]* ]] ||
+  fail "--hosts=$hosts: expected names with one comma between them"
 IFS=, read -r -a host_list <<<"$hosts"
+twice="$(printf '%s\n' "${host_list[@]}" | sort | uniq -d)"
+[[ -z "$twice" ]] || fail "--hosts=$hosts: ${twice%%$'\n'*} is there twice"
 first="${host_list[0]##*@}"
 
 # on_all COMMAND…: runs it for every host at once, as $host of number $i, and waits for all.

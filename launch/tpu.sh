@@ -40,18 +40,25 @@ ask() {
   local nodes="--node-id=$name"
   ((slices == 1)) || nodes="--node-count=$slices --node-prefix=$name"
   cat <<EOF
-state() { $queued describe $where --format='value(state.state)' 2>/dev/null || true; }
+errors="\$(mktemp)"
+state() { # nothing where there is no request
+  $queued describe $where --format='value(state.state)' 2>"\$errors" ||
+    grep -q NOT_FOUND "\$errors" || { cat "\$errors" >&2 && return 1; }
+}
+found="\$(state)"
 # What was taken away or could not be had is asked for anew.
-case "\$(state)" in
-  SUSPENDING | SUSPENDED | FAILED) $queued delete $where --force --quiet ;;
+case "\$found" in
+  SUSPENDING | SUSPENDED | FAILED) $queued delete $where --force --quiet && found='' ;;
 esac
-if [[ -z "\$(state)" ]]; then
+if [[ -z "\$found" ]]; then
   $queued create $where --accelerator-type=$(quote "$type") \\
     --runtime-version=$runtime $nodes${spot:+ --spot}${reserved:+ --reserved}
 fi
-until [[ "\$(state)" == ACTIVE ]]; do
-  echo "waiting for TPUs: \$(state)"
-  case "\$(state)" in FAILED | SUSPEND*) exit 1 ;; esac
+for (( ; ; )); do
+  found="\$(state)"
+  [[ "\$found" != ACTIVE ]] || break
+  echo "waiting for TPUs: \$found"
+  case "\$found" in FAILED | SUSPEND* | '') exit 1 ;; esac
   sleep 30
 done
 EOF

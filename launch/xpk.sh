@@ -17,7 +17,7 @@
 # --restarts=N   how often the job is started anew after a failure (default: 50)
 # --image=IMAGE  to layer the sources onto (default: python:3.12)
 #
-# Nodes that fail or are taken away start the run anew, which goes on; so does the same command.
+# Nodes that fail start the run anew. So does the same command: pods told to end save and exit with 0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"

@@ -40,7 +40,7 @@ def hosts(machine: Machine) -> Iterator[Machine]:
 
 
 def ssh(hosts: Machine, *options: str, code: int = 0) -> str:
-    return hosts.launch("ssh.sh", *options, "--hosts=a,b", "--name=stage1", "--", *TRAIN, code=code)
+    return hosts.launch("ssh.sh", "--hosts=a,b", "--name=stage1", *options, "--", *TRAIN, code=code)
 
 
 def log(hosts: Machine, host: str, lines: int) -> list[str]:
@@ -67,10 +67,14 @@ def test_over_ssh_from_nothing_to_a_resumed_run(hosts: Machine):
     shown = ssh(hosts)
     assert "a: stage1 is running" in shown
     assert "b: stage1 is running" in shown
-    assert not [call for call in hosts.calls() if call[0] == "codet5p"]
+    assert not hosts.calls("codet5p", "uv"), "nothing is installed under a run"
+    shown = ssh(hosts, "--name=stage2", code=1)
+    assert "a: another run uses ~/codet5p_env; stop it first" in shown
+    assert not hosts.calls("codet5p", "uv")
 
     ssh(hosts, "stop")
     assert log(hosts, "a", 2) == log(hosts, "b", 2) == ["trains", "saved"]
+    assert "a: stage1 is not running" in ssh(hosts, "stop")
     ssh(hosts)
     assert log(hosts, "a", 3) == log(hosts, "b", 3) == ["trains", "saved", "trains"]
 
@@ -95,7 +99,7 @@ def test_flags_and_setup_reach_the_training_process(hosts: Machine):
 # A request for TPUs, whose state is in a file.
 GCLOUD = """
 case "$*" in
-  *describe*) cat "$ROOT/state" 2>/dev/null || true ;;
+  *describe*) cat "$ROOT/state" 2>/dev/null || { echo "ERROR: NOT_FOUND: no" >&2; exit 1; } ;;
   *create*) echo "${AFTER_CREATE:-ACTIVE}" >"$ROOT/state" ;;
   *delete*) rm "$ROOT/state" ;;
 esac
@@ -120,6 +124,13 @@ def tpu(cloud: Machine, *options: str, code: int = 0, after_create: str = "ACTIV
 def test_tpus_are_asked_for_once(cloud: Machine):
     assert tpu(cloud) == ["create", "scp", "ssh", "ssh"]
     assert tpu(cloud) == ["scp", "ssh", "ssh"]
+
+
+def test_tpus_that_cannot_be_asked_after_are_not_asked_for(cloud: Machine):
+    cloud.fake("gcloud", 'echo "ERROR: your login has expired" >&2; exit 1')
+    options = ["--name=stage1", "--zone=us-east5-b", "--type=v5litepod-16"]
+    assert "login has expired" in cloud.launch("tpu.sh", *options, "--", *TRAIN, code=1)
+    assert [call[4] for call in cloud.calls("gcloud")] == ["describe"]
 
 
 def test_tpus_are_waited_for(cloud: Machine):

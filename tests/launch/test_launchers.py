@@ -114,7 +114,15 @@ def _without_folder(word: str) -> str:
         ("tpu.sh", ["--name=x", "--zone=z", "--type=v5e-16"], "expected v4-N, v5litepod-N, v5p-N"),
         ("tpu.sh", ["go"], "unknown argument go; expected one of: run logs status stop delete"),
         ("ssh.sh", ["--xla_flags=h300"], "--xla_flags=h300 is unknown; expected v4, v5e,"),
-        ("local.sh", ["--setup=a\nb"], "--setup and options of codet5p train are one line each"),
+        ("local.sh", ["--setup=a\nb"], "--setup: expected one line"),
+        ("local.sh", ["--setup=mount -a # nfs"], "--setup: expected commands that others may"),
+        ("local.sh", ["--setup=sleep 9 &"], "--setup: expected commands that others may follow"),
+        ("slurm.sh", [*OPTIONS["slurm.sh"], "--partition=a\nEOF"], "--partition: expected one"),
+        ("ssh.sh", [*OPTIONS["ssh.sh"], "--hosts=a, b"], "one comma between them"),
+        ("ssh.sh", [*OPTIONS["ssh.sh"], "--hosts=a,b,a"], "a is there twice"),
+        ("ssh.sh", [*OPTIONS["ssh.sh"], "--port=99999"], "--port=99999: expected 65535 at most"),
+        ("sky.sh", [*OPTIONS["sky.sh"], "--bucket=gs://b: x"], "expected names, found"),
+        ("sky.sh", [*OPTIONS["sky.sh"], "--accelerators=tpu-v6e-16"], "of a TPU, one slice"),
         ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e-16"], "such as v5e:4x4"),
         ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e:1x1"], "in hosts of 4 chips"),
         ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5p:4x4"], "or v4:2x2x4"),
@@ -203,10 +211,17 @@ def test_a_value_may_be_a_word_of_its_own(machine: Machine):
     assert " train --gin_file a.gin --coordinator=" in plan
 
 
-@pytest.mark.parametrize("arguments", [[], ["--"], ["--", "--gin_files=a"], ["--", "--dry_run"]])
+@pytest.mark.parametrize("arguments", [[], ["--"], ["--", "--gin_files=a"]])
 def test_nothing_to_train_is_a_mistake(arguments: list[str], machine: Machine):
     message = machine.launch("local.sh", *OPTIONS["local.sh"], *arguments, code=2)
     assert "at least --gin_file=FILE, come after --" in message
+
+
+@pytest.mark.parametrize("word", ["--dry_run", "--coordinator=a:1", "--process_id=0"])
+def test_what_is_the_launchers_is_not_given_to_the_run(word: str, machine: Machine):
+    """A dry run that is none costs what a run does."""
+    shown = machine.launch("tpu.sh", *OPTIONS["tpu.sh"], "--", *TRAIN, word, code=2)
+    assert f"{word.partition('=')[0]} is the launcher's, before --" in shown
 
 
 @pytest.mark.parametrize("script", OPTIONS)

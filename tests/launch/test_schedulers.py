@@ -30,6 +30,10 @@ def test_slurm_starts_a_process_for_each_gpu(machine: Machine):
     assert [call[0] for call in calls] == ["uv", "uv", *3 * ["sbatch"]]
     assert calls[1][-1] == f"codet5p_jax[cuda] @ file://{LAUNCH.parent}"
 
+    machine.fake("squeue", "echo 1234 gpu s me R")
+    assert "s is running: " in machine.launch("slurm.sh", *options, "--", *TRAIN)
+    assert not machine.calls("uv"), "nothing is installed under a run"
+
     job = (machine.root / "job").read_text()
     given = {line.removeprefix("#SBATCH ") for line in job.splitlines() if "#SBATCH" in line}
     assert given >= {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--account=me"}
@@ -50,21 +54,22 @@ def test_slurm_starts_a_process_for_each_gpu(machine: Machine):
 )
 def test_sky(accelerators: str, extra: str, coordinator: list[str], machine: Machine):
     machine.fake("sky", 'cp "${!#}" "$ROOT/task.yaml"')
-    options = [*SKY, f"--accelerators={accelerators}", "--nodes=2", "--spot", "--infra=aws"]
+    nodes = 1 if extra == "tpu" else 2
+    options = [*SKY, f"--accelerators={accelerators}", f"--nodes={nodes}", "--spot", "--infra=aws"]
     machine.launch("sky.sh", *options, "--", *TRAIN)
     (call,) = machine.calls()
     assert call[:-1] == ["sky", "jobs", "launch", "--yes", "--detach-run", "--name=s"]
     task = yaml.safe_load((machine.root / "task.yaml").read_text())
-    assert task["num_nodes"] == 2
+    assert task["num_nodes"] == nodes
     assert task["resources"] == {"accelerators": accelerators, "infra": "aws", "use_spot": True}
     assert task["file_mounts"] == {"/shared": {"source": "gs://b", "mode": "MOUNT"}}
 
     machine.fake("uv")
     machine.fake("codet5p", where="home/codet5p_env/bin")
-    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
-    nodes |= {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    known = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    known |= {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     machine.run(["bash", "-c", task["setup"]])
-    machine.run(["bash", "-c", task["run"]], **nodes)
+    machine.run(["bash", "-c", task["run"]], **known)
     _, install, train = machine.calls()
     assert install[-1] == f"codet5p_jax[{extra}] @ file://{machine.root}/home/sky_workdir"
     address, *rest = coordinator
