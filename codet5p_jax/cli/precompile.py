@@ -18,6 +18,7 @@ from typing import Any
 
 from codet5p_jax.cli import data_options, gin_flags
 from codet5p_jax.cli.errors import ConfigError, configuration
+from codet5p_jax.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search",
         action="store_true",
         help="try meshes, REMAT and ACCUMULATE instead of those of the files, then larger batches; "
-        "tens of minutes",
+        "as many times what one takes as there are trials",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report there")
     gin_flags.add_arguments(parser)
@@ -88,11 +89,11 @@ def run(args: argparse.Namespace) -> None:
             report = precompile(rows=rows, **where, **config.arguments_of(precompile))
     print(report_text(report))
     if args.json is not None:
-        args.json.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+        write_text(args.json, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
 
 
 def _search(args: argparse.Namespace, config: Any, settings: dict[str, Any]) -> None:
-    """Prints a line for each trial, then those that fit, best first."""
+    """Prints a line for each trial, then those that fit, best first. --json has all made so far."""
     from codet5p_jax.training.precompile import precompile, topology_devices
     from codet5p_jax.training.precompile_report import trial_text
     from codet5p_jax.training.precompile_search import ranked, search
@@ -101,17 +102,20 @@ def _search(args: argparse.Namespace, config: Any, settings: dict[str, Any]) -> 
     tried = ("mesh", "accumulate")
     found = {**config.arguments_of(precompile), **settings}
     settings = {name: value for name, value in found.items() if name not in tried}
-    trials = []
+    trials, best = [], []
     for trial in search(**settings):
         trials.append(trial)
         print(f"{len(trials)}: {trial_text(trial)}", flush=True)
-    best = ranked(trials, settings["phases"])
+        best = ranked(trials, settings["phases"])
+        if args.json is not None:
+            listed = [
+                *(trial for *_, trial in best),
+                *(trial for trial in trials if not trial.fits),
+            ]
+            told = [{"fits": trial.fits, **dataclasses.asdict(trial)} for trial in listed]
+            write_text(args.json, json.dumps(told, indent=2) + "\n")
     print(
         "\nbest first, by the least time of all rows and then by peak:" if best else "\nnone fits"
     )
     for seconds, peak, trial in best:
         print(f"  {seconds / 3600:.2f} h, {peak / 1e9:.2f} GB: {trial.name}")
-    if args.json is not None:
-        listed = [*(trial for *_, trial in best), *(trial for trial in trials if not trial.fits)]
-        told = [{"fits": trial.fits, **dataclasses.asdict(trial)} for trial in listed]
-        args.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -228,7 +228,7 @@ def precompile(
         compiled, seconds = compile_for(functools.partial(step.lower, numbers), device_mesh)
         parts = {part: getattr(state, part) for part in PARTS}
         held = sum(_local_bytes(part) for part in parts.values())
-        changes = _advice(held, chip, device_mesh.shape, numbers, accumulate, model)
+        changes = _advice(held, chip, device_mesh.shape, num_slices, numbers, accumulate, model)
         memory, speed, advice = measure(compiled, chip, parts, batch, wanted, advice=changes)
         reports.append(
             PhaseReport(
@@ -345,21 +345,28 @@ def _advice(
     held: int,
     chip: Chip,
     shape: Mapping[str, int],
+    num_slices: int,
     rows: Mapping[str, int],
     accumulate: int,
     model: ModelConfig,
 ) -> tuple[str, ...]:
-    """What to change so that a step fits, of whose state a chip holds `held` bytes."""
+    """What to change so that a step fits, of whose state a chip holds `held` bytes.
+
+    A copy of the state for each slice stays: between slices, parameters would take too long.
+    """
     per_chip = max(rows.values()) // (shape["replica"] * shape["fsdp"] * accumulate)
     mesh_change = f"mesh: more chips, or tensor (meshes/fsdp_tensor.gin) above {shape['tensor']}"
-    copies = shape["replica"] * shape["sequence"]
+    copies = max(1, shape["replica"] // num_slices) * shape["sequence"]
     if copies > 1:
-        mesh_change = f"mesh: split the state over all chips (meshes/fsdp.gin), not {copies} copies"
+        chips = "all chips of a slice" if num_slices > 1 else "all chips"
+        file = "multi_slice" if num_slices > 1 else "fsdp"
+        mesh_change = f"mesh: split the state over {chips} (meshes/{file}.gin), not {copies} copies"
     changes = []
     if per_chip > 1:
         changes.append(
-            f"batch: accumulate (ACCUMULATE) above {accumulate}, or a smaller BATCH_SIZE; a chip "
-            f"computes {per_chip:,} rows at a time"
+            f"batch: accumulate (ACCUMULATE) above {accumulate}, where a contrastive row sees its "
+            f"micro-batch alone, or a smaller BATCH_SIZE; a chip computes {per_chip:,} rows at a "
+            "time"
         )
     if model.remat != "full":
         changes.append(f"remat: REMAT = 'full' instead of {model.remat!r}")

@@ -80,7 +80,7 @@ def _verdict(phase: PhaseReport, report: Report) -> str:
     if phase.fits:
         return (
             f"fits: peak {size_text(memory.peak)} of {size_text(capacity)}, "
-            f"{size_text(capacity - memory.peak)} left"
+            f"{size_text(capacity - memory.peak)} left, a little of which is libtpu's own"
         )
     assert memory.available is not None
     over = memory.peak - memory.available

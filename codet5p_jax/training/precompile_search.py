@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+
 from codet5p_jax.models.configs import ModelConfig
 from codet5p_jax.sharding import MeshConfig
 from codet5p_jax.training.chips import parse_topology
@@ -27,7 +29,8 @@ class Trial:
       remat: as in `ModelConfig`.
       accumulate: micro-batches.
       batch: times the rows that the run asks for.
-      report: None where the sizes do not divide; `error` says which.
+      report: None where there is nothing to compile, since sizes do not divide, or the compiler
+        failed; `error` says why.
     """
 
     mesh: MeshConfig
@@ -65,6 +68,19 @@ def meshes(topology: str, num_slices: int) -> list[MeshConfig]:
     return [*found, MeshConfig(replica=-1, fsdp=1)]
 
 
+def micro_batches(rows: int) -> list[int]:
+    """Into how many the rows of a device may be divided, each at least twice the one before.
+
+    >>> [micro_batches(n) for n in (16, 12, 3, 0)]
+    [[1, 2, 4, 8, 16], [1, 2, 4, 12], [1, 3], [1]]
+    """
+    found = [1]
+    for number in range(2, rows + 1):
+        if rows % number == 0 and number >= 2 * found[-1]:
+            found.append(number)
+    return found
+
+
 def search(
     *,
     model: ModelConfig,
@@ -75,8 +91,8 @@ def search(
     compile_step: Callable[..., Report] = precompile,
     **settings: Any,
 ) -> Iterator[Trial]:
-    """Every trial as it is made. Micro-batches are doubled until the step fits or a device has one
-    row: more of them only add work, so those after the first that fits are left out.
+    """Every trial as it is made. There are more and more micro-batches until the step fits or a
+    device has one row: more of them only add work, so those after the first that fits are left out.
 
     The batch of the run goes over all meshes and ways to rematerialise; with what is best for it,
     the batch is then doubled for as long as a row takes less time for it.
@@ -86,11 +102,15 @@ def search(
         accumulate.
       compile_step: what compiles (tests).
     """
-    fewest = min(number for numbers in rows for number in numbers.values())
+    chip, sides = parse_topology(topology)
+    devices = math.prod(sides) * chip.per_chip * num_slices
+    divide = math.gcd(*(number for numbers in rows for number in numbers.values()))
 
-    def until_fits(mesh: MeshConfig, remat: Remat, accumulate: int, batch: int) -> Iterator[Trial]:
-        trial = None
-        while accumulate <= fewest * batch and not (trial and (trial.fits or trial.error)):
+    def until_fits(mesh: MeshConfig, remat: Remat, least: int, batch: int) -> Iterator[Trial]:
+        ways = max(1, devices // (mesh.sequence * mesh.tensor))
+        for accumulate in micro_batches(divide * batch // ways):
+            if accumulate < least:
+                continue
             report, error = None, ""
             try:
                 report = compile_step(
@@ -103,11 +123,12 @@ def search(
                     accumulate=accumulate,
                     **settings,
                 )
-            except ValueError as problem:
-                error = str(problem)
+            except (ValueError, jax.errors.JaxRuntimeError) as problem:
+                error = " ".join(str(problem).split())[:1_000]
             trial = Trial(mesh, remat, accumulate, batch, report, error)
             yield trial
-            accumulate *= 2
+            if trial.fits or trial.error:
+                break
 
     trials = []
     for mesh in meshes(topology, num_slices):

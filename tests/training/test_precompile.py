@@ -161,7 +161,7 @@ def test_what_the_compiler_says_of_a_step_that_does_not_fit(message, peak):
 def advice(held: int, *, rows: int, accumulate: int, remat: str, mesh: MeshConfig) -> list[str]:
     model = tiny_config(remat=remat)
     shape = dict(zip(AXES, mesh.shape(8), strict=True))
-    told = module._advice(held, CHIPS["v5e"], shape, {"a": 8, "b": rows}, accumulate, model)
+    told = module._advice(held, CHIPS["v5e"], shape, 1, {"a": 8, "b": rows}, accumulate, model)
     return [line.split(":")[0] for line in told]
 
 
@@ -172,12 +172,21 @@ def test_what_to_change_begins_with_what_takes_the_room():
     assert advice(12 * GIB, remat="none", **small) == ["mesh", "batch", "remat"]
     assert advice(GIB, remat="full", **small) == ["batch", "mesh"]
     assert advice(GIB, remat="full", **small | {"accumulate": 8}) == ["mesh"]
-    copies = MeshConfig(replica=8, fsdp=1)
-    told = module._advice(
-        12 * GIB, CHIPS["v5e"],
-        dict(zip(AXES, copies.shape(8), strict=True)), {"a": 8}, 1, tiny_config(remat="full"),
-    )  # fmt: skip
-    assert told == ("mesh: split the state over all chips (meshes/fsdp.gin), not 8 copies",)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "num_slices", "told"),
+    [
+        (MeshConfig(replica=8, fsdp=1), 1, "over all chips (meshes/fsdp.gin), not 8 copies"),
+        (MeshConfig(replica=8, fsdp=1), 2, "of a slice (meshes/multi_slice.gin), not 4 copies"),
+        (MeshConfig(replica=2), 2, "more chips, or tensor"),
+    ],
+)
+def test_a_slice_keeps_one_copy_of_the_state(mesh, num_slices, told):
+    shape = dict(zip(AXES, mesh.shape(8), strict=True))
+    model = tiny_config(remat="full")
+    (found,) = module._advice(12 * GIB, CHIPS["v5e"], shape, num_slices, {"a": 8}, 1, model)
+    assert told in found
 
 
 PROGRAM = """HloModule step, num_partitions=4
