@@ -1,6 +1,7 @@
 """Which process of how many this is: as told, or as the cluster tells JAX."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class Cluster:
       num_processes: how many there are.
       process_id: of this one, from 0.
       local_device_ids: devices of this machine that are this process's; None: all.
+      hosts: where each process should be, for messages; empty: not known.
 
     Raises:
       ValueError: they do not fit each other.
@@ -29,6 +31,7 @@ class Cluster:
     num_processes: int
     process_id: int
     local_device_ids: tuple[int, ...] | None = None
+    hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         host, _, port = self.coordinator.rpartition(":")
@@ -100,7 +103,38 @@ def find(
             f"--coordinator={AUTO}: no Cloud TPU, GKE, SLURM or Open MPI (mpirun 4) was found; "
             "give --coordinator=HOST:PORT, --num_processes=N and --process_id=I"
         )
-    return Cluster(address, number, own, None if devices is None else tuple(devices))
+    local = None if devices is None else tuple(devices)
+    return Cluster(address, number, own, local, _hosts(environment, number))
+
+
+def _hosts(environment: Mapping[str, str], number: int) -> tuple[str, ...]:
+    """Of each process, as GKE or SLURM say; empty where they do not, or not of all.
+
+    >>> _hosts({"TPU_WORKER_HOSTNAMES": "a,b"}, 2)
+    ('a', 'b')
+    >>> _hosts({"SLURM_STEP_NODELIST": "gpu[08-09,11],x", "SLURM_STEP_NUM_TASKS": "8"}, 8)
+    ('gpu08', 'gpu08', 'gpu09', 'gpu09', 'gpu11', 'gpu11', 'x', 'x')
+    """
+    workers = tuple(filter(None, environment.get("TPU_WORKER_HOSTNAMES", "").split(",")))
+    if len(workers) == number:
+        return workers
+    nodes = _nodes(environment.get("SLURM_STEP_NODELIST", ""))
+    in_blocks = environment.get("SLURM_DISTRIBUTION", "block").startswith("block")
+    of_all = environment.get("SLURM_STEP_NUM_TASKS") == str(number)
+    if nodes and in_blocks and of_all and number % len(nodes) == 0:
+        return tuple(node for node in nodes for _ in range(number // len(nodes)))
+    return ()
+
+
+def _nodes(listed: str) -> list[str]:
+    """SLURM's short form written out."""
+    names = []
+    for prefix, ranges, suffix in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", listed):
+        for part in ranges.split(","):
+            first, _, last = part.partition("-")
+            numbers = range(int(first or 0), int(last or first or 0) + 1)
+            names += [f"{prefix}{n:0{len(first)}}{suffix}" if part else prefix for n in numbers]
+    return names
 
 
 def _sign_of_several(environment: Mapping[str, str]) -> str | None:

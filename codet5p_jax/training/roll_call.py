@@ -93,7 +93,7 @@ def _call(
             waited = time.monotonic() - began
             if waited >= min(said + NOTICE, timeout):
                 said = waited
-                missing = _missing(hellos, cluster.num_processes)
+                missing = _missing(hellos, cluster)
                 if waited >= timeout:
                     refuse(
                         OSError(
@@ -222,9 +222,10 @@ def _name(hello: Mapping[str, Any]) -> str:
     return f"process {hello['process']} ({hello['at']})"
 
 
-def _missing(hellos: Mapping[int, Mapping[str, Any]], number: int) -> str:
-    """`process 2 of 4 has`, or `processes 1 and 2 of 4 have`; of many, the first."""
-    absent = [str(i) for i in range(number) if i not in hellos]
+def _missing(hellos: Mapping[int, Mapping[str, Any]], cluster: Cluster) -> str:
+    """`process 2 (host) of 4 has`, or `processes 1, 2 of 4 have`; of many, the first."""
+    number, hosts = cluster.num_processes, cluster.hosts
+    absent = [f"{i} ({hosts[i]})" if hosts else str(i) for i in range(number) if i not in hellos]
     if len(absent) == 1:
         return f"process {absent[0]} of {number} has"
     more = absent[20:]

@@ -1,5 +1,6 @@
 """Who is missing, who was told what; in threads. Real processes are in test_many_processes.py."""
 
+import doctest
 import queue
 import socket
 import threading
@@ -76,6 +77,12 @@ def test_those_who_are_missing_are_named_to_all(port, monkeypatch, capfd):
     assert "waiting for all processes: after" in capfd.readouterr().err
 
 
+def test_those_who_are_missing_are_named_by_host_where_that_is_known():
+    known = Cluster("a:1", 3, 0, hosts=("a", "b", "c"))
+    assert roll_call._missing({0: {}}, known) == "processes 1 (b), 2 (c) of 3 have"
+    assert roll_call._missing({0: {}, 2: {}}, known) == "process 1 (b) of 3 has"
+
+
 def test_a_missing_process_0_is_named(port):
     [error] = together(port, [1], 2, 1)
     assert f"process 0 at localhost:{port} has not answered within 1 s" in str(error)
@@ -100,7 +107,7 @@ def test_a_port_that_is_taken_is_an_error(port):
 
 
 def test_many_missing_are_counted():
-    text = roll_call._missing({0: {}}, 100)
+    text = roll_call._missing({0: {}}, Cluster("a:1", 100, 0))
     assert text.startswith("processes 1, 2, ")
     assert text.endswith("20 and 79 more of 100 have")
 
@@ -154,6 +161,10 @@ def test_one_of_several_does_not_train_alone(variables):
     assert cluster.find(None, None, None, 1, {name: "1"}) is None
 
 
+def test_examples():
+    assert doctest.testmod(cluster).failed == 0
+
+
 def test_slurm_and_open_mpi_are_found(monkeypatch):
     for name, value in {
         "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2",
@@ -161,6 +172,8 @@ def test_slurm_and_open_mpi_are_found(monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     assert cluster.find("auto", None, None, 1) == Cluster("node3:61447", 2, 1, (0,))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert cluster.find("auto", None, None, 1).hosts == ("node3", "node4")
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(ValueError, match="no Cloud TPU, GKE, SLURM or Open MPI"):
         cluster.find("auto", None, None, 1)
