@@ -414,7 +414,13 @@ def train(
         start = meta["step"]
         batches = train_batches(loaders, phases, start, total)
         upcoming: Future[Any] = background.submit(next, batches, None)
-        stack.callback(lambda: (wait([upcoming]), batches.close()))
+
+        def end_of_batches() -> None:
+            with deadline.of(f"no batch for step {start} {late}"):
+                wait([upcoming])
+            batches.close()
+
+        stack.callback(end_of_batches)
         jax.block_until_ready(state)
         laps.end("restore" if restored else "initialise")
 

@@ -53,21 +53,22 @@ def test_the_page_is_that_of_the_figures(tmp_path, monkeypatch):
 
 def test_a_phase_is_a_row():
     traffic = {"all-reduce": {"count": 1, "num_bytes": 5e9}}
-    speed = {"dot_flops": 2.1, "model_flops": 2.0, "collectives": traffic, "between_slices": {},
-             "step_seconds": 0.5, "mfu": 0.4}  # fmt: skip
+    speed = {"dot_flops": 2.1, "model_flops": 2.0, "hbm_bytes": 6.1e10, "collectives": traffic,
+             "between_slices": {}, "step_seconds": 0.5, "mfu": 0.4}  # fmt: skip
     phases = [
         {"mixture": "m", "peak": 3e9, "speed": speed},
         {"mixture": "n", "peak": 3e10, "speed": None},
     ]
     job = benchmark().Job("a", "v5e:4x4", (), ("A=1", "B=2"))
+    start = "| a | v5e:4x4 | `A=1` `B=2` |"
     assert benchmark().rows(job, {"phases": phases}) == [
-        "| a | v5e:4x4 | `A=1` `B=2` | m | 3.00 GB | 1.050 | 5.0 GB | 500 ms | 40.0 % |",
-        "| a | v5e:4x4 | `A=1` `B=2` | n | 30.00 GB | does not fit |  |  |  |",
+        f"{start} m | 3.00 of 17.18 GB | 1.050 | 61 GB | 5.0 GB | 500 ms | 40.0 % |",
+        f"{start} n | 30.00 of 17.18 GB | does not fit |  |  |  |  |",
     ]
 
 
 def check(job, tmp_path):
-    """Memory to 2 %, FLOPs to 0.1 %, collectives as often."""
+    """Memory, and what is moved, to 2 %, FLOPs to 0.1 %, collectives as often."""
     expected = FIGURES[job.name]
     if metadata.version("libtpu") != expected["libtpu"]:
         pytest.skip(f"the figures are of libtpu {expected['libtpu']}")
@@ -80,9 +81,13 @@ def check(job, tmp_path):
         if speed is None:
             continue
         assert speed["dot_flops"] == pytest.approx(kept["dot_flops"], rel=0.001)
+        assert speed["hbm_bytes"] == pytest.approx(kept["hbm_bytes"], rel=0.02)
         for link in ("collectives", "between_slices"):
             counts = [{k: x["count"] for k, x in y[link].items()} for y in (speed, kept)]
             assert counts[0] == counts[1]
+            for kind, traffic in kept[link].items():
+                moved = speed[link][kind]["num_bytes"]
+                assert moved == pytest.approx(traffic["num_bytes"], rel=0.02)
 
 
 needs_libtpu = pytest.mark.skipif(
