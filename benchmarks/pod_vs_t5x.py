@@ -31,7 +31,7 @@ MESHES = {
     "fsdp": MeshConfig(),
     "tensor": MeshConfig(tensor=4),
 }
-TABLE = (("fsdp", 4), ("fsdp", 8), ("data", 4), ("tensor", 2))  # mesh, micro-batches
+TABLE = (("fsdp", 4), ("data", 4), ("tensor", 2))  # mesh, micro-batches
 # Peak GB, products over those of the model, GB in HBM, seconds to compile.
 T5X = {
     "T5X, data parallel, unrolled": (10.2, 1.13, 61.3, 116.0),
