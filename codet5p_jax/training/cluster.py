@@ -127,13 +127,23 @@ def _hosts(environment: Mapping[str, str], number: int) -> tuple[str, ...]:
 
 
 def _nodes(listed: str) -> list[str]:
-    """SLURM's short form written out."""
-    names = []
-    for prefix, ranges, suffix in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", listed):
+    """SLURM's short form written out; nothing for forms of more than one range a name.
+
+    >>> _nodes("gpu[08-09,11],x"), _nodes("rack[1-2]n[1-2]")
+    (['gpu08', 'gpu09', 'gpu11', 'x'], [])
+    """
+    one = r"\d+(?:-\d+)?"
+    names, found = [], list(re.finditer(rf"([^,\[\]]+)(?:\[({one}(?:,{one})*)\])?", listed))
+    if ",".join(item[0] for item in found) != listed:
+        return []
+    for prefix, ranges in (item.groups() for item in found):
+        if ranges is None:
+            names.append(prefix)
+            continue
         for part in ranges.split(","):
             first, _, last = part.partition("-")
-            numbers = range(int(first or 0), int(last or first or 0) + 1)
-            names += [f"{prefix}{n:0{len(first)}}{suffix}" if part else prefix for n in numbers]
+            numbers = range(int(first), int(last or first) + 1)
+            names += [f"{prefix}{n:0{len(first)}}" for n in numbers]
     return names
 
 
