@@ -61,6 +61,7 @@ for (( ; ; )); do
   case "\$found" in FAILED | SUSPEND* | '') exit 1 ;; esac
   sleep 30
 done
+rm "\$errors"
 EOF
 }
 
