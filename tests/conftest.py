@@ -58,7 +58,7 @@ def own_import_path(monkeypatch):
     yield
     if added := set(sys.path) - set(before):
         for name, module in list(sys.modules.items()):
-            file = vars(module).get("__file__")
+            file = getattr(module, "__file__", None)
             if file and os.path.dirname(file) in added:
                 del sys.modules[name]
 
