@@ -5,7 +5,7 @@ None: not found in their documentation when this was written.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 GIB = 2**30
@@ -46,6 +46,10 @@ class Chip:
     def example(self) -> str:
         """A topology of it."""
         return f"{self.name}:{'x'.join(['4'] * self.axes)}"
+
+    def devices(self, sides: Sequence[int], num_slices: int) -> int:
+        """Of all slices of a topology."""
+        return math.prod(sides) * self.per_chip * num_slices
 
 
 _DOCS = "https://docs.cloud.google.com/tpu/docs"

@@ -166,7 +166,7 @@ def topology_devices(topology: str, num_slices: int = 1) -> tuple[Chip, list[Any
         raise ValueError(
             f"libtpu has no topology {topology}, only such as {chip.example}: {error}"
         ) from error
-    number = math.prod(sides) * chip.per_chip * num_slices
+    number = chip.devices(sides, num_slices)
     if len(devices) != number:
         raise ValueError(f"{topology}: expected {number} devices, found {len(devices)}")
     return chip, devices

@@ -68,17 +68,17 @@ def meshes(topology: str, num_slices: int) -> list[MeshConfig]:
     return [*found, MeshConfig(replica=-1, fsdp=1)]
 
 
-def micro_batches(rows: int) -> list[int]:
+def micro_batches(rows: int, least: int) -> list[int]:
     """Into how many the rows of a device may be divided, each at least twice the one before.
 
-    >>> [micro_batches(n) for n in (16, 12, 3, 0)]
-    [[1, 2, 4, 8, 16], [1, 2, 4, 12], [1, 3], [1]]
+    >>> [micro_batches(n, 1) for n in (16, 12, 3, 0)], micro_batches(6, 3)
+    ([[1, 2, 4, 8, 16], [1, 2, 4, 12], [1, 3], [1]], [3, 6])
     """
-    found = [1]
-    for number in range(2, rows + 1):
-        if rows % number == 0 and number >= 2 * found[-1]:
+    found = []
+    for number in range(least, rows + 1):
+        if rows % number == 0 and (not found or number >= 2 * found[-1]):
             found.append(number)
-    return found
+    return found or [least]
 
 
 def search(
@@ -103,14 +103,12 @@ def search(
       compile_step: what compiles (tests).
     """
     chip, sides = parse_topology(topology)
-    devices = math.prod(sides) * chip.per_chip * num_slices
+    devices = chip.devices(sides, num_slices)
     divide = math.gcd(*(number for numbers in rows for number in numbers.values()))
 
     def until_fits(mesh: MeshConfig, remat: Remat, least: int, batch: int) -> Iterator[Trial]:
         ways = max(1, devices // (mesh.sequence * mesh.tensor))
-        for accumulate in micro_batches(divide * batch // ways):
-            if accumulate < least:
-                continue
+        for accumulate in micro_batches(divide * batch // ways, least):
             report, error = None, ""
             try:
                 report = compile_step(

@@ -1,10 +1,12 @@
 """Which trials a search makes, and how it ranks them; nothing is compiled."""
 
 import dataclasses
+import doctest
 
 import jax
 
 from codet5p_jax.sharding import MeshConfig
+from codet5p_jax.training import precompile_search
 from codet5p_jax.training.chips import CHIPS, GIB
 from codet5p_jax.training.phases import Phase
 from codet5p_jax.training.precompile import Memory, PhaseReport, Report, Speed
@@ -108,6 +110,10 @@ def test_nothing_larger_is_tried_where_nothing_fits():
         return dataclasses.replace(report, phases=(dataclasses.replace(phase, fits=False),))
 
     assert {t.batch for t in search(**{**SETTINGS, "compile_step": too_large})} == {1}
+
+
+def test_examples():
+    assert doctest.testmod(precompile_search).failed == 0
 
 
 def test_a_trial_is_a_line():
