@@ -1,7 +1,7 @@
 """Our training step of T5 1.1 base compiled for 16 chips of v5e, beside T5X's of the same shape.
 
     python benchmarks/pod_vs_t5x.py                   # the table of docs/precompile.md
-    python benchmarks/pod_vs_t5x.py --mesh=fsdp --accumulate=2
+    python benchmarks/pod_vs_t5x.py --mesh=fsdp --accumulate=2 --attention=xla
 
 Both: 247,577,856 parameters (12 + 12 layers, width 768, 12 heads x 64, gated feed-forward 2,048,
 vocabulary 32,128, the head apart from the embedding), Adafactor, a global batch of 256 rows of
@@ -31,7 +31,15 @@ MESHES = {
     "fsdp": MeshConfig(),
     "tensor": MeshConfig(tensor=4),
 }
-TABLE = (("fsdp", 4), ("data", 4), ("tensor", 2))  # mesh, micro-batches
+# Mesh, micro-batches, attention.
+TABLE = (
+    ("fsdp", 4, "fused"),
+    ("data", 4, "fused"),
+    ("tensor", 2, "fused"),
+    ("fsdp", 4, "xla"),
+    ("data", 4, "xla"),
+    ("tensor", 2, "xla"),
+)
 # Peak GB, products over those of the model, GB in HBM, seconds to compile.
 T5X = {
     "T5X, data parallel, unrolled": (10.2, 1.13, 61.3, 116.0),
@@ -41,13 +49,14 @@ T5X_TENSOR = "T5X, 4-way model axis: 6.4 to 7.0 GB of activations all-reduced a 
 
 
 def compile_step(
-    mesh: MeshConfig, accumulate: int, remat: str, layers: int, topology: str
+    mesh: MeshConfig, accumulate: int, attention: str, remat: str, layers: int, topology: str
 ) -> Report:
     """Our step of that shape, compiled."""
     model = t5(
         vocab_size=32_128, d_model=768, num_heads=12, head_dim=64, d_ff=2_048,
         num_encoder_layers=layers, num_decoder_layers=layers, activation="gelu_tanh", gated=True,
-        tie_embeddings=False, dropout=0.0, dtype="bfloat16", remat=remat,
+        tie_embeddings=False, dropout=0.0, dtype="bfloat16",
+        attention=attention, remat=remat,
     )  # fmt: skip
     return precompile(
         topology=topology,
@@ -74,6 +83,9 @@ def main() -> None:
     )
     parser.add_argument("--mesh", action="append", choices=sorted(MESHES), help="instead of all")
     parser.add_argument("--accumulate", type=int, default=4, help="micro-batches, with --mesh")
+    parser.add_argument(
+        "--attention", choices=("fused", "xla"), default="fused", help="with --mesh"
+    )
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots")
     parser.add_argument("--layers", type=int, default=12, help="of each tower")
     parser.add_argument("--topology", default="v5e:4x4")
@@ -82,14 +94,17 @@ def main() -> None:
     print(f"{'':<44}{'peak GB':>8}{'products':>10}{'HBM GB':>10}{'compile s':>10}")
     for name, figures in T5X.items():
         print(line(name, *figures))
-    for name, accumulate in [(mesh, args.accumulate) for mesh in args.mesh or ()] or TABLE:
-        report = compile_step(MESHES[name], accumulate, args.remat, args.layers, args.topology)
+    rows = [(mesh, args.accumulate, args.attention) for mesh in args.mesh or ()] or TABLE
+    for name, accumulate, attention in rows:
+        report = compile_step(
+            MESHES[name], accumulate, attention, args.remat, args.layers, args.topology
+        )
         (phase,) = report.phases
         if phase.speed is None or phase.memory.peak is None:
             print(f"ours, {name}: does not fit")
             continue
         speed = phase.speed
-        title = f"ours, {name}, {args.remat}, accumulate {accumulate}"
+        title = f"ours, {name}, {attention}, {args.remat}, accumulate {accumulate}"
         ratio = speed.dot_flops / speed.model_flops
         peak, hbm = phase.memory.peak / 1e9, speed.hbm_bytes / 1e9
         print(line(title, peak, ratio, hbm, phase.compile_seconds))

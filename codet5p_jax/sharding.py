@@ -318,6 +318,42 @@ def batch_parts(rows: int) -> int:
     return 1 if rows % parts else parts
 
 
+def dividing_spec(shape: Sequence[int], axes: Sequence[str]) -> PartitionSpec:
+    """How an activation of that shape is split on the mesh around: axes that do not divide are not.
+    All are whole outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes: Mapping[str, int] = {} if mesh.empty else mesh.shape
+    entries = []
+    for size, entry in zip(shape, partition_spec(axes), strict=True):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        divides = sizes and size % math.prod(sizes[a] for a in names) == 0
+        entries.append(entry if divides else None)
+    return PartitionSpec(*entries)
+
+
+def on_each_device(
+    run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec
+) -> Callable[..., Any]:
+    """`run` of each device's part of its arguments: for what the compiler cannot split."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return run
+    # Kernels do not say over which axes their results vary.
+    mapped = jax.shard_map(run, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
+    if not _explicit():
+        return mapped
+    return lambda *arrays: mapped(*map(jax.sharding.reshard, arrays, in_specs))
+
+
+def first_on_device(entry: MeshAxes, size: int) -> jax.Array:
+    """Within `on_each_device`, where the device's part of an axis begins in the whole array.
+
+    Args:
+      entry: how the axis is split, of the spec.
+      size: of the part.
+    """
+    return jax.lax.axis_index(entry) * size if entry else jnp.int32(0)
+
+
 def moved(x: jax.Array, *axes: str) -> jax.Array:
     """x with the sharding of these logical axes where the mesh has Explicit axes, which need to be
     told that data moves here; elsewhere the compiler decides, and this is x."""

@@ -109,10 +109,10 @@ def test_unequal_slices_are_refused():
         make_mesh(MeshConfig(), devices)
 
 
-def explicit(config):
+def explicit(config, attention="xla"):
     """A forward pass of everything on an Explicit mesh: the function, the mesh, its arguments."""
     changes = {"num_heads": 4, "embed_dim": 8, "matching_head": True, "dropout": 0.1}
-    changes |= {"classes": 2, "classify_pairs": True}
+    changes |= {"classes": 2, "classify_pairs": True, "attention": attention}
     model = CodeT5p(t5(**{**SIZES, **changes}))
     params = init_params(model.specs, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
@@ -145,17 +145,19 @@ def explicit(config):
         MeshConfig(replica=2, fsdp=2, tensor=2),
     ],
 )
-def test_nothing_moves_unannounced(config):
+@pytest.mark.parametrize("attention", ["xla", "fused"])
+def test_nothing_moves_unannounced(config, attention):
     """With Explicit axes, an operation that would have to move data is an error of types."""
-    everything, mesh, _, placed = explicit(config)
+    everything, mesh, _, placed = explicit(config, attention)
     with jax.set_mesh(mesh):
         loss, *rows = jax.eval_shape(everything, *placed)
     assert loss.sharding.spec == PartitionSpec()
     assert [x.sharding.spec[0] for x in rows] == [("replica", "fsdp")] * 3
 
 
-def test_explicit_axes_change_no_number():
-    everything, mesh, whole, placed = explicit(MeshConfig(fsdp=2, sequence=2, tensor=2))
+@pytest.mark.parametrize("attention", ["xla", "fused"])
+def test_explicit_axes_change_no_number(attention):
+    everything, mesh, whole, placed = explicit(MeshConfig(fsdp=2, sequence=2, tensor=2), attention)
     expected = jax.jit(everything)(*whole)
     with jax.set_mesh(mesh):
         found = jax.jit(everything)(*placed)

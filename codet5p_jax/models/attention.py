@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,12 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from codet5p_jax.models.dropout import dropout
 from codet5p_jax.sharding import constrain, moved
 
 # Added to a masked score. Large against any score, yet finite: a row with every key masked
 # (padding) has to stay finite.
 MASKED = -1e9
+
+
+class Terms(NamedTuple):
+    """What is added to scores.
+
+    Attributes:
+      mask_B1TS: as of `segment_mask`.
+      bias_PHTS: P copies, each for B / P rows in a row: one for the rows of each device (see
+        `relative_values`). None: there is none.
+    """
+
+    mask_B1TS: Float[Array, "#B 1 #T S"]
+    bias_PHTS: Float[Array, "P H T S"] | None = None
 
 
 def segment_mask(
@@ -24,9 +36,10 @@ def segment_mask(
     *,
     causal: bool,
     window: int | None = None,
+    first: int | Int[Array, ""] = 0,
 ) -> Float[Array, "B 1 T S"]:
     """0 where a query may look, else `MASKED`: the same segment and, if causal, not ahead, and no
-    further back than the last `window` positions.
+    further back than the last `window` positions. The first query is at position `first`.
 
     >>> segments = jnp.array([[1, 1, 0]])
     >>> (segment_mask(segments, segments, causal=True)[0, 0] == 0).astype(int)
@@ -37,9 +50,10 @@ def segment_mask(
     mask_BTS = q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]
     if causal:
         T, S = mask_BTS.shape[1:]
-        mask_BTS &= jnp.tril(jnp.ones((T, S), bool), S - T)
+        distance_TS = jnp.arange(S) - (first + jnp.arange(T)[:, None])
+        mask_BTS &= distance_TS <= 0
         if window is not None:
-            mask_BTS &= jnp.triu(jnp.ones((T, S), bool), S - T - window + 1)
+            mask_BTS &= distance_TS > -window
     return as_mask(mask_BTS[:, None])
 
 
@@ -56,13 +70,13 @@ def attention(
     mask_B1TS: Float[Array, "#B 1 #T S"],
     bias_PHTS: Float[Array, "P H T S"] | None = None,
     scale: float = 1.0,
-    dropout_rate: float = 0.0,
-    key: jax.Array | None = None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Float[Array, "B T H K"]:
     """softmax(scale · q kᵀ + bias + mask) v, in fp32 between the two products.
 
     Each of the G key-value heads serves H / G query heads in a row, and each of the P copies of the
-    bias B / P rows in a row: one for the rows of each device (see `relative_bias`).
+    bias B / P rows in a row. `drop` is the dropout of the weights [B, H, T, S], which come to it
+    before they are divided by their sums.
     """
     # Every query looks at every position.
     k_BSGK, v_BSGK = (moved(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BSGK, v_BSGK))
@@ -81,7 +95,7 @@ def attention(
     weights_BHTS = jnp.exp(scores_BHTS - top_BHT1)
     # Dividing the result instead of the weights saves a pass over T × S, forwards and backwards.
     total_BHT1 = jnp.sum(weights_BHTS, axis=-1, keepdims=True)
-    weights_BHTS = dropout(weights_BHTS.astype(v_BSGK.dtype), dropout_rate, key)
+    weights_BHTS = drop(weights_BHTS.astype(v_BSGK.dtype))
     weights_BGRTS = weights_BHTS.reshape(B, G, H // G, T, S)
     out = jnp.einsum("BGRTS,BSGK->BGRTK", weights_BGRTS, v_BSGK, preferred_element_type=jnp.float32)
     out_BHTK = (out.reshape(B, H, T, K) / total_BHT1).astype(v_BSGK.dtype)
@@ -169,7 +183,7 @@ def relative_bucket(
     return (offset + bucket).astype(np.int32)
 
 
-def relative_bias(
+def relative_values(
     table_RH: Float[Array, "R H"],
     num_queries: int,
     num_keys: int,
@@ -177,18 +191,16 @@ def relative_bias(
     bidirectional: bool,
     max_distance: int,
     parts: int = 1,
-) -> Float[Array, "P H T S"]:
-    """The learned bias of every (query, key) pair, once for each of `parts` parts of the batch.
-
-    It depends on the distance alone, so one value per distance is looked up and laid out along the
-    diagonals by reshapes: neither a T × S gather nor, backwards, a T × S scatter.
+) -> Float[Array, "P H N"]:
+    """The learned bias of each of the N = T + S - 1 distances, ascending from -(T - 1), once for
+    each of `parts` parts of the batch.
 
     With a part for each device that holds rows, gradients are summed over its rows and folded into
     a table there; only tables are summed over devices, not heads × T × S values of every layer.
     """
-    T, N = num_queries, num_queries + num_keys - 1
+    N = num_queries + num_keys - 1
     buckets_N = relative_bucket(
-        np.arange(N) - (T - 1),
+        np.arange(N) - (num_queries - 1),
         bidirectional=bidirectional,
         num_buckets=table_RH.shape[0],
         max_distance=max_distance,
@@ -196,10 +208,18 @@ def relative_bias(
     one_hot_RN = jnp.asarray(np.arange(table_RH.shape[0])[:, None] == buckets_N, table_RH.dtype)
     table_PRH = jnp.broadcast_to(table_RH, (parts, *table_RH.shape))
     table_PRH = constrain(table_PRH, "batch", "buckets", "heads") if parts > 1 else table_PRH
-    values_PHN = jnp.einsum("PRH,RN->PHN", table_PRH, one_hot_RN, precision="highest")
+    return jnp.einsum("PRH,RN->PHN", table_PRH, one_hot_RN, precision="highest")
+
+
+def laid_out(values_PHN: Float[Array, "P H N"], num_queries: int) -> Float[Array, "P H T S"]:
+    """A value per distance along the diagonals of the pairs (query, key).
+
+    By reshapes: neither a T × S gather nor, backwards, a T × S scatter.
+    """
+    P, H, N = values_PHN.shape
+    T = num_queries
     # A row of period N + 1 read in strides of N moves one step to the right per row.
     period_PHN1 = jnp.pad(values_PHN, ((0, 0), (0, 0), (0, 1)))
-    P, H = values_PHN.shape[:2]
     tiled = jnp.broadcast_to(period_PHN1[:, :, None], (P, H, T, N + 1)).reshape(P, H, T * (N + 1))
     return tiled[:, :, : T * N].reshape(P, H, T, N)[:, :, :, T - 1 :]
 
@@ -212,7 +232,7 @@ def relative_bias_row(
     bidirectional: bool,
     max_distance: int,
 ) -> Float[Array, "1 H 1 S"]:
-    """The row of `relative_bias` at a position known only at run time, for decoding."""
+    """The row of the bias at a position known only at run time, for decoding."""
     all_buckets = relative_bucket(
         np.arange(-num_keys + 1, num_keys),
         bidirectional=bidirectional,

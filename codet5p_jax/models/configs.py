@@ -220,6 +220,8 @@ class ModelConfig:
       dropout: rate, applied only where a key is passed.
       dtype: of activations and matrix products, or its name, one of `DTYPES`; parameters, softmax
         and losses stay fp32.
+      attention: how whole sequences attend: "xla" writes scores to memory, "fused" is one kernel on
+        a TPU, which keeps none, and the same maths elsewhere (`fused_attention`).
       remat: "none" keeps every activation, "dots" keeps matrix products, "full" recomputes a block.
       scan_layers: run a stack as one scanned body (quick to compile) or unrolled.
       loss_chunk: most target positions whose logits exist at one time in `token_losses`.
@@ -246,6 +248,7 @@ class ModelConfig:
     pooling: Literal["first", "mean"] = "first"
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
+    attention: Literal["xla", "fused"] = "xla"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
     loss_chunk: int = 128
@@ -331,6 +334,7 @@ def t5(
     pooling: Literal["first", "mean"] = "first",
     dropout: float = 0.1,
     dtype: DTypeLike = jnp.float32,
+    attention: Literal["xla", "fused"] = "xla",
     remat: Literal["none", "dots", "full"] = "none",
     scan_layers: bool = True,
     loss_chunk: int = 128,
@@ -365,6 +369,7 @@ def t5(
         pooling=pooling,
         dropout=dropout,
         dtype=dtype,
+        attention=attention,
         remat=remat,
         scan_layers=scan_layers,
         loss_chunk=loss_chunk,
@@ -416,6 +421,7 @@ def codet5p_codegen(
     rotary_dim: int = 64,
     vocab_size: int = 51_200,
     dtype: DTypeLike = jnp.float32,
+    attention: Literal["xla", "fused"] = "xla",
     remat: Literal["none", "dots", "full"] = "none",
     scan_layers: bool = True,
     loss_chunk: int = 128,
@@ -448,6 +454,7 @@ def codet5p_codegen(
         prompt_to_decoder=True,
         dropout=0.0,
         dtype=dtype,
+        attention=attention,
         remat=remat,
         scan_layers=scan_layers,
         loss_chunk=loss_chunk,

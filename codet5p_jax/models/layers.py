@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from codet5p_jax.models.attention import Keys, attend, attention, rotary
+from codet5p_jax.models.attention import Keys, Terms, attend, attention, rotary
 from codet5p_jax.models.configs import Lora, StackConfig
 from codet5p_jax.models.dense import dense
 from codet5p_jax.models.dropout import dropout
+from codet5p_jax.models.fused_attention import Relations, fused_attention
 from codet5p_jax.models.int8 import dense_int8, initializers, scale_of
 from codet5p_jax.models.params import declare, normal, ones, zeros
 
@@ -164,24 +165,32 @@ class Attention(nnx.Module):
         q_BTHK: Float[Array, "B T H K"],
         k_BSGK: Float[Array, "B S G K"],
         v_BSGK: Float[Array, "B S G K"],
-        mask_B1TS: Float[Array, "#B 1 #T S"],
-        bias_PHTS: Float[Array, "P H T S"] | None,
+        relations: Terms | Relations,
         dropout_rate: float,
         key: jax.Array | None,
     ) -> Float[Array, "B T D"]:
         """Attention and its output projection."""
-        return self._output(
-            attention(
+        if isinstance(relations, Relations):
+            out = fused_attention(
                 q_BTHK,
                 k_BSGK,
                 v_BSGK,
-                mask_B1TS=mask_B1TS,
-                bias_PHTS=bias_PHTS,
+                relations,
                 scale=self._scale,
                 dropout_rate=dropout_rate,
                 key=key,
             )
-        )
+        else:
+            out = attention(
+                q_BTHK,
+                k_BSGK,
+                v_BSGK,
+                mask_B1TS=relations.mask_B1TS,
+                bias_PHTS=relations.bias_PHTS,
+                scale=self._scale,
+                drop=lambda weights: dropout(weights, dropout_rate, key),
+            )
+        return self._output(out)
 
     def attend_parts(
         self, q_BNHK: Float[Array, "B N H K"], parts: list[Keys]
@@ -266,11 +275,10 @@ class Block(nnx.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         *,
-        mask_B1TS: Float[Array, "#B 1 #T S"],
-        bias_PHTS: Float[Array, "P H T S"] | None,
+        relations: Terms | Relations,
         positions_T: Int[Array, "*#B #T"],
         encoded_BSD: Float[Array, "B Se De"] | None,
-        cross_mask_B1TS: Float[Array, "#B 1 #T Se"] | None,
+        cross_relations: Terms | Relations | None,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Runs the block over whole sequences; also what a cache keeps of them: keys and values
@@ -286,16 +294,16 @@ class Block(nnx.Module):
             k, v = self.attention.keys_values(u, positions_T)
             kept["prefix_k"], kept["prefix_v"] = _by_heads(k), _by_heads(v)
             q = self.attention.queries(u, positions_T)
-            y = self.attention.attend(q, k, v, mask_B1TS, bias_PHTS, rate, keys[0])
+            y = self.attention.attend(q, k, v, relations, rate, keys[0])
             return dropout(y, rate, keys[1])
 
         def cross_attention(u: Array) -> Array:
-            assert cross_mask_B1TS is not None, "`encoded` comes with its segments"
+            assert cross_relations is not None, "`encoded` comes with its segments"
             assert encoded_BSD is not None, "else cross-attention is bypassed"
             k, v = self._encoder_keys_values(encoded_BSD)
             kept["cross_k"], kept["cross_v"] = _by_heads(k), _by_heads(v)
             q = self.cross_attention.queries(u, positions_T)
-            y = self.cross_attention.attend(q, k, v, cross_mask_B1TS, None, rate, keys[2])
+            y = self.cross_attention.attend(q, k, v, cross_relations, rate, keys[2])
             return dropout(y, rate, keys[3])
 
         def feed_forward(u: Array) -> Array:

@@ -8,15 +8,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from codet5p_jax.models.attention import as_mask, relative_bias, relative_bias_row, segment_mask
+from codet5p_jax.models.attention import (
+    Terms,
+    as_mask,
+    laid_out,
+    relative_bias_row,
+    relative_values,
+    segment_mask,
+)
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 from codet5p_jax.models.dropout import dropout
+from codet5p_jax.models.fused_attention import SAVED, Relations
 from codet5p_jax.models.layers import Block, Norm, StepContext
 from codet5p_jax.models.params import ParamSpec, declare, is_spec, normal
 from codet5p_jax.sharding import batch_parts, constrain, constrain_between_blocks
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -119,15 +130,10 @@ class Stack(nnx.Module):
         rate = self.model_cfg.dropout
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         args = {
-            "mask_B1TS": segment_mask(
-                segments_BT, segments_BT, causal=cfg.causal, window=cfg.attention_window
-            ),
-            "bias_PHTS": self._bias(len(x_BTD), T),
+            "relations": self._relations(segments_BT),
             "positions_T": jnp.arange(T) if positions_T is None else positions_T,
             "encoded_BSD": encoded_BSD,
-            "cross_mask_B1TS": None
-            if encoder_segments_BS is None
-            else segment_mask(segments_BT, encoder_segments_BS, causal=False),
+            "cross_relations": self._cross_relations(segments_BT, encoder_segments_BS),
         }
         self._check_length(T)
         if cfg.position == "learned":
@@ -178,17 +184,35 @@ class Stack(nnx.Module):
                 "network (StackConfig.max_positions)"
             )
 
-    def _bias(self, rows: int, length: int) -> Array | None:
-        if self.cfg.position != "relative":
-            return None
-        return relative_bias(
-            self.relative_bias[...],
-            length,
-            length,
-            bidirectional=not self.cfg.causal,
-            max_distance=self.cfg.relative_max_distance,
-            parts=batch_parts(rows),
+    def _relations(self, segments_BT: Array) -> Terms | Relations:
+        """Of self-attention."""
+        cfg, (rows, length) = self.cfg, segments_BT.shape
+        values_PHN = None
+        if cfg.position == "relative":
+            values_PHN = relative_values(
+                self.relative_bias[...],
+                length,
+                length,
+                bidirectional=not cfg.causal,
+                max_distance=cfg.relative_max_distance,
+                parts=batch_parts(rows),
+            )
+        if self.model_cfg.attention == "fused":
+            return Relations(segments_BT, segments_BT, values_PHN, cfg.causal, cfg.attention_window)
+        return Terms(
+            segment_mask(segments_BT, segments_BT, causal=cfg.causal, window=cfg.attention_window),
+            None if values_PHN is None else laid_out(values_PHN, length),
         )
+
+    def _cross_relations(
+        self, segments_BT: Array, encoder_segments_BS: Array | None
+    ) -> Terms | Relations | None:
+        """Of cross-attention."""
+        if encoder_segments_BS is None:
+            return None
+        if self.model_cfg.attention == "fused":
+            return Relations(segments_BT, encoder_segments_BS)
+        return Terms(segment_mask(segments_BT, encoder_segments_BS, causal=False))
 
     def layer_params(self) -> dict[str, Any]:
         """Parameters of the layers by group: stacked, or apart where `scan_layers` is off.

@@ -55,7 +55,7 @@ def step_flops(
     specs = model.specs
     params, frozen = split(abstract_params(specs))
     # What is computed twice to save memory is no work that was asked for.
-    model = CodeT5p(dataclasses.replace(model.config, remat="none")).bind(specs)
+    model = CodeT5p(dataclasses.replace(model.config, remat="none", attention="xla")).bind(specs)
     out = {}
     for objective in objectives:
         if objective.name not in rows:

@@ -26,6 +26,7 @@ _COLLECTIVE = re.compile(
 _BETWEEN_SLICES = re.compile(
     r'_xla_megascale_target="\{([\d,:]*)\}.*_xla_megascale_transfer_type="(\w+)"'
 )
+_KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 _FREE = (
     *("parameter", "constant", "iota", "get-tuple-element", "tuple", "bitcast", "while", "call"),
     *("conditional", "after-all", "opt-barrier", "partition-id", "replica-id", "slice-start"),
@@ -51,7 +52,8 @@ class Work:
     """What one device does in one run of a program.
 
     Attributes:
-      dot_flops: FLOPs of its matrix products, loop bodies times their trip count.
+      dot_flops: FLOPs of its matrix products, loop bodies times their trip count; of hand-written
+        kernels, what they state.
       sums: elements of those that have no batch axes, by how many terms each element sums up. The
         gradient of a kernel sums over all positions.
       collectives: by kind (`all-gather`), likewise; over the fast links of a slice.
@@ -203,6 +205,9 @@ def _own(name: str, body: _Body, devices: int) -> defaultdict[str, float]:
                 out[f"sums {terms}"] += math.prod(made.shape)
         elif made.op == "convolution":
             out["flops"] += _convolution(made, body)
+        elif made.op == "custom-call":
+            stated = _KERNEL_FLOPS.search(made.line)
+            out["flops"] += float(stated[1]) if stated else 0.0
         collective = _COLLECTIVE.match(made.op)
         if collective and (starts or "chain_id=" not in made.line):
             # What a TPU calls so is an all-reduce of which each device keeps a part.

@@ -98,6 +98,7 @@ def network_of(
     matching_head: bool | None = None,
     dropout: float | None = None,
     dtype: DTypeLike = jnp.float32,
+    attention: Literal["xla", "fused"] = "xla",
     remat: Literal["none", "dots", "full"] = "none",
     scan_layers: bool = True,
     loss_chunk: int = 128,
@@ -107,9 +108,9 @@ def network_of(
     Args:
       path: as `InitFrom.path`; it has to be there whenever the run is started, also to go on.
       vocab_size, embed_dim, matching_head, dropout: as `ModelConfig` has them; None: as there.
-      dtype, remat, scan_layers, loss_chunk: as `ModelConfig` has them. They decide how training
-        computes, and not what, and are not taken from there; nor is `StackConfig.int8`, which
-        `Trainable` sets.
+      dtype, attention, remat, scan_layers, loss_chunk: as `ModelConfig` has them. They decide how
+        training computes, and not what, and are not taken from there; nor is `StackConfig.int8`,
+        which `Trainable` sets.
 
     Raises:
       FileNotFoundError: there are no weights.
@@ -136,6 +137,7 @@ def network_of(
         encoder=dataclasses.replace(theirs.encoder, int8=False),
         decoder=dataclasses.replace(theirs.decoder, int8=False),
         dtype=dtype,
+        attention=attention,
         remat=remat,
         scan_layers=scan_layers,
         loss_chunk=loss_chunk,

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from codet5p_jax.models.attention import (
-    relative_bias,
+    laid_out,
     relative_bias_row,
     relative_bucket,
+    relative_values,
     segment_mask,
 )
 from codet5p_jax.models.configs import ModelConfig, StackConfig
@@ -39,12 +40,12 @@ def test_buckets_equal_those_of_transformers(bidirectional):
 def test_bias_is_the_table_looked_up_at_every_pair(bidirectional, T, S):
     table = jax.random.normal(jax.random.key(0), (32, 3))
     kw = {"bidirectional": bidirectional, "max_distance": 128}
-    got = relative_bias(table, T, S, **kw)
+    got = laid_out(relative_values(table, T, S, **kw), T)
     distance = np.arange(S)[None] - np.arange(T)[:, None]
     buckets = relative_bucket(distance, num_buckets=32, **kw)
     expected = np.moveaxis(np.asarray(table)[buckets], -1, 0)
     np.testing.assert_array_equal(got, expected[None])
-    parts = relative_bias(table, T, S, parts=4, **kw)
+    parts = laid_out(relative_values(table, T, S, parts=4, **kw), T)
     np.testing.assert_array_equal(parts, np.stack([expected] * 4))
     if T <= S:
         row = relative_bias_row(table, jnp.int32(T - 1), S, **kw)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from codet5p_jax.models.configs import ModelConfig
-from codet5p_jax.objectives import SpanDenoising
+from codet5p_jax.objectives import Seq2Seq, SpanDenoising
 from codet5p_jax.sharding import AXES, MeshConfig, batch_sharding, make_mesh
 from codet5p_jax.training import precompile as module
 from codet5p_jax.training.chips import CHIPS, GIB
@@ -63,6 +63,29 @@ def test_a_step_for_four_chips():
     assert speed.step_seconds == max(speed.compute_seconds, speed.hbm_seconds, speed.ici_seconds)
     assert 0 < speed.mfu < 1
     assert speed.mfu == pytest.approx(speed.model_flops / speed.step_seconds / 197e12)
+
+
+@needs_libtpu
+def test_kernels_of_attention_are_counted():
+    """Of three self- and cross-attentions each way: two products forwards and five backwards."""
+    rows, length = 16, 256
+    sizes = {"num_heads": 2, "head_dim": 64, "dropout": 0.0, "dtype": "bfloat16"}
+
+    def speed(attention):
+        (phase,) = precompile(
+            topology="v5e:2x2",
+            model=tiny_config(**sizes, attention=attention),
+            objectives=[Seq2Seq(inputs_length=length, targets_length=length)],
+            phases=[Phase("m", 10, rows)],
+            rows=[{"seq2seq": rows}],
+        ).phases
+        return phase.speed
+
+    plain, fused = speed("xla"), speed("fused")
+    product = 3 * 2 * (rows // 4) * 2 * length * length * 64
+    assert fused.model_flops == plain.model_flops > 6 * product
+    assert fused.dot_flops - plain.dot_flops == pytest.approx(product, rel=0.02)
+    assert fused.hbm_bytes < 0.8 * plain.hbm_bytes
 
 
 @needs_libtpu

@@ -1,0 +1,256 @@
+"""The kernels, step by step on a CPU, against plain attention; and what is told from outside."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codet5p_jax.models import CodeT5p, attention_kernels, fused_attention, init_params, t5
+from codet5p_jax.models.attention_kernels import Inputs, Kind, Place, backward, forward
+from codet5p_jax.models.dropout import kept
+from codet5p_jax.objectives import Seq2Seq
+from codet5p_jax.sharding import MeshConfig, make_mesh, on_mesh
+from codet5p_jax.training.describe import activation_bytes
+from codet5p_jax.training.flops import step_flops
+
+
+def inputs(kind, B, T, S, heads, *, biased, query=0, dtype=jnp.float32):
+    """Queries that are part of a longer sequence begin at `query` of it."""
+    rng = np.random.default_rng(0)
+    make = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    segments = jnp.asarray(rng.integers(0, 3, (B, S)), jnp.int32)
+    words = tuple(jnp.int32(n) for n in rng.integers(-(2**31), 2**31, 2))
+    return Inputs(
+        *(make(B, n, heads * kind.head_dim) for n in (T, S, S)),
+        segments[:, query : query + T],
+        segments,
+        make(heads, kind.zero + S).astype(jnp.float32) if biased else None,
+        Place(jnp.int32(query), jnp.int32(3), jnp.int32(5), words),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def kernels(kind, given, d_out):
+    """The result and the gradients."""
+    return forward(kind, given), *backward(kind, given, d_out)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def plain(kind, given, d_out):
+    """The same by `attention`."""
+
+    def of(q, k, v, values):
+        return fused_attention._plain(kind, given._replace(q=q, k=k, v=v, values=values))
+
+    out, pull = jax.vjp(of, given.q, given.k, given.v, given.values)
+    return out, *pull(d_out)
+
+
+CASES = {
+    "an encoder's": (Kind(64, zero=15), 2, 16, 16, 4, {"biased": True}),
+    "a decoder's": (Kind(64, causal=True, zero=15), 3, 16, 16, 2, {"biased": True}),
+    "cross-attention": (Kind(64), 2, 8, 24, 2, {"biased": False}),
+    "three heads that fill no lanes": (Kind(16, zero=7), 2, 8, 8, 3, {"biased": True}),
+    "80 features, a window": (
+        Kind(80, causal=True, window=3), 2, 16, 16, 8, {"biased": False},
+    ),
+    "blocks of queries": (
+        Kind(64, causal=True, zero=63), 2, 64, 64, 2, {"biased": True},
+    ),
+    "a part of the positions": (
+        Kind(128, causal=True, window=20, zero=63), 2, 32, 64, 2,
+        {"biased": True, "query": 16},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_compute_attention(monkeypatch, case, dropout_rate):
+    monkeypatch.setattr(attention_kernels, "_MOST_SCORES", 1024)  # 16 queries of 64 keys
+    kind, *sizes, more = CASES[case]
+    scale = kind.head_dim**-0.5
+    kind = dataclasses.replace(kind, scale=scale, dropout_rate=dropout_rate, interpret=True)
+    given = inputs(kind, *sizes, **more)
+    d_out = jnp.asarray(np.random.default_rng(1).normal(size=given.q.shape), jnp.float32)
+    expected = plain(kind, given, d_out)
+    found = kernels(kind, given, d_out)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def test_in_bfloat16_kernels_are_as_close_to_fp32_as_attention_is():
+    kind = Kind(64, causal=True, zero=31, interpret=True)
+    given = inputs(kind, 2, 32, 32, 2, biased=True, dtype=jnp.bfloat16)
+    d_out = jnp.asarray(np.random.default_rng(1).normal(size=given.q.shape), jnp.bfloat16)
+    exact = plain(kind, jax.tree.map(_wide, given), _wide(d_out))
+    other = plain(kind, given, d_out)
+    found = kernels(kind, given, d_out)
+    for name, a, b, c in zip(("out", "q", "k", "v", "values"), found, other, exact, strict=True):
+        assert a.dtype == b.dtype
+        error, others = (float(jnp.max(jnp.abs(_wide(x) - c))) for x in (a, b))
+        assert error < 1.5 * others < 0.1 * float(jnp.max(jnp.abs(c))), name
+
+
+def _wide(x):
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+
+
+def test_a_row_without_a_key_stays_finite():
+    kind = Kind(64, interpret=True)
+    given = inputs(kind, 2, 8, 8, 2, biased=False)
+    given = given._replace(q_segments=given.q_segments + 7)
+    found = kernels(kind, given, jnp.ones_like(given.q))[:4]
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in found)
+
+
+def test_what_is_kept_is_random_and_a_function_of_the_place():
+    B, H, N = 6, 5, 4096
+    words = (jnp.int32(-17), jnp.int32(1234567))
+    row, head = jnp.arange(B)[:, None, None], jnp.arange(H)[:, None]
+    keep = np.asarray(kept(words, row, head, jnp.arange(N), 0.25))
+    part = kept(words, row[2:4], head[1:], jnp.arange(100, 200), 0.25)
+    np.testing.assert_array_equal(part, keep[2:4, 1:, 100:200])
+    other = np.asarray(kept((words[0], jnp.int32(1)), row, head, jnp.arange(N), 0.25))
+    deviation = (0.25 * 0.75) ** 0.5
+    for axes in ((), (2,), (0, 1)):  # of all, of a row's head, of a pair
+        share = keep.mean(axis=axes or None)
+        assert np.max(np.abs(share - 0.75)) < 5 * deviation * (share.size / keep.size) ** 0.5
+
+    def correlation(x, y):
+        return np.mean((x - 0.75) * (y - 0.75)) / deviation**2
+
+    pairs = [(keep[..., n:], keep[..., :-n]) for n in (1, 2, 3, 64, 512)]
+    pairs += [(keep[1:], keep[:-1]), (keep[:, 1:], keep[:, :-1]), (keep, other)]
+    for x, y in pairs:
+        assert abs(correlation(x, y)) < 5 / x.size**0.5
+
+
+SIZES = {
+    "vocab_size": 64, "d_model": 32, "num_heads": 4, "head_dim": 8, "d_ff": 32,
+    "num_encoder_layers": 1, "num_decoder_layers": 1,
+}  # fmt: skip
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 16)), jnp.int32)
+SEGMENTS = jnp.asarray(np.repeat([[1] * 9 + [2] * 5 + [0] * 2], 8, axis=0), jnp.int32)
+
+
+def gradients(config, mesh=None):
+    """The loss of a network over packed rows and all its gradients."""
+    model = CodeT5p(config)
+    key = jax.random.key(1) if config.dropout else None
+
+    def loss(params):
+        bound = model.bind(params)
+        encoded = bound.encode(TOKENS, SEGMENTS, key=key)
+        states = bound.decode(TOKENS, SEGMENTS, encoded, SEGMENTS, key=key)
+        return bound.token_losses(states, TOKENS, (SEGMENTS > 0).astype(jnp.float32)).loss / 100
+
+    params = init_params(model.specs, jax.random.key(0))
+    with on_mesh(mesh):
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@functools.cache
+def expected_gradients():
+    """Of a network without dropout that writes scores."""
+    return gradients(t5(**SIZES, dropout=0.0))
+
+
+def close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def kernels_everywhere(monkeypatch):
+    """The kernels in place of plain attention, step by step."""
+    made = fused_attention.Kind
+
+    def take(*args, tpu, default):
+        return tpu(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", take)
+    monkeypatch.setattr(fused_attention, "Kind", lambda **kw: made(**kw, interpret=True))
+
+
+MESHES = {
+    "one device": None,
+    "batch": MeshConfig(replica=2, fsdp=4),
+    "all axes": MeshConfig(fsdp=2, sequence=2, tensor=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("by_kernels", "mesh", "remat"),
+    [
+        (False, "one device", "none"),
+        (True, "one device", "dots"),
+        (False, "all axes", "dots"),
+        (True, "all axes", "none"),
+        (True, "batch", "none"),
+    ],
+)
+def test_a_network_is_the_same(monkeypatch, by_kernels, mesh, remat):
+    expected = expected_gradients()
+    if by_kernels:
+        kernels_everywhere(monkeypatch)
+    sizes = MESHES[mesh]
+    config = t5(**SIZES, dropout=0.0, attention="fused", remat=remat)
+    close(gradients(config, sizes and make_mesh(sizes)), expected)
+
+
+def test_dropout_is_the_same_on_any_mesh(monkeypatch):
+    config = t5(**SIZES, dropout=0.2, attention="fused")
+    expected = gradients(config)
+    without = gradients(dataclasses.replace(config, dropout=0.0))
+    assert abs(expected[0] - without[0]) > 1e-3
+    close(gradients(config, make_mesh(MESHES["all axes"])), expected)
+    kernels_everywhere(monkeypatch)
+    close(gradients(config, make_mesh(MESHES["all axes"])), expected)
+
+
+def test_query_heads_that_share_keys(monkeypatch):
+    def changed(attention):
+        config = t5(**SIZES, dropout=0.0, attention=attention)
+        return dataclasses.replace(
+            config, decoder=dataclasses.replace(config.decoder, num_kv_heads=2, position="rotary")
+        )
+
+    expected = gradients(changed("xla"))
+    kernels_everywhere(monkeypatch)
+    close(gradients(changed("fused")), expected)
+
+
+def test_batches_that_do_not_divide_run_whole_on_each_device():
+    config = t5(**SIZES, dropout=0.0, attention="fused")
+    model = CodeT5p(config)
+    params = init_params(model.specs, jax.random.key(0))
+    encode = jax.jit(lambda p: model.bind(p).encode(TOKENS[:3], SEGMENTS[:3]))
+    expected = encode(params)
+    with on_mesh(make_mesh(MESHES["all axes"])):
+        close(jax.jit(lambda p: model.bind(p).encode(TOKENS[:3], SEGMENTS[:3]))(params), expected)
+
+
+def test_nothing_as_long_as_all_pairs_is_kept():
+    """Activations grow with the length as those of a network without attention would."""
+
+    def bytes_of(attention, length):
+        model = CodeT5p(t5(**SIZES, dropout=0.0, attention=attention))
+        objective = Seq2Seq(inputs_length=length, targets_length=length)
+        return activation_bytes(model, objective, 2)
+
+    layers_heads_rows = 3 * 4 * 2
+    for n in (64, 128):
+        saved = bytes_of("xla", n) - bytes_of("fused", n)
+        assert saved > layers_heads_rows * n * n * 4  # a score at least
+    assert bytes_of("fused", 256) < 2.2 * bytes_of("fused", 128)
+
+
+def test_the_work_of_the_model_does_not_depend_on_it():
+    objective = Seq2Seq(inputs_length=16, targets_length=16)
+    found = [
+        step_flops(CodeT5p(t5(**SIZES, dropout=0.0, attention=how)), [objective], {"seq2seq": 2})
+        for how in ("xla", "fused")
+    ]
+    assert found[0] == found[1]
+    assert found[0]["seq2seq"] > 0
