@@ -44,12 +44,14 @@ class Job:
       topology: as `--topology`.
       gin_files: in their order.
       bindings: after them, without `--gin.`.
+      num_slices: as `--num_slices`.
     """
 
     name: str
     topology: str
     gin_files: tuple[str, ...]
     bindings: tuple[str, ...] = ()
+    num_slices: int = 1
 
 
 def jobs() -> list[Job]:
@@ -69,6 +71,9 @@ def jobs() -> list[Job]:
                 bindings = (f"{REPLICA}=16",) if many else ()
                 bindings += ("ACCUMULATE=1",) if many and stage == "stage1" else ()
                 out.append(Job(f"{stage}_{size}_{chips}", topology, files, bindings))
+    for stage in ("stage1", "stage2"):
+        files = (f"runs/{stage}_220m.gin", "meshes/fsdp.gin")
+        out.append(Job(f"{stage}_220m_fused_v5e-16", "v5e:4x4", files, ("ATTENTION='fused'",)))
     large = (
         ("2b", "v5e-64", "v5e:8x8", (f"{REPLICA}=8",)),
         ("6b", "v5p-64", "v5p:2x4x4", ()),
@@ -98,6 +103,7 @@ def small_jobs() -> list[Job]:
     return [
         Job("stage1_tiny_v5e-4", "v5e:2x2", (*files, "meshes/fsdp.gin"), bindings),
         Job("stage1_tiny_v5p-8", "v5p:2x2x1", (*files, "meshes/fsdp_tensor.gin"), bindings),
+        Job("stage1_tiny_2xv5e-4", "v5e:2x2", (*files, "meshes/multi_slice.gin"), bindings, 2),
     ]
 
 
@@ -112,8 +118,9 @@ def compiled(job: Job, cache_dir: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "codet5p_jax.cli.main", "precompile", *words]
-        command += [f"--topology={job.topology}", f"--gin.CACHE_DIR={cache_dir!r}"]
-        subprocess.run([*command, f"--json={report}"], check=True)
+        command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}"]
+        command += [f"--gin.CACHE_DIR={cache_dir!r}", f"--json={report}"]
+        subprocess.run(command, check=True)
         found = json.loads(report.read_text())
     return {
         "job": of_job(job),

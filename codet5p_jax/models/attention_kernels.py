@@ -10,7 +10,7 @@ back there.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,20 +100,23 @@ def backward(
 
 
 def _run(kernel: Any, kind: Kind, inputs: Inputs, d_out: Array | None = None) -> dict[str, Array]:
-    (B, T, F), S = inputs.q.shape, inputs.k.shape[1]
+    (B, queries, F), S = inputs.q.shape, inputs.k.shape[1]
     heads = _heads_together(F // kind.head_dim, kind.head_dim)
-    width, block = heads * kind.head_dim, _queries_together(T, S)
+    width, (T, block) = heads * kind.head_dim, _queries_together(queries, S)
+    # Of queries that pad, nothing is read, and their gradient is 0.
+    more = ((0, 0), (0, T - queries))
+    q, q_segments = jnp.pad(inputs.q, (*more, (0, 0))), jnp.pad(inputs.q_segments, more)
 
     of_queries = pl.BlockSpec((1, block, width), lambda h, b, i: (b, i, h))
     of_keys = pl.BlockSpec((1, S, width), lambda h, b, i: (b, 0, h))
     place = jnp.stack(jax.tree.leaves(inputs.place))
     read = {
         "place": (place, pl.BlockSpec(memory_space=pltpu.SMEM)),
-        "q": (inputs.q, of_queries),
+        "q": (q, of_queries),
         "k": (inputs.k, of_keys),
         "v": (inputs.v, of_keys),
         "q_segments": (
-            inputs.q_segments[:, None],
+            q_segments[:, None],
             pl.BlockSpec((1, 1, block), lambda h, b, i: (b, 0, i)),
         ),
         "kv_segments": (
@@ -131,16 +134,17 @@ def _run(kernel: Any, kind: Kind, inputs: Inputs, d_out: Array | None = None) ->
         scratch["bias"] = pltpu.VMEM((heads, T, S), jnp.float32)
     if d_out is None:
         products = 2
-        written["out"] = inputs.q, of_queries
+        written["out"] = q, of_queries
     else:
         products = 5
-        read["d_out"] = d_out, of_queries
+        read["d_out"] = jnp.pad(d_out, (*more, (0, 0))), of_queries
         written |= {"d_q": read["q"], "d_k": read["k"], "d_v": read["v"]}
         scratch |= {name: pltpu.VMEM((S, width), jnp.float32) for name in ("k_sum", "v_sum")}
         if "values" in read:
             written["d_values"] = read["values"]
             scratch["bias_sum"] = scratch["bias"]
     names = [*read, *written, *scratch]
+    windows = width * (block + S) * q.dtype.itemsize * (2 if d_out is None else 4)
     arrays = [array for array, _ in read.values()]
     results = [jax.ShapeDtypeStruct(like.shape, like.dtype) for like, _ in written.values()]
     moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *results))
@@ -153,7 +157,7 @@ def _run(kernel: Any, kind: Kind, inputs: Inputs, d_out: Array | None = None) ->
         scratch_shapes=[*scratch.values()],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=_memory(scratch, heads * block * S),
+            vmem_limit_bytes=_memory(windows, [*scratch.values()], block * S),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * B * T * S * F,
@@ -162,7 +166,8 @@ def _run(kernel: Any, kind: Kind, inputs: Inputs, d_out: Array | None = None) ->
         ),
         interpret=kind.interpret,
     )(*arrays)
-    return dict(zip(written, out, strict=True))
+    found = dict(zip(written, out, strict=True))
+    return found | {name: found[name][:, :queries] for name in ("out", "d_q") if name in found}
 
 
 def _heads_together(number: int, head_dim: int) -> int:
@@ -171,18 +176,29 @@ def _heads_together(number: int, head_dim: int) -> int:
     return number if number % heads else heads
 
 
-def _queries_together(T: int, S: int) -> int:
-    """Queries of a block."""
-    block = T
-    while block * S > _MOST_SCORES and block % 32 == 0:
-        block //= 2
-    return block
+def _queries_together(T: int, S: int) -> tuple[int, int]:
+    """How many queries there are with padding, and those of a block.
+
+    Blocks fill whole lanes, as their segments have to, unless one block is all.
+    """
+    if T * S <= _MOST_SCORES:
+        return T, T
+    padded = T + -T % _LANES
+    parts = range(_LANES, padded + 1, _LANES)
+    few = [part for part in parts if padded % part == 0 and part * S <= _MOST_SCORES]
+    return padded, max(few, default=_LANES)
 
 
-def _memory(scratch: Mapping[str, Any], scores: int) -> int:
-    """Bytes of the chip's memory that a kernel may take."""
-    kept_bytes = sum(4 * math.prod(x.shape) for x in scratch.values())
-    return max(_LEAST_MEMORY, kept_bytes + 16 * 4 * scores)
+def _memory(windows: int, scratch: Sequence[Any], scores: int) -> int:
+    """Bytes on the chip that a kernel may take: what it takes, XLA cannot use meanwhile.
+
+    Args:
+      windows: bytes of the blocks, of which there are two each: one comes while one is worked on.
+      scratch: arrays that stay, fp32.
+      scores: of a head; of arrays as large, a dozen are alive at once.
+    """
+    kept_bytes = sum(4 * math.prod(x.shape) for x in scratch)
+    return max(_LEAST_MEMORY, 2 * windows + kept_bytes + 12 * 4 * scores)
 
 
 class _Tile:
@@ -323,7 +339,7 @@ def _forward(kind: Kind, refs: Refs) -> None:
         q, k, v = (refs[name][0, :, own] for name in ("q", "k", "v"))
         weights, total = tile.weights(head, q, k)
         out = _product(tile.dropped(weights, head).astype(v.dtype), v, 1, 0) / total
-        refs["out"][0, :, own] = out.astype(v.dtype)
+        refs["out"][0, :, own] = out.astype(refs["out"].dtype)
 
 
 def _backward(kind: Kind, refs: Refs) -> None:

@@ -27,13 +27,16 @@ def kept(
     """Whether an element stays, with probability 1 - `rate` (to 2^-24); int32, broadcast.
 
     A function of its place alone: any part of an array is made where it is needed, also inside a
-    kernel, and is the same however the array is split. The hash is Wellons' lowbias32 with the
+    kernel, and is the same however the array is split. The hash is Wellons' lowbias32 with a
     second word mixed in halfway.
     """
+    # Heads or rows whose words differ in a few bits would drop alike: both words come of both.
     of_row = _mixed(words[0] + row * _signed(0x9E3779B9))
     of_head = _mixed(words[1] + head * _signed(0x85EBCA77))
-    x = (pair ^ of_row) ^ _shifted(pair ^ of_row, 16)
-    x = (x * _signed(0x7FEB352D)) ^ of_head
+    first = _mixed(of_row + of_head)
+    second = _mixed(of_row ^ (of_head * 5 + _signed(0xC2B2AE3D)))
+    x = (pair ^ first) ^ _shifted(pair ^ first, 16)
+    x = (x * _signed(0x7FEB352D)) ^ second
     x = (x ^ _shifted(x, 15)) * _signed(0x846CA68B)
     return _shifted(x ^ _shifted(x, 16), 8) >= round(rate * 2**24)
 

@@ -21,6 +21,7 @@ from codet5p_jax.models.dropout import kept
 from codet5p_jax.sharding import dividing_spec, first_on_device, on_each_device
 
 SAVED = "fused_attention"  # by which a policy of what to keep knows the result
+_FEW_KEYS = 8  # below, scores are no longer than queries are wide, and Mosaic takes no single key
 
 
 @functools.partial(
@@ -83,7 +84,7 @@ def fused_attention(
     specs = [queries, keys, keys, PartitionSpec(rows, length), PartitionSpec(rows), PartitionSpec()]
     if relations.values_PHN is not None:
         own_part = len(relations.values_PHN) > 1
-        arrays.append(relations.values_PHN)
+        arrays.append(relations.values_PHN.astype(jnp.float32))  # of a frozen table, bf16
         specs.append(PartitionSpec(rows if own_part else None, heads))
 
     def local(
@@ -112,11 +113,11 @@ def _repeated(x_BSF: Array, times: int, head_dim: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(kind: Kind, inputs: Inputs) -> Array:
-    return jax.lax.platform_dependent(
-        inputs,
-        tpu=functools.partial(kernels.forward, kind),
-        default=functools.partial(_plain, kind),
-    )
+    plain = functools.partial(_plain, kind)
+    if inputs.k.shape[1] < _FEW_KEYS:
+        return plain(inputs)
+    kernel = functools.partial(kernels.forward, kind)
+    return jax.lax.platform_dependent(inputs, tpu=kernel, default=plain)
 
 
 def _forward(kind: Kind, inputs: Inputs) -> tuple[Array, Inputs]:
@@ -130,9 +131,13 @@ def _backward(kind: Kind, inputs: Inputs, d_out: Array) -> tuple[Inputs]:
 
         return jax.vjp(of, inputs.q, inputs.k, inputs.v, inputs.values)[1](d_out)
 
-    d_q, d_k, d_v, d_values = jax.lax.platform_dependent(
-        inputs, d_out, tpu=functools.partial(kernels.backward, kind), default=plain
-    )
+    if inputs.k.shape[1] < _FEW_KEYS:
+        d_q, d_k, d_v, d_values = plain(inputs, d_out)
+    else:
+        kernel = functools.partial(kernels.backward, kind)
+        d_q, d_k, d_v, d_values = jax.lax.platform_dependent(
+            inputs, d_out, tpu=kernel, default=plain
+        )
     no_place = Place(None, None, None, (None, None))  # pyright: ignore[reportArgumentType]
     return (Inputs(d_q, d_k, d_v, None, None, d_values, no_place),)  # pyright: ignore[reportArgumentType]
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -184,20 +184,26 @@ class Party:
 
     def _watch(self) -> None:
         left: set[int] = set()
+
+        def take(number: int, messages: Sequence[Mapping[str, Any]]) -> None:
+            for message in messages:
+                if "ended" in message:
+                    self.end(str(message["ended"]))
+                if "done" in message:
+                    self._first_is_done.set()
+                if "bye" in message:
+                    left.add(number)
+
         open_lines: dict[Any, int] = {line.socket: number for number, line in self._lines.items()}
+        for number, line in self._lines.items():
+            take(number, line.early)
         while len(left) < len(self._lines):
             for ready in wait(list(open_lines)):
                 number = open_lines[ready]
                 messages = self._lines[number].receive()
                 if messages is None and number not in left:
                     self.end(f"{self._names[number]} was killed, or its machine is out of reach")
-                for message in messages or ():
-                    if "ended" in message:
-                        self.end(str(message["ended"]))
-                    if "done" in message:
-                        self._first_is_done.set()
-                    if "bye" in message:
-                        left.add(number)
+                take(number, messages or ())
                 if number in left:
                     del open_lines[ready]
         self._others_left.set()

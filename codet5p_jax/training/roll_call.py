@@ -20,10 +20,15 @@ _LONGEST = 1 << 20  # bytes of a message
 
 
 class Line:
-    """Messages to and from another process; a lost connection is no error of `send`."""
+    """Messages to and from another process; a lost connection is no error of `send`.
+
+    Attributes:
+      early: messages that came with the last one of the roll call, and are not of it.
+    """
 
     def __init__(self, connection: socket.socket):
         self.socket, self._rest, self._sending = connection, b"", threading.Lock()
+        self.early: list[dict[str, Any]] = []
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _PROBES.items():
@@ -170,13 +175,14 @@ def _answer(
             time.sleep(0.3)
             continue
         answered = answered or bool(messages)
-        for message in messages:
+        for at, message in enumerate(messages):
             if "say" in message:
                 print(message["say"], file=sys.stderr, flush=True)
             if "ended" in message:
                 line.socket.close()
                 raise OSError(str(message["ended"]))
             if "go" in message:
+                line.early = messages[at + 1 :]
                 return {0: line}, message["go"]
 
 

@@ -51,6 +51,29 @@ def test_all_learn_the_names_of_all(port):
     assert together(port, [2, 0, 1], 3, 10) == [expected] * 3
 
 
+def test_what_comes_with_the_last_word_of_the_roll_call_is_not_lost(port):
+    """Process 0 may have done its part at once: both messages arrive together."""
+    with socket.create_server(("localhost", port)) as server:
+
+        def first():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b'{"go": ["process 0", "process 1"]}\n{"done": true}\n')
+                connection.recv(1024)  # until the other leaves
+                connection.sendall(b'{"bye": true}\n')
+
+        threading.Thread(target=first, daemon=True).start()
+        lines, names = roll_call.roll_call(Cluster(f"localhost:{port}", 2, 1), 10)
+        party = hosts.Party(1, names, lines, lambda: None)
+        waits = threading.Thread(target=party.first, args=(lambda: None, None), daemon=True)
+        waits.start()
+        waits.join(10)
+        assert not waits.is_alive()
+        party.leave()
+        lines[0].socket.close()
+
+
 def test_a_stranger_on_the_port_is_passed_over(port):
     def knock():
         for _ in range(50):
