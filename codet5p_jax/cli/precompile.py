@@ -4,7 +4,7 @@
     --gin_file=meshes/fsdp.gin --json=report.json
 
 Says what a chip holds, whether it fits, what is computed and moved, and how fast a step could be at
-best. It needs neither data nor devices, but libtpu: pip install 'codet5p_jax[precompile]'.
+best. It needs neither data nor devices, but libtpu (pip install -e '.[precompile]').
 Compiling proves neither that a step runs right nor how fast it is. Large models take minutes.
 """
 

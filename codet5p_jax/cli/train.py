@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
     placeholders = gin_config.PATHS if args.dry_run else None
     config = gin_config.load_flags(train, args, placeholders=placeholders)
-    if config.unused:
-        print(f"not used by this run: {', '.join(config.unused)}", file=sys.stderr)
+    unused = f"not used by this run: {', '.join(config.unused)}" if config.unused else ""
     if args.profile_steps is not None:
         config.arguments["profile_steps"] = args.profile_steps
     checked = config.arguments_of(check_configuration)
@@ -90,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         from codet5p_jax.cli.dry_run import dry_run
 
+        print(unused, end="\n" * bool(unused), file=sys.stderr)
         with configuration():
             print(dry_run(config, args))
         return
@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> None:
         processes = cluster.find(
             args.coordinator, args.num_processes, args.process_id, args.join_timeout
         )
+        if unused and (processes is None or processes.process_id == 0):
+            print(unused, file=sys.stderr)
         if processes is None:  # several are not connected yet, and do not know their devices
             check_mesh(**config.arguments_of(check_mesh))
     arguments = config.arguments

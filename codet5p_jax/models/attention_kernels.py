@@ -24,7 +24,7 @@ from codet5p_jax.models.attention import as_mask
 from codet5p_jax.models.dropout import kept
 
 _LANES = 128
-_MOST_SCORES = 2**18  # of a block of queries and all keys: 1 MiB in fp32, a handful alive at once
+_MOST_SCORES = 2**17  # of a block of queries and all keys: 512 KiB in fp32, a dozen alive at once
 _LEAST_MEMORY = 16 * 2**20  # what a kernel is given anyway
 
 Refs = Mapping[str, Any]

@@ -473,8 +473,8 @@ class _explained:
 
 def _failed(directory: Path, error: BaseException) -> str:
     return (
-        f"saving a checkpoint to {directory} failed: {first_line(error)}. Earlier checkpoints are "
-        "intact; make room or fix permissions and start again to resume"
+        f"saving a checkpoint to {directory} failed: {first_line(error)}. What was saved "
+        "before is intact; make room or fix permissions and start again to resume"
     )
 
 

@@ -36,7 +36,7 @@ from codet5p_jax.training.phases import Phase, check_rows, select_objectives, to
 from codet5p_jax.training.schedules import Constant, Schedule
 from codet5p_jax.training.state import abstract_state, compiler_options
 
-INSTALL = "pip install 'codet5p_jax[precompile]'"
+INSTALL = "in a clone: pip install -e '.[precompile]'"
 # libtpu asks a metadata server, which only a TPU's host has, who it is; and lets one process at a
 # time use it, which is right for chips that are there.
 ENVIRONMENT = {
@@ -262,7 +262,11 @@ def report_of(
 
 
 def compile_for(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> tuple[Any, float]:
-    """The compiled program, or what the compiler says where it has no room for it; and the time."""
+    """The compiled program, or what the compiler says where it has no room for it; and the time.
+
+    Raises:
+      ValueError: the compiler fails for another reason.
+    """
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = lower()
@@ -270,7 +274,7 @@ def compile_for(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> tuple[An
             compiled = lowered.compile(compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                raise ValueError(f"the compiler failed: {_shortened(str(error))}") from error
             compiled = str(error)
     return compiled, time.perf_counter() - began
 
@@ -332,9 +336,17 @@ def _refused(memory: Memory, message: str) -> Memory:
         rf"for HLO temporaries \({size}\) exceeds available HBM \({size}\)", message
     ) or re.search(rf"Used {size} of {size} hbm", message)
     if found is None:
-        raise ValueError(f"the compiler ran out of something: {message}")
+        kernels = "memory space vmem" in message
+        hint = "; kernels of attention take that much: set ATTENTION = 'xla'" if kernels else ""
+        raise ValueError(f"the compiler ran out of something: {_shortened(message)}{hint}")
     needed, available = _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
     return Memory(memory.state, memory.batch, peak=needed, available=available)
+
+
+def _shortened(message: str) -> str:
+    """The start of what the compiler says, which may be pages."""
+    words = " ".join(message.split())
+    return words if len(words) <= 400 else f"{words[:400]} …"
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -41,7 +41,7 @@ def trial_text(trial: Trial) -> str:
     peak = max(phase.memory.peak or 0 for phase in phases)
     steps = [phase.speed.step_seconds for phase in phases if phase.speed is not None]
     told = f"peak {size_text(peak)}" if trial.fits else f"does not fit, {size_text(peak)} needed"
-    times = ", ".join(f"{1e3 * seconds:.1f}" for seconds in steps)
+    times = ", ".join(f"{1e3 * seconds:.4g}" for seconds in steps)
     seconds = sum(phase.compile_seconds for phase in phases)
     return f"{trial.name}: {told}; at best {times or '-'} ms a step; compiled in {seconds:.0f} s"
 
@@ -92,7 +92,7 @@ def _verdict(phase: PhaseReport, report: Report) -> str:
 
 def _speed(speed: Speed, unit: str) -> list[str]:
     lines = [
-        f"  matrix products of a {unit}: {speed.dot_flops / 1e12:.3f} TFLOP compiled, "
+        f"  matrix products of a {unit}: {speed.dot_flops / 1e12:.4g} TFLOP compiled, "
         f"{speed.model_flops / 1e12:.3f} of the model: ratio "
         f"{speed.dot_flops / speed.model_flops:.3f}",
         f"  read and written in HBM: {size_text(speed.hbm_bytes)}",

@@ -47,7 +47,7 @@ def test_without_libtpu_it_says_what_to_install(cache: str, capsys, monkeypatch)
         importlib.util, "find_spec", lambda name, *x: None if name == "libtpu" else find(name, *x)
     )
     assert main.main([*FLAGS, *SMALL, cache, "--topology=v5e:2x2"]) == 1
-    assert "pip install 'codet5p_jax[precompile]'" in capsys.readouterr().err
+    assert "pip install -e '.[precompile]'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

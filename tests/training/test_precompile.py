@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_the_peak_is_what_the_compiler_holds_against_the_memory():
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'codet5p_jax\[precompile\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[precompile\]'"):
         topology_devices("v5e:2x2")
 
 
@@ -179,6 +180,20 @@ def test_what_the_compiler_says_of_a_step_that_does_not_fit(message, peak):
     assert found.peak == pytest.approx(peak * GIB, abs=1)
     with pytest.raises(ValueError, match="ran out of something: of patience"):
         module._refused(Memory({}, 0), "of patience")
+    with pytest.raises(ValueError, match=r"memory space vmem.* … *; .*set ATTENTION = 'xla'"):
+        module._refused(Memory({}, 0), "Ran out of memory in memory space vmem. " + 500 * "more ")
+
+
+def test_what_else_the_compiler_says_is_a_line():
+    def lower():
+        def compiler(options):
+            raise jax.errors.JaxRuntimeError("INTERNAL: no\n" + 500 * "pages ")
+
+        return SimpleNamespace(compile=compiler)
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"^the compiler failed: INTERNAL: no pages .{300,400} …$"):
+        module.compile_for(lower, mesh)
 
 
 def advice(held: int, *, rows: int, accumulate: int, remat: str, mesh: MeshConfig) -> list[str]:

@@ -123,6 +123,6 @@ def test_a_trial_is_a_line():
         "replica 2, fsdp -1; remat none; accumulate 1: does not fit, 42.95 GB needed; at best - ms "
         "a step; compiled in 2 s"
     )
-    assert "accumulate 4: peak 10.74 GB; at best 1000.0 ms a step" in trial_text(third)
+    assert "accumulate 4: peak 10.74 GB; at best 1000 ms a step" in trial_text(third)
     refused = dataclasses.replace(first, report=None, error="why")
     assert trial_text(refused).endswith("accumulate 1: why")
