@@ -14,6 +14,7 @@ import logging
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -135,6 +136,8 @@ class Checkpoints:
         self._pending: tuple[Path, Any] | None = None
         self._failures = _Failures(directory)
         logging.getLogger("absl").addFilter(self._failures)
+        if not isinstance(sys.unraisablehook, _Unraisable):
+            sys.unraisablehook = _Unraisable(sys.unraisablehook)
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Copies the state and writes it in the background, after the checkpoint before it.
@@ -219,7 +222,8 @@ class Checkpoints:
             for checkpointer in filter(None, all_of_them):
                 with contextlib.suppress(Exception):  # only ever what `wait` has raised before
                     checkpointer.close()
-            logging.getLogger("absl").removeFilter(self._failures)
+            if not self._failures.seen:  # else threads go on logging
+                logging.getLogger("absl").removeFilter(self._failures)
 
 
 def restore_latest(
@@ -436,9 +440,11 @@ class _Failures(logging.Filter):
 
     Attributes:
       directory: what is being written.
+      seen: whether there was one.
     """
 
     _THREADS = (
+        "Failed to write metadata=",
         "_SignalingThread.run() raised",
         "Save Finalize thread",
         "in background save thread",
@@ -446,11 +452,12 @@ class _Failures(logging.Filter):
 
     def __init__(self, directory: Path):
         super().__init__()
-        self.directory = directory
+        self.directory, self.seen = directory, False
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not any(words in record.getMessage() for words in self._THREADS):
             return True
+        self.seen = True
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             end_if_joined(_failed(self.directory, error))
@@ -469,6 +476,18 @@ class _explained:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, Exception):
             raise OSError(_failed(self.directory, error)) from error
+
+
+class _Unraisable:
+    """A `sys.unraisablehook` that says nothing of TensorStore's threads: after a failed save they
+    call back an event loop that is closed by then, once for each array."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
 
 
 def _failed(directory: Path, error: BaseException) -> str:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,49 @@ def test_a_save_that_fails_says_where(run, state):
     run.checkpoints.write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"saving a checkpoint to .*checkpoints failed"):
         saver.save(state, 8, {})
+
+
+FULL_DISK = """
+import resource, sys
+import jax
+from pathlib import Path
+from tests.training.test_checkpoints import Checkpoints, CheckpointPolicy
+saver = Checkpoints(Path(sys.argv[1]), CheckpointPolicy())
+state = {name: jax.random.normal(jax.random.key(0), (100_000,)) for name in "abcdefgh"}
+saver._save(saver._checkpointer, saver._directory / "1", {"params": state}, {})
+saver.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    saver._save(saver._checkpointer, saver._directory / "2", {"params": state}, {})
+    saver.wait()
+except OSError as error:
+    print(error)
+try:
+    saver.close()
+except OSError as error:
+    print("again", error)
+"""
+
+
+def test_only_callbacks_of_a_closed_loop_are_not_shown():
+    shown = []
+    hook = checkpoints._Unraisable(shown.append)
+    other = SimpleNamespace(exc_value=RuntimeError("something else"))
+    for found in (SimpleNamespace(exc_value=RuntimeError("Event loop is closed")), other):
+        hook(found)
+    assert shown == [other]
+
+
+def test_a_disk_that_fills_is_a_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "c")],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = done.stdout + done.stderr
+    assert f"saving a checkpoint to {tmp_path / 'c'} failed" in found
+    assert "What was saved before is intact" in found
+    assert "Traceback" not in found
+    assert saved_steps(tmp_path / "c") == [1]
 
 
 def save_model(directory, *steps, ema=False, snapshots=None):
