@@ -13,7 +13,7 @@ import pytest
 
 from codet5p_jax.interop.safetensors_files import SafetensorsFolder
 from codet5p_jax.interop.weights import ArrayWeights
-from codet5p_jax.models import CodeT5p, attention, codet5p_codegen, layers, stack
+from codet5p_jax.models import CodeT5p, codet5p_codegen, layers, stack
 from codet5p_jax.models.params import flatten
 from tests.interop.test_composed import ATOL, TOKENS, drawn_config, greedy, rows_of
 from tests.interop.test_parity import export, load_theirs, nested
@@ -256,7 +256,7 @@ def trained(config, params, monkeypatch):
         assert rate == RATE
         return x if key is None else x * mask_of(x.shape)
 
-    for module in (attention, layers, stack):
+    for module in (layers, stack):
         monkeypatch.setattr(module, "dropout", drop)
     tokens, segments, shifted, targets = map(jnp.asarray, rows_of(config))
 
