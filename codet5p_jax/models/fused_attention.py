@@ -6,6 +6,7 @@ is the same everywhere; nothing is saved there.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -111,13 +112,18 @@ def _repeated(x_BSF: Array, times: int, head_dim: int) -> Array:
     return jnp.repeat(by_head, times, axis=2).reshape(*x_BSF.shape[:2], -1)
 
 
+def _by_platform(
+    kernel: Callable[..., Any], plain: Callable[..., Any], inputs: Inputs, *d: Array
+) -> Any:
+    if inputs.k.shape[1] < _FEW_KEYS:
+        return plain(inputs, *d)
+    return jax.lax.platform_dependent(inputs, *d, tpu=kernel, default=plain)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(kind: Kind, inputs: Inputs) -> Array:
-    plain = functools.partial(_plain, kind)
-    if inputs.k.shape[1] < _FEW_KEYS:
-        return plain(inputs)
-    kernel = functools.partial(kernels.forward, kind)
-    return jax.lax.platform_dependent(inputs, tpu=kernel, default=plain)
+    kernel, plain = (functools.partial(of, kind) for of in (kernels.forward, _plain))
+    return _by_platform(kernel, plain, inputs)
 
 
 def _forward(kind: Kind, inputs: Inputs) -> tuple[Array, Inputs]:
@@ -131,13 +137,8 @@ def _backward(kind: Kind, inputs: Inputs, d_out: Array) -> tuple[Inputs]:
 
         return jax.vjp(of, inputs.q, inputs.k, inputs.v, inputs.values)[1](d_out)
 
-    if inputs.k.shape[1] < _FEW_KEYS:
-        d_q, d_k, d_v, d_values = plain(inputs, d_out)
-    else:
-        kernel = functools.partial(kernels.backward, kind)
-        d_q, d_k, d_v, d_values = jax.lax.platform_dependent(
-            inputs, d_out, tpu=kernel, default=plain
-        )
+    kernel = functools.partial(kernels.backward, kind)
+    d_q, d_k, d_v, d_values = _by_platform(kernel, plain, inputs, d_out)
     no_place = Place(None, None, None, (None, None))  # pyright: ignore[reportArgumentType]
     return (Inputs(d_q, d_k, d_v, None, None, d_values, no_place),)  # pyright: ignore[reportArgumentType]
 

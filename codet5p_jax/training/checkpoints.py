@@ -10,11 +10,9 @@ goes on from. So are the weights of the best evaluation.
 """
 
 import contextlib
-import logging
 import math
 import re
 import shutil
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,7 +36,8 @@ from codet5p_jax.training.checkpoint_files import (
     saved_steps,
     seal,
 )
-from codet5p_jax.training.hosts import agreed, end_if_joined
+from codet5p_jax.training.failed_saves import Failures, explained
+from codet5p_jax.training.hosts import agreed
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.state import TrainState
 
@@ -134,10 +133,8 @@ class Checkpoints:
         if best:
             self._keeper = _checkpointer(self._best, policies.LatestN(1))
         self._pending: tuple[Path, Any] | None = None
-        self._failures = _Failures(directory)
-        logging.getLogger("absl").addFilter(self._failures)
-        if not isinstance(sys.unraisablehook, _Unraisable):
-            sys.unraisablehook = _Unraisable(sys.unraisablehook)
+        self._failures = Failures(directory)
+        self._failures.listen()
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Copies the state and writes it in the background, after the checkpoint before it.
@@ -190,7 +187,7 @@ class Checkpoints:
     ) -> None:
         self.wait()
         self._failures.directory = path.parent
-        with _explained(path.parent):
+        with explained(path.parent):
             response = checkpointer.save_checkpointables_async(
                 int(path.name),
                 {**trees, "meta": {**meta, "arrays": _shapes(trees)}},
@@ -208,7 +205,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             path, response = pending
-            with _explained(path.parent):
+            with explained(path.parent):
                 response.result()
                 if jax.process_index() == 0:
                     seal(path)
@@ -222,8 +219,7 @@ class Checkpoints:
             for checkpointer in filter(None, all_of_them):
                 with contextlib.suppress(Exception):  # only ever what `wait` has raised before
                     checkpointer.close()
-            if not self._failures.seen:  # else threads go on logging
-                logging.getLogger("absl").removeFilter(self._failures)
+            self._failures.leave()
 
 
 def restore_latest(
@@ -429,72 +425,6 @@ def _move_away(path: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(exist_ok=True)
     path.rename(target)
-
-
-class _Failures(logging.Filter):
-    """Drops the tracebacks that Orbax's threads log of a write that failed.
-
-    Alone, the failure is about to be raised by `wait`, and a traceback is no news. One of several
-    processes would wait for the others there, and they for it, until Orbax gives up after 20
-    minutes; so it ends all of those that `hosts.joined` holds together.
-
-    Attributes:
-      directory: what is being written.
-      seen: whether there was one.
-    """
-
-    _THREADS = (
-        "Failed to write metadata=",
-        "_SignalingThread.run() raised",
-        "Save Finalize thread",
-        "in background save thread",
-    )
-
-    def __init__(self, directory: Path):
-        super().__init__()
-        self.directory, self.seen = directory, False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not any(words in record.getMessage() for words in self._THREADS):
-            return True
-        self.seen = True
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            end_if_joined(_failed(self.directory, error))
-        return False
-
-
-class _explained:
-    """Turns the many exceptions of a failed write into an OSError that names the folder."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            raise OSError(_failed(self.directory, error)) from error
-
-
-class _Unraisable:
-    """A `sys.unraisablehook` that says nothing of TensorStore's threads: after a failed save they
-    call back an event loop that is closed by then, once for each array."""
-
-    def __init__(self, hook: Callable[[Any], Any]):
-        self._hook = hook
-
-    def __call__(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self._hook(unraisable)
-
-
-def _failed(directory: Path, error: BaseException) -> str:
-    return (
-        f"saving a checkpoint to {directory} failed: {first_line(error)}. What was saved "
-        "before is intact; make room or fix permissions and start again to resume"
-    )
 
 
 def state_bytes(state: Any) -> int:

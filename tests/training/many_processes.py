@@ -25,7 +25,7 @@ from codet5p_jax.cli.main import REPORTED, one_line
 from codet5p_jax.data.cache import CachedTask
 from codet5p_jax.data.loader import Loader
 from codet5p_jax.sharding import MeshConfig
-from codet5p_jax.training import checkpoints, train
+from codet5p_jax.training import train
 from codet5p_jax.training.checkpoints import CheckpointPolicy, Checkpoints
 from codet5p_jax.training.cluster import Cluster
 from codet5p_jax.training.evaluate import Evaluation
@@ -59,7 +59,7 @@ def full_disk(at: int) -> None:
 
     def fail(self, state, step, meta):
         if step == at:
-            with checkpoints._explained(self._directory):
+            with failed_saves.explained(self._directory):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(self, state, step, meta)
 

@@ -18,7 +18,7 @@ import pytest
 from codet5p_jax.models import CodeT5p, abstract_params, configs
 from codet5p_jax.models.params import flatten
 from codet5p_jax.sharding import MeshConfig, make_mesh
-from codet5p_jax.training import checkpoints
+from codet5p_jax.training import checkpoints, failed_saves
 from codet5p_jax.training.checkpoint_files import saved_steps
 from codet5p_jax.training.checkpoints import (
     CheckpointPolicy,
@@ -207,7 +207,7 @@ except OSError as error:
 
 def test_only_callbacks_of_a_closed_loop_are_not_shown():
     shown = []
-    hook = checkpoints._Unraisable(shown.append)
+    hook = failed_saves._Unraisable(shown.append)
     other = SimpleNamespace(exc_value=RuntimeError("something else"))
     for found in (SimpleNamespace(exc_value=RuntimeError("Event loop is closed")), other):
         hook(found)
