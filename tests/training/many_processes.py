@@ -25,7 +25,7 @@ from codet5p_jax.cli.main import REPORTED, one_line
 from codet5p_jax.data.cache import CachedTask
 from codet5p_jax.data.loader import Loader
 from codet5p_jax.sharding import MeshConfig
-from codet5p_jax.training import train
+from codet5p_jax.training import failed_saves, train
 from codet5p_jax.training.checkpoints import CheckpointPolicy, Checkpoints
 from codet5p_jax.training.cluster import Cluster
 from codet5p_jax.training.evaluate import Evaluation
