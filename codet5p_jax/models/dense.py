@@ -1,6 +1,7 @@
 """A matrix product whose gradient turns round the smaller operand."""
 
 import math
+from collections.abc import Callable
 
 import jax
 from jaxtyping import Array, Float
@@ -23,6 +24,19 @@ def dense(
     if math.prod(kernel.shape[axes:]) < math.prod(kernel.shape[:axes]):
         return _product(x, kernel, axes)  # x is the wide one: JAX's rule is the better
     return _dense(x, kernel, axes)
+
+
+def folded(product: Callable[..., Array], x: Array, *kernel: Array, axes: int) -> Array:
+    """`product(x, *kernel, axes=axes)`, a product of matrices: the inputs of a kernel are one axis,
+    and so are its outputs.
+
+    TPUs keep the last two axes of an array in tiles, the last one 128 wide. Heads of 64 would half
+    fill them, so XLA makes [B, T, H, 64] with T last, and has to turn it round for a kernel that
+    reads [B, T, H * 64]. Attention in plain operations, whose products go by heads, loses by it.
+    """
+    rows, outputs = x.shape[: x.ndim - axes], kernel[0].shape[axes:]
+    matrices = [k.reshape(math.prod(k.shape[:axes]), -1) for k in kernel]
+    return product(x.reshape(*rows, -1), *matrices, axes=1).reshape(*rows, *outputs)
 
 
 def _product(x: Array, kernel: Array, axes: int) -> Array:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from codet5p_jax.models.attention import Keys, Terms, attend, attention, rotary
 from codet5p_jax.models.configs import Lora, StackConfig
-from codet5p_jax.models.dense import dense
+from codet5p_jax.models.dense import dense, folded
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.fused_attention import Relations, fused_attention
 from codet5p_jax.models.int8 import dense_int8, initializers, scale_of
@@ -98,17 +98,21 @@ def _declare_kernel(
     setattr(module, f"{name}_lora_b", b)
 
 
-def _project(module: Any, name: str, x: Array, axes: int = 1) -> Array:
-    """x times a kernel of the module, in 8 bits or not, and what `Lora` adds."""
-    kernel = getattr(module, name)[...]
+def _project(module: Any, name: str, x: Array, axes: int = 1, *, fold: bool = False) -> Array:
+    """x times a kernel of the module, in 8 bits or not, and what `Lora` adds; see `folded`."""
+
+    def times(product: Callable[..., Array], x: Array, *names: str, axes: int) -> Array:
+        kernel = [getattr(module, n)[...] for n in names]
+        return folded(product, x, *kernel, axes=axes) if fold else product(x, *kernel, axes=axes)
+
     if module.int8:
-        y = dense_int8(x, kernel, getattr(module, scale_of(name))[...], axes=axes)
+        y = times(dense_int8, x, name, scale_of(name), axes=axes)
     else:
-        y = dense(x, kernel, axes=axes)
+        y = times(dense, x, name, axes=axes)
     if module.lora is None or name not in module.lora.targets:
         return y
-    low = dense(x, getattr(module, f"{name}_lora_a")[...], axes=axes)
-    return y + module.lora.scale * dense(low, getattr(module, f"{name}_lora_b")[...])
+    low = times(dense, x, f"{name}_lora_a", axes=axes)
+    return y + module.lora.scale * times(dense, low, f"{name}_lora_b", axes=1)
 
 
 class Attention(nnx.Module):
@@ -141,20 +145,28 @@ class Attention(nnx.Module):
             self.o_bias = declare((D,), ("norm",), zeros)
 
     def queries(
-        self, x_BTD: Float[Array, "B T D"], positions_T: Int[Array, "*#B #T"]
+        self,
+        x_BTD: Float[Array, "B T D"],
+        positions_T: Int[Array, "*#B #T"],
+        *,
+        fold: bool = False,
     ) -> Float[Array, "B T H K"]:
         """Projected and rotated queries."""
-        q = _project(self, "q", x_BTD)
+        q = _project(self, "q", x_BTD, fold=fold)
         if self.cfg.qkv_bias:
             q += self.q_bias[...].astype(q.dtype)
         return self._rotate(q, positions_T)
 
     def keys_values(
-        self, x_BSD: Float[Array, "B S Dkv"], positions_S: Int[Array, "*#B #S"]
+        self,
+        x_BSD: Float[Array, "B S Dkv"],
+        positions_S: Int[Array, "*#B #S"],
+        *,
+        fold: bool = False,
     ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
         """Projected keys, rotated, and values."""
-        k = _project(self, "k", x_BSD)
-        v = _project(self, "v", x_BSD)
+        k = _project(self, "k", x_BSD, fold=fold)
+        v = _project(self, "v", x_BSD, fold=fold)
         if self.cfg.qkv_bias:
             k += self.k_bias[...].astype(k.dtype)
             v += self.v_bias[...].astype(v.dtype)
@@ -190,7 +202,7 @@ class Attention(nnx.Module):
                 scale=self._scale,
                 drop=lambda weights: dropout(weights, dropout_rate, key),
             )
-        return self._output(out)
+        return self._output(out, fold=isinstance(relations, Relations))
 
     def attend_parts(
         self, q_BNHK: Float[Array, "B N H K"], parts: list[Keys]
@@ -202,8 +214,8 @@ class Attention(nnx.Module):
     def _scale(self) -> float:
         return self.cfg.head_dim**-0.5 if self.cfg.scale_attention else 1.0
 
-    def _output(self, out_BTHK: Array) -> Array:
-        y = _project(self, "o", out_BTHK, axes=2)
+    def _output(self, out_BTHK: Array, *, fold: bool = False) -> Array:
+        y = _project(self, "o", out_BTHK, axes=2, fold=fold)
         return y + self.o_bias[...].astype(y.dtype) if self.cfg.out_bias else y
 
     def _rotate(self, x: Array, positions: Array) -> Array:
@@ -291,18 +303,20 @@ class Block(nnx.Module):
         kept: Cache = {}
 
         def self_attention(u: Array) -> Array:
-            k, v = self.attention.keys_values(u, positions_T)
+            fold = isinstance(relations, Relations)
+            k, v = self.attention.keys_values(u, positions_T, fold=fold)
             kept["prefix_k"], kept["prefix_v"] = _by_heads(k), _by_heads(v)
-            q = self.attention.queries(u, positions_T)
+            q = self.attention.queries(u, positions_T, fold=fold)
             y = self.attention.attend(q, k, v, relations, rate, keys[0])
             return dropout(y, rate, keys[1])
 
         def cross_attention(u: Array) -> Array:
             assert cross_relations is not None, "`encoded` comes with its segments"
             assert encoded_BSD is not None, "else cross-attention is bypassed"
-            k, v = self._encoder_keys_values(encoded_BSD)
+            fold = isinstance(cross_relations, Relations)
+            k, v = self._encoder_keys_values(encoded_BSD, fold=fold)
             kept["cross_k"], kept["cross_v"] = _by_heads(k), _by_heads(v)
-            q = self.cross_attention.queries(u, positions_T)
+            q = self.cross_attention.queries(u, positions_T, fold=fold)
             y = self.cross_attention.attend(q, k, v, cross_relations, rate, keys[2])
             return dropout(y, rate, keys[3])
 
@@ -374,9 +388,12 @@ class Block(nnx.Module):
         k, v = self._encoder_keys_values(encoded_BSD)
         return {"cross_k": _by_heads(k), "cross_v": _by_heads(v)}
 
-    def _encoder_keys_values(self, encoded_BSD: Array) -> tuple[Array, Array]:
+    def _encoder_keys_values(
+        self, encoded_BSD: Array, *, fold: bool = False
+    ) -> tuple[Array, Array]:
         # Encoder positions count from 0.
-        return self.cross_attention.keys_values(encoded_BSD, jnp.arange(encoded_BSD.shape[1]))
+        positions_S = jnp.arange(encoded_BSD.shape[1])
+        return self.cross_attention.keys_values(encoded_BSD, positions_S, fold=fold)
 
 
 def _by_heads(x_BSGK: Array) -> Array:

@@ -288,6 +288,24 @@ def test_nothing_as_long_as_all_pairs_is_kept():
     assert bytes_of("fused", 256) < 2.2 * bytes_of("fused", 128)
 
 
+def test_projections_come_as_the_kernel_reads_them():
+    """Made by heads, a TPU has to turn them round."""
+
+    def products_by_heads(how):
+        model = CodeT5p(t5(**SIZES, dropout=0.0, attention=how))
+
+        def states(params):
+            bound = model.bind(params)
+            encoded = bound.encode(TOKENS, SEGMENTS)
+            return bound.decode(TOKENS, SEGMENTS, encoded, SEGMENTS)
+
+        params = jax.eval_shape(lambda key: init_params(model.specs, key), jax.random.key(0))
+        return str(jax.make_jaxpr(states)(params)).count("f32[8,16,4,8] = dot_general")
+
+    assert products_by_heads("xla") == 9  # queries, keys and values of three attentions
+    assert products_by_heads("fused") == 0
+
+
 def test_the_work_of_the_model_does_not_depend_on_it():
     objective = Seq2Seq(inputs_length=16, targets_length=16)
     found = [
