@@ -8,13 +8,15 @@ vocabulary 32,128, the head apart from the embedding), Adafactor, a global batch
 512 + 512 tokens, bf16 activations, no dropout. T5X's figures were found by the same means, with its
 own code of model, loss and Adafactor.
 
-Bytes are those of HBM alone, loops in full, counted alike for both. What XLA's own `cost_analysis`
-counts of T5X's, 167 GB, has the chip's faster memory in it as well, and of our loops one pass.
+Bytes are those of HBM alone, loops in full, counted alike for both; beside them what XLA's own
+`cost_analysis` counts, which takes in the chip's faster memory and the body of a loop once, so that
+it is shown of steps without loops alone.
 
 Needs libtpu (the `precompile` extra) and minutes; compiling proves nothing about speed.
 """
 
 import argparse
+from typing import NamedTuple
 
 import jax
 
@@ -31,32 +33,43 @@ MESHES = {
     "fsdp": MeshConfig(),
     "tensor": MeshConfig(tensor=4),
 }
-# Mesh, micro-batches, attention.
+
+
+class Row(NamedTuple):
+    """A row of the table: how ours is compiled."""
+
+    mesh: str
+    accumulate: int
+    attention: str
+    remat: str = "dots"
+    unrolled: bool = False  # no loop at all: neither over layers nor over parts of the loss
+
+
 TABLE = (
-    ("fsdp", 4, "fused"),
-    ("data", 4, "fused"),
-    ("tensor", 2, "fused"),
-    ("fsdp", 4, "xla"),
-    ("data", 4, "xla"),
-    ("tensor", 2, "xla"),
+    Row("fsdp", 4, "fused"),
+    Row("data", 4, "fused"),
+    Row("data", 1, "fused", remat="none", unrolled=True),
+    Row("tensor", 2, "fused"),
+    Row("fsdp", 4, "xla"),
+    Row("data", 4, "xla"),
+    Row("tensor", 2, "xla"),
 )
-# Peak GB, products over those of the model, GB in HBM, seconds to compile.
+# Peak GB, products over those of the model, GB in HBM, GB by XLA's own count, seconds to compile.
 T5X = {
-    "T5X, data parallel, unrolled": (10.2, 1.13, 61.3, 116.0),
-    "T5X, data parallel, scanned, minimal remat": (6.7, 1.17, None, 55.0),
+    "T5X, data parallel, unrolled": (10.2, 1.13, 61.3, 167.5, 116.0),
+    "T5X, data parallel, scanned, minimal remat": (6.7, 1.17, None, None, 55.0),
 }
 T5X_TENSOR = "T5X, 4-way model axis: 6.4 to 7.0 GB of activations all-reduced a step"
 
 
-def compile_step(
-    mesh: MeshConfig, accumulate: int, attention: str, remat: str, layers: int, topology: str
-) -> Report:
+def compile_step(row: Row, layers: int, topology: str) -> Report:
     """Our step of that shape, compiled."""
     model = t5(
         vocab_size=32_128, d_model=768, num_heads=12, head_dim=64, d_ff=2_048,
         num_encoder_layers=layers, num_decoder_layers=layers, activation="gelu_tanh", gated=True,
         tie_embeddings=False, dropout=0.0, dtype="bfloat16",
-        attention=attention, remat=remat,
+        attention=row.attention, remat=row.remat, scan_layers=not row.unrolled,
+        loss_chunk=512 if row.unrolled else 128, loss_chunks=1 if row.unrolled else 4,
     )  # fmt: skip
     return precompile(
         topology=topology,
@@ -65,15 +78,17 @@ def compile_step(
         phases=[Phase("t5", 1, ROWS)],
         rows=[{"seq2seq": ROWS}],
         optimizer=Adafactor(),
-        mesh=mesh,
-        accumulate=accumulate,
+        mesh=MESHES[row.mesh],
+        accumulate=row.accumulate,
     )
 
 
-def line(name: str, peak: float, ratio: float, hbm: float | None, seconds: float) -> str:
+def line(
+    name: str, peak: float, ratio: float, hbm: float | None, xla: float | None, seconds: float
+) -> str:
     """A row of the table."""
-    told = "?" if hbm is None else f"{hbm:.0f}"
-    return f"{name:<44}{peak:>8.2f}{ratio:>10.3f}{told:>10}{seconds:>10.0f}"
+    hbm_told, xla_told = ("-" if gb is None else f"{gb:.0f}" for gb in (hbm, xla))
+    return f"{name:<50}{peak:>8.2f}{ratio:>10.3f}{hbm_told:>8}{xla_told:>8}{seconds:>11.0f}"
 
 
 def main() -> None:
@@ -86,32 +101,36 @@ def main() -> None:
     parser.add_argument(
         "--attention", choices=("fused", "xla"), default="fused", help="with --mesh"
     )
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots")
+    parser.add_argument(
+        "--remat", choices=("none", "dots", "full"), default="dots", help="with --mesh"
+    )
+    parser.add_argument("--unrolled", action="store_true", help="with --mesh; minutes")
     parser.add_argument("--layers", type=int, default=12, help="of each tower")
     parser.add_argument("--topology", default="v5e:4x4")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # with libtpu there, JAX would look for a TPU
-    print(f"{'':<44}{'peak GB':>8}{'products':>10}{'HBM GB':>10}{'compile s':>10}")
+    print(f"{'':<50}{'peak GB':>8}{'products':>10}{'HBM GB':>8}{'XLA GB':>8}{'compile s':>11}")
     for name, figures in T5X.items():
         print(line(name, *figures))
-    rows = [(mesh, args.accumulate, args.attention) for mesh in args.mesh or ()] or TABLE
-    for name, accumulate, attention in rows:
-        report = compile_step(
-            MESHES[name], accumulate, attention, args.remat, args.layers, args.topology
-        )
-        (phase,) = report.phases
+    chosen = (args.accumulate, args.attention, args.remat, args.unrolled)
+    for row in [Row(mesh, *chosen) for mesh in args.mesh or ()] or TABLE:
+        (phase,) = compile_step(row, args.layers, args.topology).phases
+        title = f"ours, {row.mesh}, {row.attention}, {row.remat}, "
+        title += "unrolled, " if row.unrolled else ""
+        title += f"accumulate {row.accumulate}"
         if phase.speed is None or phase.memory.peak is None:
-            print(f"ours, {name}: does not fit")
+            print(f"{title}: does not fit")
             continue
         speed = phase.speed
-        title = f"ours, {name}, {attention}, {args.remat}, accumulate {accumulate}"
         ratio = speed.dot_flops / speed.model_flops
         peak, hbm = phase.memory.peak / 1e9, speed.hbm_bytes / 1e9
-        print(line(title, peak, ratio, hbm, phase.compile_seconds))
+        loops = row.accumulate > 1 or not row.unrolled
+        xla = None if loops else speed.xla_bytes / 1e9
+        print(line(title, peak, ratio, hbm, xla, phase.compile_seconds))
         moved = {kind: found.num_bytes / 1e9 for kind, found in speed.collectives.items()}
         kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in moved.items())
         print(f"  received by a chip: {sum(moved.values()):.2f} GB: {kinds}")
-        if name == "tensor":
+        if row.mesh == "tensor":
             print(f"  {T5X_TENSOR}")
 
 

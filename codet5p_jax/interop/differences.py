@@ -6,7 +6,15 @@ from typing import Any
 from codet5p_jax.models.configs import ModelConfig, StackConfig
 
 # What decides how training computes or where it begins, and not what is computed.
-_IRRELEVANT = ("dtype", "attention", "remat", "scan_layers", "loss_chunk", "embedding_stddev")
+_IRRELEVANT = (
+    "dtype",
+    "attention",
+    "remat",
+    "scan_layers",
+    "loss_chunk",
+    "loss_chunks",
+    "embedding_stddev",
+)
 
 
 def differences(mine: ModelConfig, theirs: ModelConfig) -> list[tuple[str, Any, Any]]:

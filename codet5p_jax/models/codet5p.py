@@ -190,6 +190,7 @@ class CodeT5p(nnx.Module):
             weights_BT,
             self.lm_head_bias[...] if self.config.head_bias else None,
             chunk=self.config.loss_chunk,
+            chunks=self.config.loss_chunks,
             z_loss=z_loss,
             label_smoothing=label_smoothing,
         )

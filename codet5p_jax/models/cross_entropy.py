@@ -14,10 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from codet5p_jax.sharding import batch_parts, constrain, looked_up, moved
 
-# With 16 rows of 128 targets and a vocabulary of 32,128 on two CPU cores, one, two, four and eight
-# chunks take the same time, and 528, 305, 169 and 103 MB.
-LEAST_CHUNKS = 4
-
 
 class TokenLosses(NamedTuple):
     """Sums over target tokens, fp32 scalars; divide by `weight` for means.
@@ -43,6 +39,7 @@ def token_losses(
     bias_V: Float[Array, "V"] | None = None,
     *,
     chunk: int,
+    chunks: int = 1,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> TokenLosses:
@@ -58,10 +55,10 @@ def token_losses(
       targets_BT: ids; entries of weight 0 may be anything in range.
       weights_BT: fp32.
       bias_V: of the output projection; None: it has none.
-      chunk: most target positions whose logits [B, chunk, V] exist at a time; never more than a
-        quarter of T.
+      chunk: most target positions whose logits [B, chunk, V] exist at a time.
+      chunks: into how many parts T is split at least.
     """
-    chunk = chunk_length(states_BTD.shape[1], chunk)
+    chunk = chunk_length(states_BTD.shape[1], chunk, chunks)
     pad = -states_BTD.shape[1] % chunk
     if pad:
         widths = ((0, 0), (0, pad))
@@ -80,13 +77,14 @@ def token_losses(
     return TokenLosses(loss, z, correct, jnp.sum(weights_BT))
 
 
-def chunk_length(length: int, longest: int) -> int:
-    """Positions of each of the chunks that `length` is split into: equal, so that padding is short.
+def chunk_length(length: int, longest: int, least: int) -> int:
+    """Positions of each of the chunks that `length` is split into, `least` if it has as many: equal
+    chunks, so that padding is short.
 
-    >>> [chunk_length(n, 128) for n in (128, 420, 600, 3)]
+    >>> [chunk_length(n, 128, least=4) for n in (128, 420, 600, 3)]
     [32, 105, 120, 1]
     """
-    number = max(-(-length // longest), min(length, LEAST_CHUNKS))
+    number = max(-(-length // longest), min(length, least))
     return -(-length // number)
 
 

@@ -102,15 +102,16 @@ def network_of(
     remat: Literal["none", "dots", "full"] = "none",
     scan_layers: bool = True,
     loss_chunk: int = 128,
+    loss_chunks: int = 4,
 ) -> ModelConfig:
     """The network that some weights are of, to go on with them; reads no weights.
 
     Args:
       path: as `InitFrom.path`; it has to be there whenever the run is started, also to go on.
       vocab_size, embed_dim, matching_head, dropout: as `ModelConfig` has them; None: as there.
-      dtype, attention, remat, scan_layers, loss_chunk: as `ModelConfig` has them. They decide how
-        training computes, and not what, and are not taken from there; nor is `StackConfig.int8`,
-        which `Trainable` sets.
+      dtype, attention, remat, scan_layers, loss_chunk, loss_chunks: as `ModelConfig` has them. They
+        decide how training computes, and not what, and are not taken from there; nor is
+        `StackConfig.int8`, which `Trainable` sets.
 
     Raises:
       FileNotFoundError: there are no weights.
@@ -141,6 +142,7 @@ def network_of(
         remat=remat,
         scan_layers=scan_layers,
         loss_chunk=loss_chunk,
+        loss_chunks=loss_chunks,
     )
 
 

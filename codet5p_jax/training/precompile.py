@@ -80,6 +80,8 @@ class Speed:
       model_flops: this chip's share of what the model asks for: no recomputation (`step_flops`).
       least_hbm_bytes: arguments read once and results written once, without padding.
       hbm_bytes: read and written by the operations of the compiled program.
+      xla_bytes: accessed, as XLA's own `cost_analysis` counts: in the chip's faster memory as well,
+        and by the body of a loop once.
       collectives: by kind, between the chips of a slice.
       between_slices: likewise, over the data-centre network.
       compute_seconds, hbm_seconds, ici_seconds, dcn_seconds: each alone, at the published peaks;
@@ -92,6 +94,7 @@ class Speed:
     model_flops: float
     least_hbm_bytes: int
     hbm_bytes: float
+    xla_bytes: float
     collectives: Mapping[str, Traffic]
     between_slices: Mapping[str, Traffic]
     compute_seconds: float
@@ -305,7 +308,12 @@ def measure(
     if isinstance(compiled, str):
         return _refused(memory, compiled), None, advice
     memory, moved = _laid_out(memory, compiled.memory_analysis())
-    return memory, _speed(chip, compiled.as_text(), model_flops, moved, trips), ()
+    speed = _speed(chip, compiled.as_text(), model_flops, moved, _accessed(compiled), trips)
+    return memory, speed, ()
+
+
+def _accessed(compiled: Any) -> float:
+    return compiled.cost_analysis()["bytes accessed"]
 
 
 def _local_bytes(tree: Any) -> int:
@@ -387,7 +395,7 @@ def _advice(
 
 
 def _speed(
-    chip: Chip, text: str, model_flops: float, moved: int, trips: int | None = None
+    chip: Chip, text: str, model_flops: float, moved: int, accessed: float, trips: int | None = None
 ) -> Speed:
     """The floors of a program's time.
 
@@ -396,6 +404,7 @@ def _speed(
       text: of the compiled program.
       model_flops: of one chip.
       moved: bytes that it reads and writes at least.
+      accessed: bytes that XLA counts.
       trips: of a loop that ends by what it computes.
     """
     work = read_work(text, trips)
@@ -411,6 +420,7 @@ def _speed(
         model_flops=model_flops,
         least_hbm_bytes=moved,
         hbm_bytes=work.hbm_bytes,
+        xla_bytes=accessed,
         collectives=work.collectives,
         between_slices=work.between_slices,
         compute_seconds=compute,

@@ -95,7 +95,8 @@ def _speed(speed: Speed, unit: str) -> list[str]:
         f"  matrix products of a {unit}: {speed.dot_flops / 1e12:.4g} TFLOP compiled, "
         f"{speed.model_flops / 1e12:.3f} of the model: ratio "
         f"{speed.dot_flops / speed.model_flops:.3f}",
-        f"  read and written in HBM: {size_text(speed.hbm_bytes)}",
+        f"  read and written in HBM: {size_text(speed.hbm_bytes)}; XLA's own count, which takes in "
+        f"faster memory and loops once: {size_text(speed.xla_bytes)}",
         f"  collectives: how often, and bytes that a {unit} receives",
         *_collectives(speed.collectives),
     ]

@@ -131,11 +131,17 @@ def largest_buffer(hlo: str) -> int:
     return max(math.prod(map(int, s.split(","))) for s in shapes)
 
 
-@pytest.mark.parametrize(("chunk", "longest"), [(8, 8), (16, 16), (64, 16), (1000, 16)])
-def test_the_compiled_gradient_holds_no_logits_of_the_whole_batch(chunk, longest):
-    """Not even where all targets would fit into a chunk."""
+@pytest.mark.parametrize(
+    ("chunk", "chunks", "longest"),
+    [(8, 4, 8), (16, 4, 16), (64, 4, 16), (1000, 4, 16), (1000, 1, 64), (32, 1, 32)],
+)
+def test_the_compiled_gradient_holds_no_more_logits_than_asked_for(chunk, chunks, longest):
+    """Nor those of the whole batch where all targets would fit into a chunk, unless told to."""
     B, T, D, V = 4, 64, 16, 512
-    f = jax.grad(lambda s, k, t, w: token_losses(s, k, t, w, chunk=chunk).loss, argnums=(0, 1))
+    f = jax.grad(
+        lambda s, k, t, w: token_losses(s, k, t, w, chunk=chunk, chunks=chunks).loss,
+        argnums=(0, 1),
+    )
     args = (
         jax.ShapeDtypeStruct((B, T, D), jnp.float32),
         jax.ShapeDtypeStruct((V, D), jnp.float32),
@@ -148,11 +154,13 @@ def test_the_compiled_gradient_holds_no_logits_of_the_whole_batch(chunk, longest
 def test_chunks_are_equal_and_cover_the_targets():
     for length in range(1, 300):
         for longest in (1, 7, 128):
-            chunk = chunk_length(length, longest)
-            assert chunk <= longest
-            assert chunk < length or length == 1
-            number = -(-length // chunk)
-            assert number * chunk - length < number, "less than a position a chunk is padding"
+            for least in (1, 4):
+                chunk = chunk_length(length, longest, least)
+                assert chunk <= longest
+                assert chunk < length or length == 1 or least == 1
+                assert chunk * least < length + least
+                number = -(-length // chunk)
+                assert number * chunk - length < number, "less than a position a chunk is padding"
 
 
 def test_a_training_step_of_stage_2_holds_no_logits_of_the_whole_batch():
