@@ -331,6 +331,12 @@ def dividing_spec(shape: Sequence[int], axes: Sequence[str]) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def on_device(size: int, axis: str) -> int:
+    """A device's part of an axis of that size on the mesh around."""
+    spec, mesh = dividing_spec((size,), (axis,)), jax.sharding.get_abstract_mesh()
+    return size if mesh.empty else NamedSharding(mesh, spec).shard_shape((size,))[0]
+
+
 def on_each_device(
     run: Callable[..., Any], in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec
 ) -> Callable[..., Any]:

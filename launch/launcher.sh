@@ -28,7 +28,7 @@ quote() {
 # parse "VERB…" "OPTION…" ARGUMENT…: sets $verb (the first by default), a variable for each option
 # (`spot?` takes no value), and $arguments, what follows `--`, which is for `codet5p train`.
 parse() {
-  local verbs="$1" options="dry_run? xla_flags setup $2" option
+  local verbs="$1" options="dry_run? xla_flags setup $2" option given=''
   verb="${verbs%% *}"
   shift 2
   while (($#)); do
@@ -48,7 +48,7 @@ parse() {
         break
         ;;
       --*=*)
-        [[ " $options " == *" $option "* ]] || fail "there is no option --$option=…; options: $options"
+        [[ "$option" != *\? && " $options " == *" $option "* ]] || fail "there is no option --$option=…; options: $options"
         printf -v "$option" %s "${1#*=}"
         [[ "$1" != *$'\n'* ]] || fail "--$option: expected one line"
         ;;
@@ -58,7 +58,8 @@ parse() {
         ;;
       *)
         [[ " $verbs " == *" $1 "* ]] || fail "unknown argument $1; expected one of: $verbs"
-        verb="$1"
+        [[ -z "$given" ]] || fail "both $given and $1; expected one of: $verbs"
+        verb="$1" given="$1"
         ;;
     esac
     shift

@@ -320,8 +320,8 @@ def _check_parts(rows: Mapping[str, int], parts: Sequence[int], num_parts: int) 
     uneven = [f"{name} has {n}" for name, n in rows.items() if n % num_parts]
     if uneven:
         raise DataError(
-            f"the rows of each objective have to divide into num_parts {num_parts}: "
-            f"{', '.join(uneven)}; change batch_size"
+            f"the rows of each objective have to divide into {num_parts} parts, which the mesh "
+            f"divides a batch into: {', '.join(uneven)}; change batch_size or the mesh"
         )
 
 

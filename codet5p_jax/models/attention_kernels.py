@@ -21,9 +21,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from codet5p_jax.models.attention import as_mask
+from codet5p_jax.models.dense import LANES
 from codet5p_jax.models.dropout import kept
 
-_LANES = 128
 _MOST_SCORES = 2**17  # of a block of queries and all keys: 512 KiB in fp32, a dozen alive at once
 _LEAST_MEMORY = 16 * 2**20  # what a kernel is given anyway
 
@@ -128,7 +128,7 @@ def _run(kernel: Any, kind: Kind, inputs: Inputs, d_out: Array | None = None) ->
     scratch = {}
     if inputs.values is not None:
         N = inputs.values.shape[1]
-        values = jnp.pad(inputs.values, ((0, 0), (0, -N % _LANES)))[:, None]
+        values = jnp.pad(inputs.values, ((0, 0), (0, -N % LANES)))[:, None]
         of_heads = pl.BlockSpec((heads, *values.shape[1:]), lambda h, b, i: (h, 0, 0))
         read["values"] = values, of_heads
         scratch["bias"] = pltpu.VMEM((heads, T, S), jnp.float32)
@@ -172,7 +172,7 @@ def _run(kernel: Any, kind: Kind, inputs: Inputs, d_out: Array | None = None) ->
 
 def _heads_together(number: int, head_dim: int) -> int:
     """Heads of a block: so many that their features fill whole lanes, or all."""
-    heads = _LANES // math.gcd(_LANES, head_dim)
+    heads = LANES // math.gcd(LANES, head_dim)
     return number if number % heads else heads
 
 
@@ -183,10 +183,10 @@ def _queries_together(T: int, S: int) -> tuple[int, int]:
     """
     if T * S <= _MOST_SCORES:
         return T, T
-    padded = T + -T % _LANES
-    parts = range(_LANES, padded + 1, _LANES)
+    padded = T + -T % LANES
+    parts = range(LANES, padded + 1, LANES)
     few = [part for part in parts if padded % part == 0 and part * S <= _MOST_SCORES]
-    return padded, max(few, default=_LANES)
+    return padded, max(few, default=LANES)
 
 
 def _memory(windows: int, scratch: Sequence[Any], scores: int) -> int:

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 
 from codet5p_jax.sharding import result_of_product
 
+LANES = 128  # of a TPU: its arrays lie in tiles that are as wide
+
 
 def dense(
     x: Float[Array, "..."], kernel: Float[Array, "..."], *, axes: int = 1
@@ -30,9 +32,10 @@ def folded(product: Callable[..., Array], x: Array, *kernel: Array, axes: int) -
     """`product(x, *kernel, axes=axes)`, a product of matrices: the inputs of a kernel are one axis,
     and so are its outputs.
 
-    TPUs keep the last two axes of an array in tiles, the last one 128 wide. Heads of 64 would half
-    fill them, so XLA makes [B, T, H, 64] with T last, and has to turn it round for a kernel that
-    reads [B, T, H * 64]. Attention in plain operations, whose products go by heads, loses by it.
+    Heads of 64 would half fill the lanes of a TPU, so XLA makes [B, T, H, 64] with T last, and has
+    to turn it round for a kernel that reads [B, T, H * 64]. Nothing is won where a device's heads
+    do not fill lanes together (three of 64), nor for attention in plain operations, whose products
+    go by heads.
     """
     rows, outputs = x.shape[: x.ndim - axes], kernel[0].shape[axes:]
     matrices = [k.reshape(math.prod(k.shape[:axes]), -1) for k in kernel]

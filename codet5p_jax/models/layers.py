@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from codet5p_jax.models.attention import Keys, Terms, attend, attention, rotary
 from codet5p_jax.models.configs import Lora, StackConfig
-from codet5p_jax.models.dense import dense, folded
+from codet5p_jax.models.dense import LANES, dense, folded
 from codet5p_jax.models.dropout import dropout
 from codet5p_jax.models.fused_attention import Relations, fused_attention
 from codet5p_jax.models.int8 import dense_int8, initializers, scale_of
 from codet5p_jax.models.params import declare, normal, ones, zeros
+from codet5p_jax.sharding import on_device
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -99,7 +100,14 @@ def _declare_kernel(
 
 
 def _project(module: Any, name: str, x: Array, axes: int = 1, *, fold: bool = False) -> Array:
-    """x times a kernel of the module, in 8 bits or not, and what `Lora` adds; see `folded`."""
+    """x times a kernel of the module, in 8 bits or not, and what `Lora` adds.
+
+    `fold`: where a device's heads fill lanes, as in `folded`.
+    """
+    if fold:
+        shape = getattr(module, name).shape
+        heads, head_dim = shape[:2] if axes == 2 else shape[1:]
+        fold = on_device(heads, "heads") * head_dim % LANES == 0
 
     def times(product: Callable[..., Array], x: Array, *names: str, axes: int) -> Array:
         kernel = [getattr(module, n)[...] for n in names]

@@ -15,7 +15,6 @@ from codet5p_jax.models.params import Params, abstract_params, logical_axes
 from codet5p_jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings, replicated
 from codet5p_jax.training.flops import count_flops
 from codet5p_jax.training.freezing import Trainable, freeze, frozen_towers
-from codet5p_jax.training.phases import check_rows
 from codet5p_jax.training.precompile import (
     PhaseReport,
     Report,
@@ -81,7 +80,12 @@ def precompile_generation(
     chip, devices = topology_devices(topology, num_slices)
     device_mesh = make_mesh(mesh, devices)
     rows, inputs = generation.rows, generation.inputs_length
-    check_rows({"generation": rows}, device_mesh, 1)
+    ways = device_mesh.shape["replica"] * device_mesh.shape["fsdp"]
+    if rows % ways:
+        raise ValueError(
+            f"{rows} prompts do not divide over {ways} data-parallel devices; change the first "
+            "number of --generate, or the mesh"
+        )
     network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
     prefix = inputs if model.prompt_to_decoder else 0
     length = generation.outputs_length

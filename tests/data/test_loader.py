@@ -292,7 +292,7 @@ def test_a_missing_objective_is_an_error(mixture):
 
 
 def test_rows_that_hosts_cannot_share_are_an_error(mixture):
-    with pytest.raises(DataError, match=r"num_parts 2: one has 9, two has 3; change batch_s"):
+    with pytest.raises(DataError, match=r"into 2 parts, .*: one has 9, two has 3; change "):
         Loader(mixture, OBJECTIVES, 12, 0, num_parts=2)
     with pytest.raises(DataError, match=r"parts \[2\]"):
         Loader(mixture, OBJECTIVES, 12, 0, parts=[2], num_parts=2)

@@ -1,12 +1,14 @@
 """What a configuration of the network may not be."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import pytest
 
+from codet5p_jax.interop.differences import differences
 from codet5p_jax.models.codet5p import CodeT5p
-from codet5p_jax.models.configs import ModelConfig, StackConfig, t5
+from codet5p_jax.models.configs import ModelConfig, StackConfig, codet5p_codegen, t5
 
 SIZES = {"num_layers": 2, "d_model": 8, "num_heads": 4, "head_dim": 2, "d_ff": 16}
 STACK = StackConfig(**SIZES)
@@ -44,7 +46,8 @@ def test_query_heads_share_key_value_heads_evenly():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("vocab_size", 0), ("embed_dim", -1), ("loss_chunk", 0)),
+        *(("vocab_size", 0), ("embed_dim", -1)),
+        *(("loss_chunk", 0), ("loss_chunks", 0)),
         *(("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan"))),
         *(("dtype", "bfloat17"), ("dtype", "int32"), ("dtype", jnp.int8), ("dtype", float)),
     ],
@@ -52,6 +55,28 @@ def test_query_heads_share_key_value_heads_evenly():
 def test_a_wrong_setting_of_the_model_is_named(name, value):
     with pytest.raises(ValueError, match=f"^{name} has to be"):
         dataclasses.replace(MODEL, **{name: value})
+
+
+HOW = {
+    "dtype": "bfloat16", "attention": "fused", "remat": "full", "scan_layers": False,
+    "loss_chunk": 7, "loss_chunks": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        functools.partial(
+            t5, vocab_size=10, d_model=8, num_heads=4, head_dim=2, d_ff=16, num_encoder_layers=1,
+            num_decoder_layers=1,
+        ),
+        functools.partial(codet5p_codegen, num_decoder_layers=1, d_model=256, num_heads=4),
+    ],
+)  # fmt: skip
+def test_how_a_network_computes_is_no_part_of_what(network):
+    changed = network(**HOW)
+    assert changed == dataclasses.replace(network(), **HOW)
+    assert differences(network(), changed) == []
 
 
 def test_a_model_has_a_tower():

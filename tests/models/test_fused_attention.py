@@ -288,22 +288,33 @@ def test_nothing_as_long_as_all_pairs_is_kept():
     assert bytes_of("fused", 256) < 2.2 * bytes_of("fused", 128)
 
 
-def test_projections_come_as_the_kernel_reads_them():
+@pytest.mark.parametrize(
+    ("how", "head_dim", "mesh", "folded"),
+    [
+        ("fused", 32, "one device", True),
+        ("fused", 64, "all axes", True),
+        ("xla", 32, "one device", False),
+        # What one device has of heads does not fill lanes.
+        ("fused", 16, "one device", False),
+        ("fused", 32, "all axes", False),
+    ],
+)
+def test_projections_come_as_the_kernel_reads_them(how, head_dim, mesh, folded):
     """Made by heads, a TPU has to turn them round."""
+    model = CodeT5p(t5(**{**SIZES, "head_dim": head_dim}, dropout=0.0, attention=how))
 
-    def products_by_heads(how):
-        model = CodeT5p(t5(**SIZES, dropout=0.0, attention=how))
+    def states(params):
+        bound = model.bind(params)
+        encoded = bound.encode(TOKENS, SEGMENTS)
+        return bound.decode(TOKENS, SEGMENTS, encoded, SEGMENTS)
 
-        def states(params):
-            bound = model.bind(params)
-            encoded = bound.encode(TOKENS, SEGMENTS)
-            return bound.decode(TOKENS, SEGMENTS, encoded, SEGMENTS)
-
-        params = jax.eval_shape(lambda key: init_params(model.specs, key), jax.random.key(0))
-        return str(jax.make_jaxpr(states)(params)).count("f32[8,16,4,8] = dot_general")
-
-    assert products_by_heads("xla") == 9  # queries, keys and values of three attentions
-    assert products_by_heads("fused") == 0
+    params = jax.eval_shape(lambda key: init_params(model.specs, key), jax.random.key(0))
+    sizes = MESHES[mesh]
+    with on_mesh(sizes and make_mesh(sizes)):
+        text = str(jax.make_jaxpr(states)(params))
+    made = text.count(f"f32[8,16,4,{head_dim}] = dot_general")  # queries, keys and values
+    read = text.count("dimension_numbers=(([2, 3], [0, 1]), ([], []))")  # the output's
+    assert (made, read) == ((0, 0) if folded else (9, 3))  # of three attentions
 
 
 def test_the_work_of_the_model_does_not_depend_on_it():

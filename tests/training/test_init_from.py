@@ -318,5 +318,7 @@ def test_the_network_of_a_model_directory(tmp_path):
     directory.config.write_text(json.dumps(config_to_json(dataclasses.replace(config, **towers))))
     for path in (tmp_path, directory.checkpoints / "7"):
         assert network_of(str(path), scan_layers=False) == dataclasses.replace(config, remat="none")
+    how = {"scan_layers": False, "attention": "fused", "loss_chunk": 7, "loss_chunks": 1}
+    assert network_of(str(tmp_path), **how) == dataclasses.replace(config, remat="none", **how)
     with pytest.raises(FileNotFoundError, match=r"expected them as path \(INITIAL_CHECK"):
         network_of(str(tmp_path / "nowhere"))

@@ -63,6 +63,7 @@ def test_a_step_for_four_chips():
     assert sum(x.num_bytes for x in speed.collectives.values()) > 3 * 3 / 4 * 4 * report.parameters
     assert speed.step_seconds == max(speed.compute_seconds, speed.hbm_seconds, speed.ici_seconds)
     assert 0 < speed.mfu < 1
+    assert speed.xla_bytes > 4 * report.parameters  # of all four chips: the state, read and written
     assert speed.mfu == pytest.approx(speed.model_flops / speed.step_seconds / 197e12)
 
 

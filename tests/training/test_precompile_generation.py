@@ -38,6 +38,8 @@ def test_generation_on_four_chips():
     bias = 32 * config.encoder.num_heads * (2 * inputs - 1)  # of the encoder, for all rows
     assert phase.speed.model_flops == 2 * (rows * (prompt + outputs * step) + bias) / 4
     assert phase.speed.dot_flops == pytest.approx(phase.speed.model_flops, rel=0.1)
+    with pytest.raises(ValueError, match=r"6 prompts do not divide over 4 .*; change the first"):
+        precompile_generation(topology="v5e:2x2", model=config, generation=Generation(6, 16, 5))
 
 
 def test_what_cannot_be_generated_is_an_error():
