@@ -225,8 +225,8 @@ class ModelConfig:
       remat: "none" keeps every activation, "dots" keeps matrix products, "full" recomputes a block.
       scan_layers: run a stack as one scanned body (quick to compile) or unrolled.
       loss_chunk: most target positions whose logits exist at one time in `token_losses`.
-      loss_chunks: least parts that targets are split into for that. More take less memory; each
-        adds to the gradient of the head, and so reads and writes it.
+      loss_chunks: about how many parts targets are split into for that where fewer would do. More
+        take less memory; each adds to the gradient of the head, and so reads and writes it.
 
     Raises:
       ValueError: a size is not positive, dropout is no rate below one, or dtype is another.

@@ -1,7 +1,7 @@
-"""Cross-entropy over a large vocabulary without ever holding all logits.
+"""Cross-entropy over a large vocabulary without holding all logits.
 
 The gradient is computed in the same pass as the loss, chunk by chunk: three matrix products per
-chunk, none of them twice, and no array of batch × length × vocabulary. A head or states that need
+chunk, none of them twice, and with several chunks no array of batch × length × vocabulary. A head or states that need
 no gradient cost no product for it.
 """
 
@@ -56,7 +56,8 @@ def token_losses(
       weights_BT: fp32.
       bias_V: of the output projection; None: it has none.
       chunk: most target positions whose logits [B, chunk, V] exist at a time.
-      chunks: into how many parts T is split at least.
+      chunks: into how many parts T is split where that makes smaller ones; fewer where T is small
+        (equal parts of 9 positions are 3 of 3, not 4).
     """
     chunk = chunk_length(states_BTD.shape[1], chunk, chunks)
     pad = -states_BTD.shape[1] % chunk
