@@ -1,8 +1,8 @@
 """Cross-entropy over a large vocabulary without holding all logits.
 
 The gradient is computed in the same pass as the loss, chunk by chunk: three matrix products per
-chunk, none of them twice, and with several chunks no array of batch × length × vocabulary. A head or states that need
-no gradient cost no product for it.
+chunk, none of them twice, and with several chunks no array of batch × length × vocabulary. A head
+or states that need no gradient cost no product for it.
 """
 
 from typing import NamedTuple
