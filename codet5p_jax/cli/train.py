@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         from codet5p_jax.cli.dry_run import dry_run
 
-        print(unused, end="\n" * bool(unused), file=sys.stderr)
+        if unused:
+            print(unused, file=sys.stderr)
         with configuration():
             print(dry_run(config, args))
         return

@@ -308,12 +308,9 @@ def measure(
     if isinstance(compiled, str):
         return _refused(memory, compiled), None, advice
     memory, moved = _laid_out(memory, compiled.memory_analysis())
-    speed = _speed(chip, compiled.as_text(), model_flops, moved, _accessed(compiled), trips)
+    accessed = compiled.cost_analysis()["bytes accessed"]
+    speed = _speed(chip, compiled.as_text(), model_flops, moved, accessed, trips)
     return memory, speed, ()
-
-
-def _accessed(compiled: Any) -> float:
-    return compiled.cost_analysis()["bytes accessed"]
 
 
 def _local_bytes(tree: Any) -> int:
