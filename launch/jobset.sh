@@ -27,14 +27,14 @@ require name cluster location
 [[ "$verb" != run ]] || require image topology claim
 kubernetes_name "$name"
 [[ "$image$claim" =~ ^[A-Za-z0-9./:@_-]*$ ]] || fail "expected names, found --image=$image --claim=$claim"
-known='^((v5e|v6e):[1-9][0-9]*|(v4|v5p|tpu7x):[1-9][0-9]*x[1-9][0-9]*)x[1-9][0-9]*$' sides="${topology#*:}"
+known='^((v5e|v6e):(2x2|2x4|4x4|4x8|8x8|8x16|16x16)|(v4|v5p|tpu7x):[1-9][0-9]*x[1-9][0-9]*x[1-9][0-9]*)$' sides="${topology#*:}"
 [[ "$verb" != run ]] || [[ "$topology" =~ $known && $((${sides//x/*} % 4)) == 0 ]] ||
-  fail "--topology=$topology: expected such as v5e:4x4 (v6e) or v4:2x2x4 (v5p, tpu7x), in hosts of 4 chips"
+  fail "--topology=$topology: expected v5e or v6e:2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16, or such as v4:2x2x4 (v5p, tpu7x), in hosts of 4 chips"
+flags_for tpu
 
 jobset() {
-  local accelerator hosts
+  local hosts=$((${sides//x/*} / 4)) accelerator
   accelerator="$(accelerator "${topology%%:*}")"
-  hosts=$((${sides//x/*} / 4))
   cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet

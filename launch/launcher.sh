@@ -94,6 +94,13 @@ require() {
   done
 }
 
+# flags_for cuda|tpu: an error where --xla_flags names a set that this hardware would not read.
+flags_for() {
+  local of=tpu
+  [[ "$xla_flags" != h?00 ]] || of=cuda
+  [[ -z "$xla_flags" || "$of" == "$1" ]] || fail "--xla_flags=$xla_flags is for $of, and this runs on $1"
+}
+
 # train_command PROGRAM COORDINATOR: the command that trains; COORDINATOR goes into it as it is.
 train_command() {
   local environment=''

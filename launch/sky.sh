@@ -17,18 +17,19 @@
 # After a failure of the run itself, the same command goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
-name='' accelerators='' nodes=1 bucket='' spot='' infra=''
+name='' accelerators='' nodes=1 bucket='' spot='' infra='' extra=cuda
 parse "run logs status stop" "name accelerators nodes bucket spot? infra" "$@"
 require name
 [[ "$verb" != run ]] || require accelerators bucket
 [[ "$accelerators$bucket$infra" =~ ^[A-Za-z0-9:/._-]*$ ]] ||
   fail "expected names, found --accelerators=$accelerators --bucket=$bucket --infra=$infra"
 [[ "$accelerators" != tpu-* || "$nodes" == 1 ]] || fail "--nodes=$nodes: of a TPU, one slice; several: xpk.sh, jobset.sh"
+[[ "$accelerators" != tpu-* ]] || extra=tpu
+flags_for "$extra"
 
 task() {
-  local extra=tpu coordinator=--coordinator=auto
-  if [[ "$accelerators" != tpu-* ]]; then
-    extra=cuda
+  local coordinator=--coordinator=auto
+  if [[ "$extra" == cuda ]]; then
     coordinator="--coordinator=\"\$(head -n 1 <<<\"\$SKYPILOT_NODE_IPS\"):8476\""
     coordinator+=" --num_processes=\"\$SKYPILOT_NUM_NODES\" --process_id=\"\$SKYPILOT_NODE_RANK\""
   fi

@@ -27,6 +27,7 @@ twice="$(printf '%s\n' "${host_list[@]}" | sort | uniq -d)"
 [[ -z "$twice" ]] || fail "--hosts=$hosts: ${twice%%$'\n'*} is there twice"
 [[ "$coordinator" != *:* ]] || fail "--coordinator=$coordinator: expected an address; its port is --port=N"
 [[ "$extra" == cuda || "$extra" == tpu ]] || fail "--extra=$extra: expected cuda or tpu"
+flags_for "$extra"
 first="${host_list[0]##*@}"
 
 # on_all COMMAND…: runs it for every host at once, as $host of number $i, and waits for all.

@@ -33,8 +33,11 @@ case "$type" in # https://docs.cloud.google.com/tpu/docs/runtimes
   v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
-  *) [[ "$verb" != run ]] || fail "--type=$type is unknown; expected v4-N, v5litepod-N, v5p-N or v6e-N (TPU7x: xpk.sh)" ;;
 esac
+flat='^(v5litepod|v6e)-(1|4|8|16|32|64|128|256)$' cores='^(v4|v5p)-[1-9][0-9]*$'
+[[ "$verb" != run || "$type" =~ $flat ]] || [[ "$type" =~ $cores && $((${type#*-} % 8)) == 0 ]] ||
+  fail "--type=$type: expected v4-N or v5p-N, N a multiple of 8, or v5litepod-N or v6e-N, N of 1, 4, 8, 16, 32, 64, 128, 256 (TPU7x: xpk.sh)"
+flags_for tpu
 
 ask() {
   local nodes="--node-id=$name"

@@ -26,6 +26,7 @@ parse "run logs status stop" "name cluster zone project type storage slices rest
 require name cluster zone
 kubernetes_name "$name"
 [[ "$verb" != run ]] || require type storage
+flags_for tpu
 
 plan() {
   local command

@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
     from codet5p_jax.training.metrics import read_records
     from codet5p_jax.training.model_dir import ModelDir
 
+    if len({path.resolve() for path in args.model_dirs}) < len(args.model_dirs):
+        raise ConfigError(f"a run is named twice: {' '.join(map(str, args.model_dirs))}")
     runs = []
     for path, name in zip(args.model_dirs, names(args.model_dirs), strict=True):
         directory = ModelDir(path)

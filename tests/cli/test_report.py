@@ -48,11 +48,17 @@ def test_mistakes(tmp_path, capsys):
     write_run(tmp_path / "run", 700)
     assert main.main(["report", str(tmp_path / "run"), f"--output={tmp_path}/no/page.html"]) == 3
     assert f"--output: there is no folder {tmp_path}/no" in capsys.readouterr().err
-    assert main.main(["report", *[str(tmp_path / "run")] * 9, f"--output={tmp_path}/p.html"]) == 3
+    twice = [str(tmp_path / "run"), f"{tmp_path}/./run"]
+    assert main.main(["report", *twice, f"--output={tmp_path}/p.html"]) == 3
+    assert "a run is named twice" in capsys.readouterr().err
+    for number in range(9):
+        write_run(tmp_path / str(number), 700)
+    nine = [str(tmp_path / str(number)) for number in range(9)]
+    assert main.main(["report", *nine, f"--output={tmp_path}/p.html"]) == 3
     assert "at most 8 runs" in capsys.readouterr().err
 
 
 def test_runs_are_told_apart():
     assert names([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
     assert names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
-    assert names([Path("/a"), Path("/a")]) == ["/a", "/a"]
+    assert names([Path("/a"), Path("/b/a")]) == ["/a", "/b/a"]

@@ -51,18 +51,20 @@ def check_shell(text: str) -> None:
 
 
 @pytest.mark.parametrize("script", OPTIONS)
-@pytest.mark.parametrize("more", [[], ["--xla_flags=v5e", "--setup=mount -a && cd /shared"]])
+@pytest.mark.parametrize("more", [[], ["--setup=mount -a && cd /shared"]])
 def test_a_dry_run_calls_nothing_and_prints_a_sound_script(
     script: str, more: list[str], machine: Machine
 ):
-    if script == "local.sh":
-        more = [option for option in more if "xla" not in option]
+    flags = {"tpu.sh": "v5e", "xpk.sh": "tpu7x", "jobset.sh": "v6e"}.get(script, "h100")
+    if more and script != "local.sh":
+        more = [*more, f"--xla_flags={flags}"]
     plan = machine.launch(script, *OPTIONS[script], *more, "--dry_run", "--", *TRAIN)
     assert not machine.calls()
     check_shell(plan)
     assert ("mount -a && cd /shared" in plan) == bool(more)
-    assert ("LIBTPU_INIT_ARGS" in plan) == ("--xla_flags=v5e" in more)
-    assert "XLA_FLAGS" not in plan or script == "local.sh"  # none unless named
+    # None unless named.
+    assert ("LIBTPU_INIT_ARGS" in plan) == (len(more) == 2 and flags != "h100")
+    assert ("XLA_FLAGS" in plan) == (script == "local.sh" or (len(more) == 2 and flags == "h100"))
 
 
 @pytest.mark.parametrize(("script", "verb"), VERBS)
@@ -111,7 +113,20 @@ def _without_folder(word: str) -> str:
         ("tpu.sh", ["--nam=x"], "there is no option --nam=…; options:"),
         ("tpu.sh", ["--zone"], "--zone is no option without a value"),
         ("tpu.sh", ["--zone=z", "--type=v6e-4"], "--name=… is missing"),
-        ("tpu.sh", ["--name=x", "--zone=z", "--type=v5e-16"], "expected v4-N, v5litepod-N, v5p-N"),
+        ("tpu.sh", ["--name=x", "--zone=z", "--type=v5e-16"], "or v5litepod-N or v6e-N"),
+        ("tpu.sh", [*OPTIONS["tpu.sh"], "--type=v5litepod-17"], "--type=v5litepod-17: expected"),
+        ("tpu.sh", [*OPTIONS["tpu.sh"], "--type=v4-12"], "N a multiple of 8"),
+        ("tpu.sh", [*OPTIONS["tpu.sh"], "--xla_flags=h100"], "h100 is for cuda, and this runs on"),
+        (
+            "slurm.sh",
+            [*OPTIONS["slurm.sh"], "--xla_flags=v5e"],
+            "is for tpu, and this runs on",
+        ),
+        ("slurm.sh", [*OPTIONS["slurm.sh"], "--time=1 day"], "--time=1 day: expected [DAYS-]HOURS"),
+        ("ssh.sh", [*OPTIONS["ssh.sh"], "--xla_flags=v6e"], "is for tpu, and this runs on"),
+        ("sky.sh", [*OPTIONS["sky.sh"], "--xla_flags=v6e"], "is for tpu, and this runs on"),
+        ("xpk.sh", [*OPTIONS["xpk.sh"], "--xla_flags=h200"], "is for cuda, and this runs on tpu"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--xla_flags=h200"], "is for cuda, and this runs on"),
         ("tpu.sh", ["go"], "unknown argument go; expected one of: run logs status stop delete"),
         ("tpu.sh", ["stop", "delete"], "both stop and delete; expected one of: run logs status"),
         ("local.sh", ["--dry_run?=1"], "there is no option --dry_run?=…"),
@@ -127,9 +142,10 @@ def _without_folder(word: str) -> str:
         ("ssh.sh", [*OPTIONS["ssh.sh"], "--port=99999"], "--port=99999: expected 65535 at most"),
         ("sky.sh", [*OPTIONS["sky.sh"], "--bucket=gs://b: x"], "expected names, found"),
         ("sky.sh", [*OPTIONS["sky.sh"], "--accelerators=tpu-v6e-16"], "of a TPU, one slice"),
-        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e-16"], "such as v5e:4x4"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e-16"], "expected v5e or v6e:2x2"),
         ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e:1x1"], "in hosts of 4 chips"),
-        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5p:4x4"], "or v4:2x2x4"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5e:3x4"], "2x4, 4x4, 4x8"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--topology=v5p:4x4"], "such as v4:2x2x4"),
         ("ssh.sh", [*OPTIONS["ssh.sh"], "--hosts=a,,b"], "one comma between them"),
         (
             "ssh.sh",
@@ -208,6 +224,19 @@ def test_signals_reach_the_processes(ending: int, machine: Machine, tmp_path: Pa
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
             launcher.wait()
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        *(("tpu.sh", f"--type={kind}") for kind in ("v4-8", "v5p-1032", "v5litepod-1", "v6e-256")),
+        *(("slurm.sh", f"--time={time}") for time in ("90", "90:00", "2-0", "2-12:30", "1-0:0:0")),
+        *(("ssh.sh", f"--{more}") for more in ("extra=tpu", "extra=cuda")),
+        ("jobset.sh", "--topology=v5e:2x4"),
+    ],
+)
+def test_values_that_platforms_take(script: str, option: str, machine: Machine):
+    machine.launch(script, *OPTIONS[script], option, "--dry_run", "--", *TRAIN)
 
 
 def test_a_value_may_be_a_word_of_its_own(machine: Machine):
