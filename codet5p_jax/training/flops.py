@@ -1,6 +1,7 @@
 """Floating-point work of a step, and the peak rate of devices, for MFU and the dry run."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,12 +46,11 @@ def step_flops(
     rows: Mapping[str, int],
     split: Split = Split(),  # noqa: B008
 ) -> dict[str, float]:
-    """FLOPs of one step by objective: 3 × the matrix products of the forward pass.
+    """FLOPs of one step by objective: of the matrix products of its loss and of the gradient.
 
-    Twice the forward pass for the backward pass, padding counted, recomputation not: the usual
-    count of MFU. A momentum encoder has no backward pass but is counted like the rest. Where
-    parameters are frozen, the products of the gradient of the others are counted instead. Nothing
-    is computed; the loss is traced.
+    The usual count of MFU: where everything trains, 3 × the forward pass, padding counted,
+    recomputation not. A momentum encoder and its queue have a forward pass alone, and frozen
+    parameters have no gradient. Nothing is computed; the loss is traced.
     """
     specs = model.specs
     params, frozen = split(abstract_params(specs))
@@ -64,21 +64,20 @@ def step_flops(
             name: jax.ShapeDtypeStruct((rows[objective.name], *x.shape), x.dtype)
             for name, x in objective.spec.items()
         }
+        state = jax.eval_shape(
+            functools.partial(objective.init_state, model), merge(params, frozen)
+        )
 
-        def forward(
-            params: Any, frozen: Any, batch: Any, key: Any, objective: Objective = objective
+        def loss(
+            params: Any, frozen: Any, state: Any, batch: Any, key: Any, made: Objective = objective
         ) -> Any:
-            everything = merge(params, frozen)
-            state = objective.init_state(model, everything)
-            losses, _ = objective.loss(model.bind(everything), batch, state, key, False)
-            return sum(loss.sum for loss in losses.values())
+            everything = model.bind(merge(params, frozen))
+            return sum(x.sum for x in made.loss(everything, batch, state, key, True)[0].values())
 
-        traced = jax.grad(forward) if split.frozen else forward
-        jaxpr = jax.make_jaxpr(traced)(params, frozen, batch, jax.random.key(0)).jaxpr
-        # A product's backward pass is for both operands, and gradients of frozen ones go nowhere.
-        jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-        flops = count_flops(jaxpr)
-        out[objective.name] = flops if split.frozen else 3.0 * flops
+        traced = jax.make_jaxpr(jax.grad(loss))(params, frozen, state, batch, jax.random.key(0))
+        # A product's backward pass is for both operands, and gradients of constants go nowhere.
+        jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+        out[objective.name] = count_flops(jaxpr)
     return out
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from codet5p_jax.models import CodeT5p
-from codet5p_jax.objectives import SpanDenoising
+from codet5p_jax.objectives import SpanDenoising, TextCodePairs
 from codet5p_jax.training.flops import count_flops, peak_flops, step_flops
 from tests.training.synthetic import tiny_config
 
@@ -35,10 +35,32 @@ def test_a_step_of_t5_is_what_the_shapes_say(remat):
         + attention(T, S)
     )
     head = 2 * B * T * D * V
-    # Two small products turn the position tables into biases.
+    # Two small products with a constant turn the position tables into biases.
     tables = 2 * 32 * 2 * ((2 * S - 1) + (2 * T - 1))
     found = step_flops(CodeT5p(config), [objective], {"span_denoising": B})
-    assert found == {"span_denoising": 3.0 * (encoder + decoder + head + tables)}
+    assert found == {"span_denoising": 3.0 * (encoder + decoder + head) + 2.0 * tables}
+
+
+def test_a_momentum_encoder_has_a_forward_pass_and_its_queue_no_gradient():
+    B, Q, D, HK, F, E, lengths = 3, 6, 16, 16, 32, 8, (16, 8)
+    model = CodeT5p(tiny_config(embed_dim=E))
+
+    def flops(**momentum):
+        text, code = lengths
+        pairs = TextCodePairs(text_length=text, code_length=code, matching=False, **momentum)
+        return step_flops(model, [pairs], {pairs.name: B})[pairs.name]
+
+    teacher = sum(
+        2 * B * S * (4 * D * HK + 2 * D * F) + 2 * B * (2 * S * S * HK)  # the layer
+        + 2 * 32 * 2 * (2 * S - 1)  # the table of its positions
+        + 2 * B * D * E  # the embedding
+        for S in lengths
+    )  # fmt: skip
+    # Similarities, both ways: of the batch with two gradients, with the queue one; the teacher's.
+    alone = 2 * 3 * 2 * B * B * E
+    queued = 2 * (2 + 1) * 2 * B * (B + Q) * E
+    found = flops(momentum=0.99, queue_size=Q, alpha=0.4) - flops(momentum=None, queue_size=0)
+    assert found == teacher + queued - alone
 
 
 def test_peaks():
