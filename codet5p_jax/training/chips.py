@@ -23,7 +23,7 @@ class Chip:
       hbm_bandwidth: bytes a second.
       ici_bandwidth: bytes a second between chips, all links, both directions together.
       dcn_bandwidth: bytes a second between slices, one direction: a device's share of its host's.
-      pod: the most chips of a topology.
+      pod: the most chips of a slice.
       axes: of its torus.
       source: where the numbers are from.
       per_chip: JAX devices that a chip shows as.
@@ -64,7 +64,7 @@ CHIPS: Mapping[str, Chip] = {
         ),
         # Hosts of 8 chips have 2 network cards of 100 Gbit/s.
         Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 25e9 / 8, 256, 2, f"{_DOCS}/v5e"),
-        Chip("v5p", 459e12, 95 * GIB, 2_765e9, 1_200e9, 50e9 / 8, 8_960, 3, f"{_DOCS}/v5p"),
+        Chip("v5p", 459e12, 95 * GIB, 2_765e9, 1_200e9, 50e9 / 8, 6_144, 3, f"{_DOCS}/v5p"),
         Chip("v6e", 918e12, 32 * GIB, 1_638e9, 800e9, 100e9 / 8, 256, 2, f"{_DOCS}/v6e"),
         # A chip of 2,307 TFLOP/s, 192 GiB, 7,380, 1,200 and 12.5 GB/s shows as two devices. That
         # page also has the network of v6e.
@@ -102,7 +102,7 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
         )
     if math.prod(sides) > chip.pod:
         raise ValueError(
-            f"{text} has {math.prod(sides):,} chips, a pod of {chip.name} at most {chip.pod:,}; "
-            "for more, take several slices (--num_slices)"
+            f"{text} has {math.prod(sides):,} chips, a slice of {chip.name} at most "
+            f"{chip.pod:,}; for more, take several slices (--num_slices)"
         )
     return chip, sides

@@ -31,6 +31,7 @@ _FREE = (
     *("parameter", "constant", "iota", "get-tuple-element", "tuple", "bitcast", "while", "call"),
     *("conditional", "after-all", "opt-barrier", "partition-id", "replica-id", "slice-start"),
 )
+_OPERANDS_FIRST = ("all-gather-start", "collective-permute-start", "send")  # in their results
 _SAME_VALUE = ("copy", "bitcast", "copy-start", "copy-done", "convert")
 
 
@@ -257,7 +258,11 @@ def _hbm_bytes(made: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> 
         return min(made.num_bytes, sources[0].hbm_bytes) + made.hbm_bytes
     if made.op == "dynamic-update-slice":
         return sources[1].hbm_bytes + min(sources[1].num_bytes, made.hbm_bytes)
-    return sum((x.hbm_bytes for x in sources), 0.0) + made.hbm_bytes
+    read = sum((x.hbm_bytes for x in sources), 0.0)
+    if made.op == "gather":
+        read = min(made.num_bytes, sources[0].hbm_bytes) + sources[1].hbm_bytes
+    same = sum(len(x.arrays) for x in sources) if made.op in _OPERANDS_FIRST else 0
+    return read + sum((size for size, in_hbm in made.arrays[same:] if in_hbm), 0.0)
 
 
 def _parameters(body: _Body) -> dict[int, _Instruction]:
@@ -272,7 +277,7 @@ def _read(value: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> floa
     for user in body.values():
         if value.name not in user.operands:
             continue
-        if user.op in ("dynamic-slice", "slice"):
+        if user.op in ("dynamic-slice", "slice", "gather") and user.operands[0] == value.name:
             total += user.num_bytes
         elif user.op == "fusion":
             inside = bodies[_CALLED.findall(user.line)[0]]

@@ -78,7 +78,6 @@ class Speed:
     Attributes:
       dot_flops: FLOPs of the matrix products of the compiled program.
       model_flops: this chip's share of what the model asks for: no recomputation (`step_flops`).
-      least_hbm_bytes: arguments read once and results written once, without padding.
       hbm_bytes: read and written by the operations of the compiled program.
       xla_bytes: accessed, as XLA's own `cost_analysis` counts: in the chip's faster memory as well,
         and by the body of a loop once.
@@ -87,12 +86,11 @@ class Speed:
       compute_seconds, hbm_seconds, ici_seconds, dcn_seconds: each alone, at the published peaks;
         None where there is none.
       step_seconds: the longest of them, as if the others were hidden behind it.
-      mfu: `model_flops` in `step_seconds`, over the chip's peak; no run can have more.
+      mfu: `model_flops` in `step_seconds`, over the chip's peak: what this program has at best.
     """
 
     dot_flops: float
     model_flops: float
-    least_hbm_bytes: int
     hbm_bytes: float
     xla_bytes: float
     collectives: Mapping[str, Traffic]
@@ -307,10 +305,9 @@ def measure(
     memory = Memory(sizes, _local_bytes(batch))
     if isinstance(compiled, str):
         return _refused(memory, compiled), None, advice
-    memory, moved = _laid_out(memory, compiled.memory_analysis())
     accessed = compiled.cost_analysis()["bytes accessed"]
-    speed = _speed(chip, compiled.as_text(), model_flops, moved, accessed, trips)
-    return memory, speed, ()
+    speed = _speed(chip, compiled.as_text(), model_flops, accessed, trips)
+    return _laid_out(memory, compiled.memory_analysis()), speed, ()
 
 
 def _local_bytes(tree: Any) -> int:
@@ -320,13 +317,12 @@ def _local_bytes(tree: Any) -> int:
     )
 
 
-def _laid_out(memory: Memory, found: Any) -> tuple[Memory, int]:
-    """The memory of a compiled program, and the bytes that it reads and writes at least."""
+def _laid_out(memory: Memory, found: Any) -> Memory:
+    """With what a compiled program takes besides."""
     arguments, program = found.argument_size_in_bytes, found.generated_code_size_in_bytes
     peak = peak_bytes(found, "tpu")
     temporaries = peak - arguments - program
-    filled = Memory(memory.state, memory.batch, arguments, temporaries, program, peak)
-    return filled, arguments + found.output_size_in_bytes
+    return Memory(memory.state, memory.batch, arguments, temporaries, program, peak)
 
 
 def _refused(memory: Memory, message: str) -> Memory:
@@ -392,7 +388,7 @@ def _advice(
 
 
 def _speed(
-    chip: Chip, text: str, model_flops: float, moved: int, accessed: float, trips: int | None = None
+    chip: Chip, text: str, model_flops: float, accessed: float, trips: int | None = None
 ) -> Speed:
     """The floors of a program's time.
 
@@ -400,14 +396,13 @@ def _speed(
       chip: with the published peaks.
       text: of the compiled program.
       model_flops: of one chip.
-      moved: bytes that it reads and writes at least.
       accessed: bytes that XLA counts.
       trips: of a loop that ends by what it computes.
     """
     work = read_work(text, trips)
     # A product with a single column is no product in a compiled program, but work all the same.
     compute = max(work.dot_flops, model_flops) / chip.flops
-    hbm = chip.hbm_bandwidth and moved / chip.hbm_bandwidth
+    hbm = chip.hbm_bandwidth and work.hbm_bytes / chip.hbm_bandwidth
     # What comes in is one of the two directions.
     ici = chip.ici_bandwidth and _bytes_of(work.collectives) / (chip.ici_bandwidth / 2)
     dcn = chip.dcn_bandwidth and _bytes_of(work.between_slices) / chip.dcn_bandwidth
@@ -415,7 +410,6 @@ def _speed(
     return Speed(
         dot_flops=work.dot_flops,
         model_flops=model_flops,
-        least_hbm_bytes=moved,
         hbm_bytes=work.hbm_bytes,
         xla_bytes=accessed,
         collectives=work.collectives,

@@ -112,8 +112,7 @@ def _speed(speed: Speed, unit: str) -> list[str]:
     told = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in terms.items())
     return [
         *lines,
-        f"  at the published peaks: {told} (HBM: state and batch read once, results written once, "
-        f"{size_text(speed.least_hbm_bytes)})",
+        f"  at the published peaks: {told}",
         f"  best possible: {1e3 * speed.step_seconds:.3f} ms, "
         f"{max(terms, key=terms.__getitem__)} the longest; MFU {100 * speed.mfu:.1f} %",
     ]

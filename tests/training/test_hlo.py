@@ -206,6 +206,32 @@ def test_bytes_of_hbm_are_those_that_are_touched():
     assert read_work(MEMORY).hbm_bytes == 10 * (2 * layer + 4) + 2 * 10 * layer
 
 
+STARTED = """HloModule step, num_partitions=4
+%looked_up (t: f32[500,8], i: s32[4]) -> f32[4,8] {
+  %t = f32[500,8]{1,0} parameter(0)
+  %i = s32[4]{0} parameter(1)
+  ROOT %g = f32[4,8]{1,0} gather(%t, %i), offset_dims={1}
+}
+
+ENTRY %main (a: bf16[64,8], t: f32[500,8], i: s32[4]) -> bf16[64,8] {
+  %a = bf16[64,8]{1,0} parameter(0)
+  %t = f32[500,8]{1,0} parameter(1)
+  %i = s32[4]{0} parameter(2)
+  %s = (bf16[64,8]{1,0}, bf16[64,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
+  %d = bf16[64,8]{1,0:T(8,128)S(1)} collective-permute-done(%s)
+  %f = f32[4,8]{1,0} fusion(%t, %i), kind=kCustom, calls=%looked_up
+  %g = f32[4,8]{1,0} gather(%t, %i), offset_dims={1}
+  ROOT %out = (f32[4,8]{1,0}) tuple(%g)
+}
+"""  # noqa: E501 - as XLA prints it
+
+
+def test_what_is_moved_or_looked_up_is_read_once():
+    """A transfer gives its operand back beside the result; of a table, rows are read."""
+    rows = 4 * 8 * 4
+    assert read_work(STARTED).hbm_bytes == 64 * 8 * 2 + 2 * (2 * rows + 4 * 4)
+
+
 def test_bytes_of_hbm_without_loops_are_those_that_xla_counts():
     def step(w, x):
         return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w) @ w.T))(w)

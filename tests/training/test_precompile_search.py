@@ -30,7 +30,7 @@ def fake_step(*, model, mesh, accumulate, rows, num_slices, topology, phases) ->
     peak = PEAK[model.remat] * GIB * number // (ROWS * accumulate)
     seconds = SECONDS[model.remat] * max(number / (4 * ROWS), 1.0)
     fits = peak < 16 * GIB
-    speed = Speed(1.0, 1.0, 1, 1.0, 1.0, {}, {}, seconds, seconds, seconds, 0.0, seconds, 0.5)
+    speed = Speed(1.0, 1.0, 1.0, 1.0, {}, {}, seconds, seconds, seconds, 0.0, seconds, 0.5)
     memory = Memory({}, 0, peak=peak, available=None if fits else 16 * GIB)
     phase = PhaseReport("m", {"a": number}, 2.0, fits, memory, (), speed if fits else None)
     return Report(topology, 2, CHIPS["v5e"], 32, {}, "0", 1, 1, (phase,))
