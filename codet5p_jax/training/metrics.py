@@ -11,6 +11,8 @@ import contextlib
 import json
 import math
 import os
+import socket
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +110,7 @@ class JsonlWriter:
 
     def write(self, record: Record) -> None:
         """Writes one line; values that are not finite become null."""
-        with self._named():
+        with _named(self._path):
             if self._file is None:
                 self._file = self._opened()
             self._file.write(_line(record))
@@ -117,15 +119,8 @@ class JsonlWriter:
     def close(self) -> None:
         """Makes the lines durable and closes the file."""
         if self._file is not None:
-            with self._named(), self._file:
+            with _named(self._path), self._file:
                 os.fsync(self._file.fileno())
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _opened(self) -> IO[str]:
         before = read_records(self._path)
@@ -135,26 +130,47 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Scalars under `<split>/<name>` in a TensorBoard folder; records after `last_step` vanish."""
+    """Scalars under `<split>/<name>` in a TensorBoard folder; records after `last_step` vanish.
+
+    Events are written here: tensorboardX's own writer does it in a thread, which a full disk ends,
+    and then waits for that thread for ever.
+    """
 
     def __init__(self, directory: Path, last_step: int):
-        self._directory = directory
-        self._purge_step = last_step + 1 if last_step >= 0 else None
+        self._directory, self._last_step = directory, last_step
         self._writer: Any = None
 
     def write(self, record: Record) -> None:
         """Writes every number of the record."""
-        if self._writer is None:
-            from tensorboardX import SummaryWriter  # takes a second, better after the first step
+        # Takes a second, better after the first step.
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
 
-            self._writer = SummaryWriter(str(self._directory), purge_step=self._purge_step)
-        for name, value in _scalars(record):
-            self._writer.add_scalar(name, value, record["step"])
+        protos: Any = event_pb2  # made at run time
+        now, step = time.time(), record["step"]
+        events = [
+            protos.Event(wall_time=now, step=step, summary=scalar(name, value))
+            for name, value in _scalars(record)
+        ]
+        with _named(self._directory):
+            if self._writer is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+                self._writer = RecordWriter(str(self._directory / name))
+                start = protos.SessionLog(status=protos.SessionLog.START)
+                purge = protos.Event(wall_time=now, step=self._last_step + 1, session_log=start)
+                version = protos.Event(wall_time=now, file_version="brain.Event:2")
+                events = [version, *[purge] * (self._last_step >= 0), *events]
+            for event in events:
+                self._writer.write(event.SerializeToString())
+            self._writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes."""
+        """Closes the file."""
         if self._writer is not None:
-            self._writer.close()
+            with _named(self._directory):
+                self._writer.close()
 
 
 class WandbWriter:
@@ -182,6 +198,15 @@ class WandbWriter:
     def close(self) -> None:
         """Uploads what is left."""
         self._run.finish()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of writing say to where."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def open_writers(

@@ -118,6 +118,42 @@ def test_tensorboard_gets_every_number(tmp_path):
     assert b"train/step" not in content
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_full_disk_is_an_error_of_tensorboard_not_the_end_of_all_writing(tmp_path):
+    writer = TensorBoardWriter(tmp_path / "tb", last_step=4)
+    record = {"step": 5, "split": "train", **{f"metric{i}": 1.5 for i in range(30)}}
+    writer.write(record)
+    [file] = (tmp_path / "tb").iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, hard))
+    try:
+        for act in (lambda: writer.write(record), writer.close):
+            with pytest.raises(OSError, match=r"File too large: '.*/tb'"):
+                act()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_purges_what_a_resumed_run_writes_again(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    writer = TensorBoardWriter(tmp_path / "tb", last_step=4)
+    writer.write({"step": 5, "split": "train", "loss": 1.5})
+    writer.close()
+    [file] = (tmp_path / "tb").iterdir()
+    content, events = file.read_bytes(), []
+    while content:  # length, checksum, event, checksum
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    version, purge, loss = events
+    assert version.file_version == "brain.Event:2"
+    assert (purge.step, purge.session_log.status) == (5, SessionLog.START)
+    [value] = loss.summary.value
+    assert (loss.step, value.tag, value.simple_value) == (5, "train/loss", 1.5)
+
+
 def test_wandb_is_an_extra(tmp_path, monkeypatch):
     import sys
 
