@@ -1,5 +1,6 @@
 """The signals that a training run listens to: the end after a step, and a wish for a trace."""
 
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,19 +9,22 @@ from contextlib import contextmanager
 import jax
 from jax.experimental import multihost_utils
 
+_asked = itertools.count()
+
 
 @contextmanager
-def termination() -> Iterator[Callable[[int], bool]]:
-    """A function of the step that says whether this process was asked to stop.
+def termination() -> Iterator[Callable[[], bool]]:
+    """A function that says whether this process was asked to stop.
 
-    Several processes have to stop after the same step, which JAX's coordination service sees to; it
-    listens to SIGTERM itself.
+    Several processes have to stop after the same step, and all call it equally often. JAX's
+    coordination service listens to SIGTERM and picks a number above all that it was asked with, 0
+    at first, only once: numbers that began with the step of a run that goes on would be past it.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_asked))
         return
     with heard(signal.SIGTERM) as event:
-        yield lambda step: event.is_set()
+        yield event.is_set
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class TrainResult:
 
     Attributes:
       step: steps done.
-      interrupted: whether SIGTERM ended it; started again, it goes on.
+      interrupted: whether SIGTERM came; started again, it goes on where it is not done.
       before, after: held-out metrics by name (`span_denoising/loss`, …) of the first and the
         latest evaluation; empty without evaluation.
       best: those of the best evaluation; empty without `early_stopping`.
@@ -371,7 +371,9 @@ def train(
             accumulate=accumulate,
             ema_decay=ema_decay,
         )
-        background = stack.enter_context(ThreadPoolExecutor(2))
+        background = ThreadPoolExecutor(2)
+        # What went wrong is told at once, not after minutes of compiling.
+        stack.push(lambda error, *_: background.shutdown(wait=error is None, cancel_futures=True))
         compiled = CompiledSteps(run_step, [x.rows for x in loaders], background)
         newest = saved[-1] if saved else 0
         if newest < total:
@@ -503,7 +505,7 @@ def train(
         )
         stack.callback(lambda: profiler.close(step, state))
         goodput.begin("steps")
-        while step < total and not ended() and not terminated(step):
+        while step < total and not ended() and not terminated():
             profiler.at(step, state)
             with recorder.waiting(), deadline.of(f"no batch for step {step} {late}"):
                 phase, batch = upcoming.result() if step == start else next(batches)
@@ -562,7 +564,7 @@ def train(
         records = read_records(directory.metrics)
         return TrainResult(
             step,
-            not finished,
+            not finished or terminated(),
             *first_and_last(records, evaluation.split),
             *((metrics_at(records, evaluation.split, best[0]), best[0]) if best else ({}, None)),
             directory.metrics,

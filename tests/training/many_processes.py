@@ -4,8 +4,9 @@
 
 SETTINGS is JSON: `cache`, `model_dir`, `process`, `of`, `port`; optional `denoise` (that alone, and
 evaluated only with `evaluate`, steps between two evaluations), `steps`, `tensor` (size of that mesh
-axis), `rows` (a folder for what the process reads and trains on), `data_timeout`, and one of
-`EVENTS` or `SIGNALS` at a step: `kill: 3`.
+axis), `rows` (a folder for what the process reads and trains on), `data_timeout`, `pause` (seconds
+before the first step), and one of `EVENTS` or `SIGNALS` at a step: `kill: 3`; a signal at step 0
+comes before that pause, whatever step the run goes on from.
 """
 
 import errno
@@ -37,11 +38,16 @@ from tests.training import synthetic
 
 
 class Told(SilentProgress):
-    """Sends this process a signal when the metrics of a step have come in."""
+    """Sends this process a signal when the metrics of a step have come in, or before any step."""
 
-    def __init__(self, main: bool, at: int, number: int):
+    def __init__(self, main: bool, at: int, number: int, pause: float):
         super().__init__()
-        self._main, self._at, self._number = main, at, number
+        self._main, self._at, self._number, self._pause = main, at, number, pause
+
+    def begin(self, step, total):
+        if self._at == 0:
+            os.kill(os.getpid(), self._number)
+        time.sleep(self._pause)
 
     def say(self, line):
         if self._main:
@@ -166,7 +172,7 @@ def main(settings: dict[str, Any]) -> None:
         record_rows(Path(settings["rows"]), process)
     [(at, number)] = [
         (settings[name], number) for name, number in SIGNALS.items() if name in settings
-    ] or [(0, 0)]
+    ] or [(-1, 0)]
     cluster = Cluster(f"localhost:{settings['port']}", settings["of"], process)
     changes: dict[str, Any] = {}
     if settings.get("denoise"):
@@ -181,7 +187,7 @@ def main(settings: dict[str, Any]) -> None:
             checkpoints=CheckpointPolicy(every=3, keep_last=9),
             logging=Logging(every=1, tensorboard=False),
             data_timeout=settings.get("data_timeout"),
-            progress=Told(process == 0, at, number),
+            progress=Told(process == 0, at, number, settings.get("pause", 0)),
             **changes,
         )
     print("finished at step", result.step, "interrupted" if result.interrupted else "")

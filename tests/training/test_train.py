@@ -25,6 +25,7 @@ from codet5p_jax.training.metrics import read_records
 from codet5p_jax.training.model_dir import ModelDir
 from codet5p_jax.training.optimizers import AdamW
 from codet5p_jax.training.phases import Phase
+from codet5p_jax.training.recorder import Recorder
 from codet5p_jax.training.schedules import Constant
 from codet5p_jax.training.state import abstract_state
 from codet5p_jax.training.stored_weights import load_params
@@ -186,9 +187,12 @@ def several_devices():
 
 
 def test_stage_2_starts_from_the_weights_of_stage_1_on_any_mesh(
-    workplace, whole, several_devices, capsys
+    workplace, whole, several_devices, capsys, monkeypatch
 ):
-    """Eight devices, stateful objective, moving average, micro-batches; in this process."""
+    """Eight devices, stateful objective, moving average, micro-batches; in this process.
+
+    SIGTERM, after the last step, changes nothing, and is told.
+    """
     settings = {
         "model": tiny_config(vocab_size=66, embed_dim=8, matching_head=True, dropout=0.0),
         "phases": [Phase("pairs", 3, 8)],
@@ -204,11 +208,18 @@ def test_stage_2_starts_from_the_weights_of_stage_1_on_any_mesh(
 
     new = ("projection/.*", "log_temperature", "matching_head/.*")
     init = dataclasses.replace(init, new=new)
+    finish = Recorder.finish
+
+    def terminated(self, step):
+        signal.raise_signal(signal.SIGTERM)
+        finish(self, step)
+
+    monkeypatch.setattr(Recorder, "finish", terminated)
     result = run(
         workplace / "cache", workplace / "stage2", init_from=init, profile_steps=(1, 2),
         progress=Interrupting(1, signal.SIGUSR1), **settings,
     )  # fmt: skip
-    assert (result.step, result.interrupted) == (3, False)
+    assert (result.step, result.interrupted) == (3, True)
     lines = capsys.readouterr().out.splitlines()
     folder = ModelDir(workplace / "stage2").profile
     traces = [f"trace of steps {steps} in {folder}" for steps in ("1 to 2", "2 to 3")]
