@@ -14,13 +14,14 @@ set -euo pipefail
 exec 9>$1.lock 8>codet5p_env.lock
 flock -n 9 || exit 0 # the script that starts says so
 flock -n 8 || { echo "\$HOSTNAME: another run uses ~/codet5p_env; stop it first" >&2 && exit 1; }
+rm -f $1.pid # of the run before
 $(install_commands "$2" '"$HOME/codet5p_env"' '"$HOME/codet5p_jax.tar.gz"')
 EOF
 cat >"\$work/codet5p_start.sh" <<'EOF'
 set -euo pipefail
 exec 9>$1.lock 8>codet5p_env.lock # held by what trains, as long as it lives
 if ! flock -n 9; then
-  echo "\$HOSTNAME: $1 is running"
+  echo "\$HOSTNAME: $1 is running, or being installed"
   exit
 fi
 flock -s 8
@@ -34,5 +35,5 @@ PLAN
 
 # What a host does to stop training: SIGTERM to its process group, which saves and exits.
 stop_command() {
-  echo "if flock -n $1.lock true; then echo \"\$HOSTNAME: $1 is not running\"; else kill -TERM -- -\$(cat $1.pid); fi"
+  echo "if flock -n $1.lock true; then echo \"\$HOSTNAME: $1 is not running\"; elif [[ -f $1.pid ]]; then kill -TERM -- -\$(cat $1.pid); else echo \"\$HOSTNAME: $1 is being installed; stop it when it trains\" >&2 && exit 1; fi"
 }

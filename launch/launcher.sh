@@ -49,6 +49,7 @@ parse() {
         ;;
       --*=*)
         [[ "$option" != *\? && " $options " == *" $option "* ]] || fail "there is no option --$option=…; options: $options"
+        [[ -n "${1#*=}" ]] || fail "--$option=: expected a value; leave the option out for its default"
         printf -v "$option" %s "${1#*=}"
         [[ "$1" != *$'\n'* ]] || fail "--$option: expected one line"
         ;;

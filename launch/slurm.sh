@@ -53,7 +53,8 @@ PLAN
   cat <<PLAN
 set -euo pipefail${setup:+; $setup}
 # Every process sees all GPUs of its node, and JAX takes the one of its number.
-srun --gpu-bind=none --kill-on-bad-exit=1 \\
+# It does not take over --cpus-per-task from sbatch.
+srun --cpus-per-task=$cpus --gpu-bind=none --kill-on-bad-exit=1 \\
   $(train_command "$(quote "$venv/bin/codet5p")" --coordinator=auto)
 EOF
 done

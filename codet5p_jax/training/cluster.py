@@ -104,6 +104,8 @@ def find(
             "give --coordinator=HOST:PORT, --num_processes=N and --process_id=I"
         )
     local = None if devices is None else tuple(devices)
+    if environment.get("JAX_LOCAL_DEVICE_IDS"):
+        local = None  # which JAX reads where it is given none
     return Cluster(address, number, own, local, _hosts(environment, number))
 
 

@@ -131,6 +131,7 @@ def _call(
                 if mistake:
                     refuse(ValueError(mistake))
                 strangers.remove(line)
+                line.send(here=True)
                 hellos[theirs["process"]], lines[theirs["process"]] = theirs, line
     for line in strangers:
         line.socket.close()

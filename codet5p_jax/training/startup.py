@@ -9,11 +9,11 @@ class Laps:
     """What the start-up spends its time on.
 
     Args:
-      before: seconds that went into imports.
+      before: seconds until the first lap: imports, other processes, data that was prepared.
     """
 
     def __init__(self, before: float):
-        self._seconds = {"import": before}
+        self._seconds = {"before": before}
         self._mark = time.perf_counter()
 
     def end(self, name: str) -> None:
@@ -23,7 +23,7 @@ class Laps:
         self._mark = now
 
     def line(self) -> str:
-        """`start-up 7.1 s: import 1.9 s, devices 0.1 s, …`."""
+        """`start-up 7.1 s: before 1.9 s, devices 0.1 s, …`."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())
         return f"start-up {sum(self._seconds.values()):.1f} s: {parts}"
 

@@ -1,7 +1,9 @@
 """The launchers that reach their hosts over ssh, with hosts that are folders."""
 
+import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,24 @@ def test_over_ssh_from_nothing_to_a_resumed_run(hosts: Machine):
     assert "a: stage1 is not running" in ssh(hosts, "stop")
     ssh(hosts)
     assert log(hosts, "a", 3) == log(hosts, "b", 3) == ["trains", "saved", "trains"]
+
+
+def test_what_is_being_installed_is_not_stopped(hosts: Machine):
+    """The number of the run before may be another program's by now."""
+    asleep = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    for host in "ab":
+        (hosts.root / host / "stage1.pid").write_text(str(asleep.pid))
+    hosts.fake("uv", f'[[ $1 != venv ]] || {{ touch "$HOME/begun"; sleep 3; }}\n{UV}')
+    with ThreadPoolExecutor(1) as thread:
+        launched = thread.submit(ssh, hosts)
+        while not all((hosts.root / host / "begun").exists() for host in "ab"):
+            time.sleep(0.01)
+        assert "a: stage1 is being installed" in ssh(hosts, "stop", code=1)
+        launched.result()
+    assert asleep.poll() is None
+    asleep.kill()
+    asleep.wait()
+    assert log(hosts, "a", 1) == log(hosts, "b", 1) == ["trains"]
 
 
 def test_nothing_starts_where_a_host_lacks_the_program(hosts: Machine):

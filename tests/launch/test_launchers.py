@@ -111,6 +111,7 @@ def _without_folder(word: str) -> str:
     ("script", "options", "message"),
     [
         ("tpu.sh", ["--nam=x"], "there is no option --nam=…; options:"),
+        ("tpu.sh", [*OPTIONS["tpu.sh"], "--slices="], "--slices=: expected a value"),
         ("tpu.sh", ["--zone"], "--zone is no option without a value"),
         ("tpu.sh", ["--zone=z", "--type=v6e-4"], "--name=… is missing"),
         ("tpu.sh", ["--name=x", "--zone=z", "--type=v5e-16"], "or v5litepod-N or v6e-N"),

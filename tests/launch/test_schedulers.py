@@ -21,7 +21,7 @@ JOBSET = ["--name=s", "--cluster=c", "--location=us-east5", "--image=i", "--clai
 def test_slurm_starts_a_process_for_each_gpu(machine: Machine):
     venv = machine.root / "the env"
     machine.fake("codet5p", where="the env/bin")
-    machine.fake("srun", '"${@:3}"')
+    machine.fake("srun", '"${@:4}"')
     machine.fake("uv")
     machine.fake("sbatch", 'cat >"$ROOT/job"')
     options = [*SLURM[:-1], f"--venv={venv}", "--jobs=3", "--account=me", "--setup=A=1"]
@@ -41,7 +41,7 @@ def test_slurm_starts_a_process_for_each_gpu(machine: Machine):
     assert not any("partition" in option for option in given)
     machine.run(["bash", "-c", job])
     srun, train = machine.calls()
-    assert srun[:3] == ["srun", "--gpu-bind=none", "--kill-on-bad-exit=1"]
+    assert srun[:4] == [*("srun", "--cpus-per-task=8", "--gpu-bind=none", "--kill-on-bad-exit=1")]
     assert train == ["codet5p", "train", *TRAIN, "--coordinator=auto"]
 
 

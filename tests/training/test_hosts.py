@@ -106,6 +106,22 @@ def test_those_who_are_missing_are_named_by_host_where_that_is_known():
     assert roll_call._missing({0: {}, 2: {}}, known) == "process 1 (b) of 3 has"
 
 
+def test_process_0_is_not_missing_where_it_has_answered(port, monkeypatch, capfd):
+    """Process 1 is there first, and so has waited longer."""
+    monkeypatch.setattr(roll_call, "NOTICE", 2)
+    call = roll_call._call
+
+    def late(*args):
+        time.sleep(1)
+        return call(*args)
+
+    monkeypatch.setattr(roll_call, "_call", late)
+    outcomes = together(port, [0, 1], 3, 3)
+    for outcome in outcomes:
+        assert "process 2 of 3 has not come within 3 s" in str(outcome)
+    assert "process 0" not in capfd.readouterr().err
+
+
 def test_a_missing_process_0_is_named(port):
     [error] = together(port, [1], 2, 1)
     assert f"process 0 at localhost:{port} has not answered within 1 s" in str(error)
@@ -195,6 +211,8 @@ def test_slurm_and_open_mpi_are_found(monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     assert cluster.find("auto", None, None, 1) == Cluster("node3:61447", 2, 1, (0,))
+    told = {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3"}  # which JAX reads where it is given none
+    assert cluster.find("auto", None, None, 1, told) == Cluster("node3:61447", 2, 1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert cluster.find("auto", None, None, 1).hosts == ("node3", "node4")
     monkeypatch.delenv("SLURM_JOB_ID")
