@@ -172,9 +172,13 @@ def _over_slow_links(shape: Sequence[int], groups: int) -> list[int]:
 
 
 def partition_spec(
-    axes: Sequence[str], *, rules: Mapping[str, MeshAxes] = RULES, name: str = "an array"
+    axes: Sequence[str],
+    *,
+    rules: Mapping[str, MeshAxes] = RULES,
+    name: str = "an array",
+    shape: Sequence[int] = (),
 ) -> PartitionSpec:
-    """Maps logical axis names to a PartitionSpec.
+    """Maps logical axis names to a PartitionSpec; `name` and `shape` are for messages.
 
     >>> partition_spec(("embed", "heads", "head_dim"))
     PartitionSpec('fsdp', 'tensor', None)
@@ -191,9 +195,10 @@ def partition_spec(
         entry = rules[axis]
         for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
             if mesh_axis in owner:
+                sized = f"{name} of shape {tuple(shape)}" if shape else name
                 raise ValueError(
-                    f"{name}: logical axes {owner[mesh_axis]!r} and {axis!r} both map to mesh axis "
-                    f"{mesh_axis!r}; change one of the two rules"
+                    f"{sized}: logical axes {owner[mesh_axis]!r} and {axis!r} both map to mesh "
+                    f"axis {mesh_axis!r}; change one of the two rules"
                 )
             owner[mesh_axis] = axis
         entries.append(entry)
@@ -218,7 +223,7 @@ def ways(
     """
     total = 1
     for size, axis, entry in zip(
-        shape, axes, partition_spec(axes, rules=rules, name=name), strict=True
+        shape, axes, partition_spec(axes, rules=rules, name=name, shape=shape), strict=True
     ):
         names = (entry,) if isinstance(entry, str) else entry or ()
         here = math.prod(mesh_sizes[a] for a in names)
@@ -291,7 +296,7 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, shape=x.shape))
 
 
 def constrain_between_blocks(x_BTD: jax.Array) -> jax.Array:
@@ -324,7 +329,7 @@ def dividing_spec(shape: Sequence[int], axes: Sequence[str]) -> PartitionSpec:
     mesh = jax.sharding.get_abstract_mesh()
     sizes: Mapping[str, int] = {} if mesh.empty else mesh.shape
     entries = []
-    for size, entry in zip(shape, partition_spec(axes), strict=True):
+    for size, entry in zip(shape, partition_spec(axes, shape=shape), strict=True):
         names = (entry,) if isinstance(entry, str) else entry or ()
         divides = sizes and size % math.prod(sizes[a] for a in names) == 0
         entries.append(entry if divides else None)

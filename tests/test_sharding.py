@@ -8,7 +8,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from codet5p_jax import sharding
 from codet5p_jax.models import CodeT5p, init_params, logical_axes, t5
-from codet5p_jax.sharding import MeshConfig, make_mesh, partition_spec
+from codet5p_jax.sharding import RULES, MeshConfig, make_mesh, partition_spec, ways
 
 SIZES = {
     "vocab_size": 64, "d_model": 16, "num_heads": 2, "head_dim": 8, "d_ff": 32,
@@ -38,6 +38,10 @@ def test_sizes_that_do_not_fill_the_devices(config):
 def test_two_axes_on_one_mesh_axis_name_both():
     with pytest.raises(ValueError, match=r"w: logical axes 'heads' and 'mlp' both map.*'tensor'"):
         partition_spec(("heads", "mlp"), name="w")
+    rules = {**RULES, "embed": "tensor"}
+    sizes = dict.fromkeys(("replica", "fsdp", "sequence", "tensor"), 2)
+    with pytest.raises(ValueError, match=r"w of shape \(8, 12\): logical axes 'embed' and 'mlp'"):
+        ways("w", (8, 12), ("embed", "mlp"), sizes, rules)
 
 
 def test_unknown_axis():
