@@ -49,7 +49,7 @@ parse() {
         ;;
       --*=*)
         [[ "$option" != *\? && " $options " == *" $option "* ]] || fail "there is no option --$option=…; options: $options"
-        [[ -n "${1#*=}" ]] || fail "--$option=: expected a value; leave the option out for its default"
+        [[ -n "${1#*=}" ]] || fail "--$option=: expected a value"
         printf -v "$option" %s "${1#*=}"
         [[ "$1" != *$'\n'* ]] || fail "--$option: expected one line"
         ;;
@@ -99,7 +99,7 @@ require() {
 flags_for() {
   local of=tpu
   [[ "$xla_flags" != h?00 ]] || of=cuda
-  [[ -z "$xla_flags" || "$of" == "$1" ]] || fail "--xla_flags=$xla_flags is for $of, and this runs on $1"
+  [[ "$verb" != run || -z "$xla_flags" || "$of" == "$1" ]] || fail "--xla_flags=$xla_flags is for $of, and this runs on $1"
 }
 
 # train_command PROGRAM COORDINATOR: the command that trains; COORDINATOR goes into it as it is.

@@ -20,7 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 name='' nodes='' gpus='' time='' jobs=1 venv='' cpus=8 partition='' account='' reservation='' qos=''
 parse run "name nodes gpus time jobs venv cpus partition account reservation qos" "$@"
 require name nodes gpus time venv
-[[ "$time" =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] || fail "--time=$time: expected [DAYS-]HOURS:MINUTES:SECONDS, such as 24:00:00"
+[[ "$time" =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$|^(UNLIMITED|INFINITE)$ ]] || fail "--time=$time: expected [DAYS-]HOURS:MINUTES:SECONDS, such as 24:00:00"
 flags_for cuda
 
 plan() {

@@ -138,8 +138,12 @@ def _train_seeds(model_dir: str, runs: Mapping[int, "Config"]) -> None:
     results = {}
     for seed, config in runs.items():
         print(f"seed {seed}: {config.arguments['model_dir']}", flush=True)
-        results[seed] = train(**{**config.arguments, "operative_config": config.text})
-        if results[seed].interrupted:
+        result = results[seed] = train(**{**config.arguments, "operative_config": config.text})
+        if result.interrupted:
+            return
+        left = [str(other) for other in runs if other not in results]
+        if result.terminated and left:
+            print(f"stopped by SIGTERM before seed {', '.join(left)}; start again to go on")
             return
     if jax.process_index() == 0:
         print(spread.write_summary(model_dir, results), flush=True)

@@ -104,7 +104,7 @@ def describe(
     lines.append(_disk(saved, checkpoints, total_steps(phases), best))
     ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
-        lines += ["", *_phase(network, split, used, phase, numbers, ways)]
+        lines += ["", *_phase(network, split, used, phase, numbers, ways, accumulate)]
     lines.append("")
     lines.append(f"{total_steps(phases):,} steps in all")
     return "\n".join(lines)
@@ -169,18 +169,20 @@ def _phase(
     phase: Phase,
     rows: Mapping[str, int],
     ways: int,
+    accumulate: int,
 ) -> list[str]:
-    work = step_flops(network, used, rows, split)
     lines = [f"phase {phase.mixture}: {phase.steps:,} steps of {phase.batch_size:,} rows"]
-    positions = 0
-    for objective in select_objectives(used, list(rows)):
-        number = rows[objective.name]
+    for name, number in rows.items():
         if number % ways:
             raise ValueError(
-                f"{objective.name} has {number} rows in a batch, which do not divide over {ways} "
+                f"{name} has {number} rows in a batch, which do not divide over {ways} "
                 "(data-parallel devices times micro-batches); change batch_size, the mixture's "
                 "rates, accumulate or the mesh"
             )
+    work = step_flops(network, used, rows, split, accumulate)
+    positions = 0
+    for objective in select_objectives(used, list(rows)):
+        number = rows[objective.name]
         length = sum(
             math.prod(x.shape) for k, x in objective.spec.items() if k.endswith("segments")
         )

@@ -45,12 +45,20 @@ def step_flops(
     objectives: Sequence[Objective],
     rows: Mapping[str, int],
     split: Split = Split(),  # noqa: B008
+    accumulate: int = 1,
 ) -> dict[str, float]:
     """FLOPs of one step by objective: of the matrix products of its loss and of the gradient.
 
     The usual count of MFU: where everything trains, 3 × the forward pass, padding counted,
     recomputation not. A momentum encoder and its queue have a forward pass alone, and frozen
     parameters have no gradient. Nothing is computed; the loss is traced.
+
+    Args:
+      model: the network.
+      objectives: at least those of `rows`.
+      rows: of each objective in a batch, a multiple of `accumulate`.
+      split: which parameters train.
+      accumulate: micro-batches; rows of a contrastive objective see their own.
     """
     specs = model.specs
     params, frozen = split(abstract_params(specs))
@@ -61,7 +69,7 @@ def step_flops(
         if objective.name not in rows:
             continue
         batch = {
-            name: jax.ShapeDtypeStruct((rows[objective.name], *x.shape), x.dtype)
+            name: jax.ShapeDtypeStruct((rows[objective.name] // accumulate, *x.shape), x.dtype)
             for name, x in objective.spec.items()
         }
         state = jax.eval_shape(
@@ -77,7 +85,7 @@ def step_flops(
         traced = jax.make_jaxpr(jax.grad(loss))(params, frozen, state, batch, jax.random.key(0))
         # A product's backward pass is for both operands, and gradients of constants go nowhere.
         jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
-        out[objective.name] = count_flops(jaxpr)
+        out[objective.name] = accumulate * count_flops(jaxpr)
     return out
 
 

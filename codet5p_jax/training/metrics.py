@@ -12,6 +12,7 @@ import json
 import math
 import os
 import socket
+import struct
 import time
 import zlib
 from collections import deque
@@ -132,19 +133,18 @@ class JsonlWriter:
 class TensorBoardWriter:
     """Scalars under `<split>/<name>` in a TensorBoard folder; records after `last_step` vanish.
 
-    Events are written here: tensorboardX's own writer does it in a thread, which a full disk ends,
-    and then waits for that thread for ever.
+    tensorboardX makes the events, and they are written here: its own writer does that in a thread,
+    which a full disk ends, and then waits for that thread for ever.
     """
 
     def __init__(self, directory: Path, last_step: int):
         self._directory, self._last_step = directory, last_step
-        self._writer: Any = None
+        self._file: IO[bytes] | None = None
 
     def write(self, record: Record) -> None:
         """Writes every number of the record."""
         # Takes a second, better after the first step.
         from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
 
         protos: Any = event_pb2  # made at run time
@@ -154,23 +154,31 @@ class TensorBoardWriter:
             for name, value in _scalars(record)
         ]
         with _named(self._directory):
-            if self._writer is None:
+            if self._file is None:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
-                self._writer = RecordWriter(str(self._directory / name))
+                self._file = (self._directory / name).open("wb")
                 start = protos.SessionLog(status=protos.SessionLog.START)
                 purge = protos.Event(wall_time=now, step=self._last_step + 1, session_log=start)
                 version = protos.Event(wall_time=now, file_version="brain.Event:2")
                 events = [version, *[purge] * (self._last_step >= 0), *events]
-            for event in events:
-                self._writer.write(event.SerializeToString())
-            self._writer.flush()
+            self._file.write(b"".join(_framed(event.SerializeToString()) for event in events))
+            self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._writer is not None:
-            with _named(self._directory):
-                self._writer.close()
+        """Makes the events durable and closes the file."""
+        if self._file is not None:
+            with _named(self._directory), self._file:
+                os.fsync(self._file.fileno())
+
+
+def _framed(data: bytes) -> bytes:
+    """A TFRecord: length, its checksum, data, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    size = struct.pack("<Q", len(data))
+    check = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
+    return size + check[0] + data + check[1]
 
 
 class WandbWriter:

@@ -225,7 +225,7 @@ def precompile(
     reports = []
     for phase, numbers in zip(phases, rows, strict=True):
         batch = abstract_batch(used, numbers, device_mesh)
-        wanted = sum(step_flops(network, used, numbers, split).values()) / len(devices)
+        wanted = sum(step_flops(network, used, numbers, split, accumulate).values()) / len(devices)
         compiled, seconds = compile_for(functools.partial(step.lower, numbers), device_mesh)
         parts = {part: getattr(state, part) for part in PARTS}
         held = sum(_local_bytes(part) for part in parts.values())

@@ -9,7 +9,7 @@ from codet5p_jax.training.precompile_search import Trial
 
 CAVEAT = (
     "Compiled, not run: this proves neither that the step computes what it should nor how fast it "
-    "is. Times are floors from published peaks; a run takes longer."
+    "is. Times are what published peaks would allow; a run takes longer."
 )
 
 

@@ -149,15 +149,18 @@ def _answer(
     line, answered = None, False
     while True:
         waited = time.monotonic() - began
-        # Process 0 speaks for those who are missing, once it has been reached.
-        if not answered and waited >= min(said + NOTICE, timeout):
+        silent = f"process 0 at {cluster.coordinator} has not answered"
+        if not answered and waited >= timeout:
+            raise OSError(
+                f"{silent} within {timeout} s (--join_timeout); is it started, and can "
+                f"{hello['at']} reach that port?"
+            )
+        # Process 0 speaks for those who are missing, once it has been reached: it may have been
+        # started `timeout` after this one, and then waits as long.
+        if waited >= 2 * timeout + NOTICE:
+            raise OSError(f"process 0 at {cluster.coordinator} has fallen silent")
+        if not answered and waited >= said + NOTICE:
             said = waited
-            silent = f"process 0 at {cluster.coordinator} has not answered"
-            if waited >= timeout:
-                raise OSError(
-                    f"{silent} within {timeout} s (--join_timeout); is it started, and can "
-                    f"{hello['at']} reach that port?"
-                )
             print(f"waiting: after {waited:.0f} s {silent}", file=sys.stderr, flush=True)
         if line is None:
             try:

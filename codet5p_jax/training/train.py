@@ -117,12 +117,13 @@ class TrainResult:
 
     Attributes:
       step: steps done.
-      interrupted: whether SIGTERM came; started again, it goes on where it is not done.
+      interrupted: whether SIGTERM ended it; started again, it goes on.
       before, after: held-out metrics by name (`span_denoising/loss`, …) of the first and the
         latest evaluation; empty without evaluation.
       best: those of the best evaluation; empty without `early_stopping`.
       best_step: where that was, and the name of its folder in MODEL_DIR/best.
       metrics: path of `metrics.jsonl`.
+      terminated: whether SIGTERM came, be it after the last step.
     """
 
     step: int
@@ -132,6 +133,7 @@ class TrainResult:
     best: dict[str, float]
     best_step: int | None
     metrics: Path
+    terminated: bool = False
 
 
 def train(
@@ -372,7 +374,7 @@ def train(
             ema_decay=ema_decay,
         )
         background = ThreadPoolExecutor(2)
-        # What went wrong is told at once, not after minutes of compiling.
+        # What went wrong is told at once, and ends several processes; one alone still compiles.
         stack.push(lambda error, *_: background.shutdown(wait=error is None, cancel_futures=True))
         compiled = CompiledSteps(run_step, [x.rows for x in loaders], background)
         newest = saved[-1] if saved else 0
@@ -429,7 +431,8 @@ def train(
         # ------------------------------------------------------------ metrics
         peak = peak_flops(devices[0])
         flops = [
-            sum(step_flops(network, used, x.rows, split).values()) if peak else 0.0 for x in loaders
+            sum(step_flops(network, used, x.rows, split, accumulate).values()) if peak else 0.0
+            for x in loaders
         ]
         goodput.go_on(meta.get("goodput", {}), latest_seconds(read_records(directory.metrics)))
         kept, services = start if restored else -1, (logging.tensorboard, logging.wandb_project)
@@ -564,8 +567,9 @@ def train(
         records = read_records(directory.metrics)
         return TrainResult(
             step,
-            not finished or terminated(),
+            not finished,
             *first_and_last(records, evaluation.split),
             *((metrics_at(records, evaluation.split, best[0]), best[0]) if best else ({}, None)),
             directory.metrics,
+            not finished or terminated(),
         )

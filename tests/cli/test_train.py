@@ -7,13 +7,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from codet5p_jax.cli import gin_config, main
 from codet5p_jax.cli import train as command
 from codet5p_jax.data.tokenizer import Tokenizer, train_tokenizer
-from codet5p_jax.training.train import train
+from codet5p_jax.training.train import TrainResult, train
 from tests.data.tiny import make_mixture
 
 MY_TASKS = """
@@ -124,6 +125,18 @@ def test_several_seeds(folder: Path):
     table = done.stdout.splitlines()[-4:]
     assert table[0].startswith("held-out metric")
     assert any(line.startswith("span_denoising/loss ") for line in table)
+
+
+def test_a_signal_after_the_last_step_of_a_seed_ends_the_others(tmp_path, monkeypatch, capsys):
+    """After the last seed, nothing is left to end."""
+    result = TrainResult(2, False, {}, {"loss": 1.5}, {}, None, tmp_path, terminated=True)
+    monkeypatch.setattr("codet5p_jax.training.train.train", lambda **_: result)
+    runs = {seed: SimpleNamespace(arguments={"model_dir": "m"}, text="") for seed in (3, 5)}
+    command._train_seeds(str(tmp_path), runs)
+    assert "stopped by SIGTERM before seed 5; start again to go on" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    command._train_seeds(str(tmp_path), {3: runs[3]})
+    assert (tmp_path / "seeds.json").exists()
 
 
 @pytest.mark.parametrize(

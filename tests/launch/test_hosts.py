@@ -86,12 +86,17 @@ def test_what_is_being_installed_is_not_stopped(hosts: Machine):
     asleep = subprocess.Popen(["sleep", "60"], start_new_session=True)
     for host in "ab":
         (hosts.root / host / "stage1.pid").write_text(str(asleep.pid))
-    hosts.fake("uv", f'[[ $1 != venv ]] || {{ touch "$HOME/begun"; sleep 3; }}\n{UV}')
+    waits = 'touch "$HOME/begun"; until [[ -e "$ROOT/stopped" ]]; do sleep 0.02; done'
+    hosts.fake("uv", f"[[ $1 != venv ]] || {{ {waits}; }}\n{UV}")
     with ThreadPoolExecutor(1) as thread:
         launched = thread.submit(ssh, hosts)
-        while not all((hosts.root / host / "begun").exists() for host in "ab"):
-            time.sleep(0.01)
-        assert "a: stage1 is being installed" in ssh(hosts, "stop", code=1)
+        try:
+            while not all((hosts.root / host / "begun").exists() for host in "ab"):
+                assert not launched.done()
+                time.sleep(0.01)
+            assert "a: stage1 is being installed" in ssh(hosts, "stop", code=1)
+        finally:
+            (hosts.root / "stopped").touch()
         launched.result()
     assert asleep.poll() is None
     asleep.kill()

@@ -230,8 +230,11 @@ def test_signals_reach_the_processes(ending: int, machine: Machine, tmp_path: Pa
 @pytest.mark.parametrize(
     ("script", "option"),
     [
-        *(("tpu.sh", f"--type={kind}") for kind in ("v4-8", "v5p-1032", "v5litepod-1", "v6e-256")),
-        *(("slurm.sh", f"--time={time}") for time in ("90", "90:00", "2-0", "2-12:30", "1-0:0:0")),
+        *(("tpu.sh", f"--type={kind}") for kind in ("v4-8", "v5p-1024", "v5litepod-1", "v6e-256")),
+        *(
+            ("slurm.sh", f"--time={time}")
+            for time in ("90", "90:00", "2-0", "2-12:30", "UNLIMITED")
+        ),
         *(("ssh.sh", f"--{more}") for more in ("extra=tpu", "extra=cuda")),
         ("jobset.sh", "--topology=v5e:2x4"),
     ],

@@ -54,7 +54,7 @@ class Told(SilentProgress):
             PlainProgress.say(self, line)
 
     def advance(self, step, values):
-        time.sleep(0.02)  # a step; the notice of a signal takes a while to go round
+        time.sleep(0.1)  # a step; JAX looks for signals once a second
         if step == self._at:
             os.kill(os.getpid(), self._number)
 

@@ -63,6 +63,14 @@ def test_a_momentum_encoder_has_a_forward_pass_and_its_queue_no_gradient():
     assert found == teacher + queued - alone
 
 
+def test_micro_batches_are_counted_each():
+    """A queue may be shorter than their sum."""
+    pairs = TextCodePairs(text_length=8, code_length=8, matching=False, momentum=0.99, queue_size=4)
+    model = CodeT5p(tiny_config(embed_dim=8))
+    [one] = step_flops(model, [pairs], {pairs.name: 4}).values()
+    assert step_flops(model, [pairs], {pairs.name: 12}, accumulate=3) == {pairs.name: 3 * one}
+
+
 def test_peaks():
     assert peak_flops(SimpleNamespace(device_kind="NVIDIA H200")) == 989e12
     assert peak_flops(SimpleNamespace(device_kind="TPU v5 lite")) == 197e12

@@ -4,6 +4,7 @@ import resource
 import jax.numpy as jnp
 import pytest
 
+from codet5p_jax.training import metrics
 from codet5p_jax.training.metrics import (
     Accumulator,
     JsonlWriter,
@@ -132,6 +133,18 @@ def test_a_full_disk_is_an_error_of_tensorboard_not_the_end_of_all_writing(tmp_p
                 act()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_events_are_framed_as_tensorboardx_does(tmp_path):
+    from tensorboardX.record_writer import RecordWriter
+
+    theirs = RecordWriter(str(tmp_path / "records"))
+    for data in (b"", b"an event", bytes(range(256))):
+        theirs.write(data)
+    theirs.close()
+    ours = [metrics._framed(data) for data in (b"", b"an event", bytes(range(256)))]
+    assert b"".join(ours) == (tmp_path / "records").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -97,7 +97,7 @@ def test_a_run_prints_and_leaves_what_it_should(whole):
     lines = output.splitlines()
     [start_up] = [i for i, line in enumerate(lines) if line.startswith("start-up ")]
     assert start_up < 60
-    for lap in ("import", "data", "initialise", "compile", "first step"):
+    for lap in ("before", "data", "initialise", "compile", "first step"):
         assert f" {lap} " in lines[start_up]
     [memory] = [i for i, line in enumerate(lines) if line.startswith("memory per device: the step")]
     assert memory < start_up, "before the first step"
@@ -219,7 +219,7 @@ def test_stage_2_starts_from_the_weights_of_stage_1_on_any_mesh(
         workplace / "cache", workplace / "stage2", init_from=init, profile_steps=(1, 2),
         progress=Interrupting(1, signal.SIGUSR1), **settings,
     )  # fmt: skip
-    assert (result.step, result.interrupted) == (3, True)
+    assert (result.step, result.interrupted, result.terminated) == (3, False, True)
     lines = capsys.readouterr().out.splitlines()
     folder = ModelDir(workplace / "stage2").profile
     traces = [f"trace of steps {steps} in {folder}" for steps in ("1 to 2", "2 to 3")]
