@@ -26,7 +26,7 @@ def test_topologies_are_read():
         ("v5e-16", "found 'v5e-16'"),
         ("v5e:2x2x1", "v5e has topologies of 2 sides such as v5e:4x4"),
         ("v5p:4x4", "v5p has topologies of 3 sides such as v5p:4x4x4"),
-        ("v5e:16x32", "has 512 chips, a pod of v5e at most 256; for more.*--num_slices"),
+        ("v5e:16x32", "has 512 chips, a slice of v5e at most 256; for more.*--num_slices"),
     ],
 )
 def test_what_is_no_topology_is_an_error(text, message):
