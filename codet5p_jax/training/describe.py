@@ -29,7 +29,7 @@ from codet5p_jax.training.freezing import (
 )
 from codet5p_jax.training.model_dir import size_text
 from codet5p_jax.training.optimizers import AdamW, Optimizer
-from codet5p_jax.training.phases import Phase, select_objectives, total_steps
+from codet5p_jax.training.phases import Phase, check_rows, select_objectives, total_steps
 from codet5p_jax.training.schedules import Constant, Schedule
 from codet5p_jax.training.state import TrainState, new_state, param_of
 
@@ -102,9 +102,8 @@ def describe(
     saved = dataclasses.replace(state, frozen={}) if left_out else state
     best = early_stopping is not None
     lines.append(_disk(saved, checkpoints, total_steps(phases), best))
-    ways = sizes["replica"] * sizes["fsdp"] * accumulate
     for phase, numbers in zip(phases, rows, strict=True):
-        lines += ["", *_phase(network, split, used, phase, numbers, ways, accumulate)]
+        lines += ["", *_phase(network, split, used, phase, numbers, sizes, accumulate)]
     lines.append("")
     lines.append(f"{total_steps(phases):,} steps in all")
     return "\n".join(lines)
@@ -168,17 +167,12 @@ def _phase(
     used: Sequence[Objective],
     phase: Phase,
     rows: Mapping[str, int],
-    ways: int,
+    sizes: Mapping[str, int],
     accumulate: int,
 ) -> list[str]:
     lines = [f"phase {phase.mixture}: {phase.steps:,} steps of {phase.batch_size:,} rows"]
-    for name, number in rows.items():
-        if number % ways:
-            raise ValueError(
-                f"{name} has {number} rows in a batch, which do not divide over {ways} "
-                "(data-parallel devices times micro-batches); change batch_size, the mixture's "
-                "rates, accumulate or the mesh"
-            )
+    check_rows(rows, sizes, accumulate)
+    parts = sizes["replica"] * sizes["fsdp"] * accumulate
     work = step_flops(network, used, rows, split, accumulate)
     positions = 0
     for objective in select_objectives(used, list(rows)):
@@ -187,7 +181,7 @@ def _phase(
             math.prod(x.shape) for k, x in objective.spec.items() if k.endswith("segments")
         )
         positions += number * length
-        kept = activation_bytes(network, objective, number // ways, split)
+        kept = activation_bytes(network, objective, number // parts, split)
         lines.append(
             f"  {objective.name:<18} {number:>6,} rows x {length:>5,} positions, "
             f"{work[objective.name] / 1e12:>9.3f} TFLOP, activations kept on one device "

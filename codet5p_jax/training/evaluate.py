@@ -97,7 +97,7 @@ class Evaluator:
             )
             names = set(loader.rows) - covered
             if names:
-                check_rows(loader.rows, mesh, 1)
+                check_rows(loader.rows, mesh.shape, 1)
                 self._parts.append((loader, names))
                 covered |= names
         self._step = make_eval_step(model, objectives, compiler_options(mesh))

@@ -254,13 +254,12 @@ def _hbm_bytes(made: _Instruction, body: _Body, bodies: Mapping[str, _Body]) -> 
         return sources[0].hbm_bytes + sum(size for size, in_hbm in made.arrays[:1] if in_hbm)
     if made.op.endswith("-done"):
         return 0.0
-    if made.op == "dynamic-slice":
-        return min(made.num_bytes, sources[0].hbm_bytes) + made.hbm_bytes
+    if made.op in ("dynamic-slice", "gather"):
+        where = sum((x.hbm_bytes for x in sources[1:]), 0.0)
+        return min(made.num_bytes, sources[0].hbm_bytes) + where + made.hbm_bytes
     if made.op == "dynamic-update-slice":
         return sources[1].hbm_bytes + min(sources[1].num_bytes, made.hbm_bytes)
     read = sum((x.hbm_bytes for x in sources), 0.0)
-    if made.op == "gather":
-        read = min(made.num_bytes, sources[0].hbm_bytes) + sources[1].hbm_bytes
     same = sum(len(x.arrays) for x in sources) if made.op in _OPERANDS_FIRST else 0
     return read + sum((size for size, in_hbm in made.arrays[same:] if in_hbm), 0.0)
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import Mesh
-
 from codet5p_jax.data.cache import CachedMixture
 from codet5p_jax.objectives.base import Objective
 
@@ -86,13 +84,18 @@ def check_one_tokenizer(mixtures: Sequence[CachedMixture]) -> None:
             )
 
 
-def check_rows(rows: Mapping[str, int], mesh: Mesh, accumulate: int) -> None:
+def check_rows(rows: Mapping[str, int], sizes: Mapping[str, int], accumulate: int) -> None:
     """Every objective's rows have to divide over the data-parallel devices and micro-batches.
+
+    Args:
+      rows: of a batch, by objective.
+      sizes: of the mesh axes.
+      accumulate: micro-batches.
 
     Raises:
       ValueError: they do not; names objective and numbers.
     """
-    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    ways = sizes["replica"] * sizes["fsdp"]
     for name, number in rows.items():
         if number % (ways * accumulate):
             raise ValueError(

@@ -204,7 +204,7 @@ def precompile(
     chip, devices = topology_devices(topology, num_slices)
     device_mesh = make_mesh(mesh, devices)
     for numbers in rows:
-        check_rows(numbers, device_mesh, accumulate)
+        check_rows(numbers, device_mesh.shape, accumulate)
     network, split = freeze(CodeT5p(frozen_towers(model, trainable)), trainable)
     used = select_objectives(objectives, list(dict.fromkeys(n for r in rows for n in r)))
     learning_rate = schedule.make(total_steps(phases))

@@ -271,7 +271,7 @@ def train(
             objectives, list(dict.fromkeys(n for x in loaders for n in x.rows))
         )
         for phase, loader in zip(phases, loaders, strict=True):
-            check_rows(loader.rows, device_mesh, accumulate)
+            check_rows(loader.rows, device_mesh.shape, accumulate)
             rows = ", ".join(f"{name} {number}" for name, number in loader.rows.items())
             progress.say(f"phase {phase.mixture}: {phase.steps:,} steps; rows per batch: {rows}")
         check_loss_weights(loss_weights or {}, used)

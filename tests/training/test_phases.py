@@ -53,9 +53,9 @@ def test_phases_share_one_tokenizer(tmp_path):
 
 def test_rows_divide_over_devices_and_micro_batches():
     mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
-    check_rows({"a": 8, "b": 4}, mesh, 1)
+    check_rows({"a": 8, "b": 4}, mesh.shape, 1)
     with pytest.raises(ValueError, match=r"b has 4 rows.* 4 data-parallel devices times 2"):
-        check_rows({"a": 8, "b": 4}, mesh, 2)
+        check_rows({"a": 8, "b": 4}, mesh.shape, 2)
 
 
 def test_the_last_phase_may_be_made_longer_and_nothing_else():
