@@ -1,6 +1,10 @@
 # shellcheck shell=bash
 # Sourced by xpk.sh and jobset.sh, whose runs are both JobSets on a GKE cluster.
 
+# Kubernetes takes a pod that exits with 0 for finished, also where a drained node ended it.
+# shellcheck disable=SC2034  # xpk.sh and jobset.sh use it
+on_gke='--coordinator=auto --fail_on_sigterm'
+
 # kubernetes_name NAME: an error where a JobSet could not have it; its jobs have longer ones.
 kubernetes_name() {
   [[ "$1" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||

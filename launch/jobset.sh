@@ -17,7 +17,7 @@
 # --claim=NAME     persistent volume claim that all hosts mount as /shared
 # --spot           nodes of a spot pool
 #
-# Nodes that fail start the run anew. So does the same command: pods told to end save and exit with 0.
+# Nodes that fail or are drained start the run anew. So does the same command.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"
@@ -81,7 +81,7 @@ spec:
               args:
               - |
                 set -e${setup:+; $setup}
-                exec $(train_command codet5p --coordinator=auto)
+                exec $(train_command codet5p "$on_gke")
               resources: {limits: {google.com/tpu: 4}}
               volumeMounts: [{name: shared, mountPath: /shared}]
             volumes: [{name: shared, persistentVolumeClaim: {claimName: $claim}}]

@@ -17,7 +17,7 @@
 # --restarts=N   how often the job is started anew after a failure (default: 50)
 # --image=IMAGE  to layer the sources onto (default: python:3.12)
 #
-# Nodes that fail start the run anew. So does the same command: pods told to end save and exit with 0.
+# Nodes that fail or are drained start the run anew. So does the same command.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/gke.sh"
@@ -37,7 +37,8 @@ plan() {
   fi
   unless_running "$name"
   # xpk wants one line, and forwards SIGTERM to what that line becomes.
-  command="set -e; ${setup:+$setup; }pip install --quiet '.[tpu]'; exec $(train_command codet5p --coordinator=auto)"
+  command="set -e; ${setup:+$setup; }pip install --quiet '.[tpu]'; exec $(train_command codet5p "$on_gke")"
+  # By itself xpk starts a run anew after 42 and 127 to 255, of which 143 is a drained node's.
   cat <<PLAN
 work="\$(mktemp -d)"
 trap 'rm -rf "\$work"' EXIT

@@ -7,6 +7,7 @@ OK = 0
 FAILURE = 1
 USAGE = 2  # argparse's own
 BAD_CONFIGURATION = 3
+TERMINATED = 143  # 128 + SIGTERM, as of a process that a signal ends
 
 
 class ConfigError(ValueError):

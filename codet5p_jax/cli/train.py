@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from codet5p_jax.cli import child, data_options, gin_flags
+from codet5p_jax.cli import child, data_options, errors, gin_flags
 from codet5p_jax.cli.arguments import natural, positive, seeds, span
 from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.cli.prepare import ensure_prepared, missing
@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SEED,…",
         help="train once with each of these seeds, one after the other, and compare them",
     )
+    parser.add_argument(
+        "--fail_on_sigterm",
+        action="store_true",
+        help="exit with 143, not 0, where SIGTERM came before the last step; all is saved as well. "
+        "For what starts again only runs that fail, such as Kubernetes",
+    )
     several = parser.add_argument_group("several hosts")
     several.add_argument(
         "--coordinator",
@@ -68,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_options.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Checks the configuration, prepares what is not cached, trains."""
+def run(args: argparse.Namespace) -> int:
+    """Checks the configuration, prepares what is not cached, trains; returns the exit code."""
     if not args.gin_file:
         raise ConfigError("--gin_file is missing; for example --gin_file=runs/stage1_220m.gin")
     from codet5p_jax.cli import gin_config
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
             print(unused, file=sys.stderr)
         with configuration():
             print(dry_run(config, args))
-        return
+        return errors.OK
     runs = {seed: _of_seed(args, config, seed) for seed in args.seeds or ()}
     from codet5p_jax.training import cluster, hosts
 
@@ -123,13 +129,14 @@ def run(args: argparse.Namespace) -> None:
         party.first(prepare, waiting)
         party.connect()
         if args.seeds is None:
-            train(**{**arguments, "operative_config": config.text})
+            done = not train(**{**arguments, "operative_config": config.text}).interrupted
         else:
-            _train_seeds(arguments["model_dir"], runs)
+            done = _train_seeds(arguments["model_dir"], runs)
+    return errors.OK if done or not args.fail_on_sigterm else errors.TERMINATED
 
 
-def _train_seeds(model_dir: str, runs: Mapping[int, "Config"]) -> None:
-    """One run after the other; a signal ends all of them."""
+def _train_seeds(model_dir: str, runs: Mapping[int, "Config"]) -> bool:
+    """One run after the other; a signal ends all of them. Returns whether all came to their end."""
     import jax
 
     from codet5p_jax.training import spread
@@ -140,13 +147,14 @@ def _train_seeds(model_dir: str, runs: Mapping[int, "Config"]) -> None:
         print(f"seed {seed}: {config.arguments['model_dir']}", flush=True)
         result = results[seed] = train(**{**config.arguments, "operative_config": config.text})
         if result.interrupted:
-            return
+            return False
         left = [str(other) for other in runs if other not in results]
         if result.terminated and left:
             print(f"stopped by SIGTERM before seed {', '.join(left)}; start again to go on")
-            return
+            return False
     if jax.process_index() == 0:
         print(spread.write_summary(model_dir, results), flush=True)
+    return True
 
 
 def _of_seed(args: argparse.Namespace, config: "Config", seed: int) -> "Config":

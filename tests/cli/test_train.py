@@ -1,5 +1,6 @@
 """`codet5p train` as a user types it: own tasks, prepared on the way, trained, described."""
 
+import contextlib
 import json
 import os
 import socket
@@ -106,6 +107,20 @@ def test_prepares_elsewhere_and_trains(folder: Path):
     assert "<extra_id_0>" in again.stdout
 
 
+def test_sigterm_is_a_failure_for_those_who_ask(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """It comes before the first step; the run that goes on is whole, and exits with 0."""
+    monkeypatch.chdir(folder)
+    of_8 = flags("cache", "--gin.BATCH_SIZE=8")  # a row for each device of this process
+    given = [flag.replace("'run'", "'stopped'") for flag in of_8]
+    with monkeypatch.context() as patch:
+        at_once = contextlib.nullcontext(lambda: True)
+        patch.setattr("codet5p_jax.training.train.termination", lambda: at_once)
+        assert main.main(["train", *given]) == 0
+        assert main.main(["train", *given, "--fail_on_sigterm"]) == 143
+    assert main.main(["train", *given, "--fail_on_sigterm"]) == 0
+    assert json.loads((folder / "stopped/metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
 def test_several_seeds(folder: Path):
     more = ("--seeds=3,5", "--gin.train.Evaluation.every=1", "--gin.train.Evaluation.batches=1")
     given = [flag.replace("'run'", "'seeds'") for flag in flags("cache", *more)]
@@ -132,10 +147,10 @@ def test_a_signal_after_the_last_step_of_a_seed_ends_the_others(tmp_path, monkey
     result = TrainResult(2, False, {}, {"loss": 1.5}, {}, None, tmp_path, terminated=True)
     monkeypatch.setattr("codet5p_jax.training.train.train", lambda **_: result)
     runs = {seed: SimpleNamespace(arguments={"model_dir": "m"}, text="") for seed in (3, 5)}
-    command._train_seeds(str(tmp_path), runs)
+    assert not command._train_seeds(str(tmp_path), runs)
     assert "stopped by SIGTERM before seed 5; start again to go on" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-    command._train_seeds(str(tmp_path), {3: runs[3]})
+    assert command._train_seeds(str(tmp_path), {3: runs[3]})
     assert (tmp_path / "seeds.json").exists()
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from codet5p_jax.cli import errors
 from tests.launch.conftest import LAUNCH, TRAIN, Machine, heredoc
 
 SLURM = ["--name=s", "--nodes=2", "--gpus=8", "--time=1:00:00", "--venv=/shared/env"]
 SKY = ["--name=s", "--bucket=gs://b"]
 XPK = ["--name=s", "--cluster=c", "--zone=us-east5-b", "--type=v6e-16", "--storage=fs"]
 JOBSET = ["--name=s", "--cluster=c", "--location=us-east5", "--image=i", "--claim=fs"]
+ON_GKE = ["--coordinator=auto", "--fail_on_sigterm"]
 
 
 def test_slurm_starts_a_process_for_each_gpu(machine: Machine):
@@ -100,6 +102,10 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(
     (slices,) = manifest["spec"]["replicatedJobs"]
     job = slices["template"]["spec"]
     assert (slices["replicas"], job["parallelism"], job["completions"]) == (2, hosts, hosts)
+    (rule,) = job["podFailurePolicy"]["rules"]
+    final = {errors.USAGE, errors.BAD_CONFIGURATION}  # a drained node's, TERMINATED, is none
+    assert rule["action"] == "FailJob"
+    assert set(rule["onExitCodes"]["values"]) == final
     pod = job["template"]["spec"]
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": accelerator,
@@ -109,7 +115,7 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     machine.fake("codet5p")
     machine.run([*container["command"], *container["args"]])
-    assert machine.calls() == [["codet5p", "train", *TRAIN, "--coordinator=auto"]]
+    assert machine.calls() == [["codet5p", "train", *TRAIN, *ON_GKE]]
 
 
 def test_a_jobset_on_spot_nodes(machine: Machine):
@@ -146,7 +152,7 @@ def test_xpk(machine: Machine):
     machine.run(["bash", "-c", command])
     assert machine.calls() == [
         ["pip", "install", "--quiet", ".[tpu]"],
-        ["codet5p", "train", *TRAIN, "--coordinator=auto"],
+        ["codet5p", "train", *TRAIN, *ON_GKE],
     ]
 
 
