@@ -87,6 +87,19 @@ def full_disk_later(at: int) -> None:
     Checkpoints.save = limit
 
 
+def terminate_in_save(at: int) -> None:
+    """SIGTERM comes while a step is saved, which takes longer than JAX to look for signals."""
+    save = Checkpoints.save
+
+    def slow(self, state, step, meta):
+        save(self, state, step, meta)
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3)
+
+    Checkpoints.save = slow
+
+
 def bad_shard(at: int) -> None:
     """The rows of a step cannot be read."""
     batch_at = Loader.batch_at
@@ -156,6 +169,7 @@ def record_rows(folder: Path, process: int) -> None:
 EVENTS = {
     "full_disk": full_disk,
     "full_disk_later": full_disk_later,
+    "terminate_in_save": terminate_in_save,
     "bad_shard": bad_shard,
     "stuck": stuck,
     "stuck_evaluation": stuck_evaluation,

@@ -123,7 +123,14 @@ def test_two_processes_share_a_run_and_stop_together(workplace):
     both = start(workplace, "two", 2, pause=2, each={0: {"terminate": 0}}, **settings)
     assert [code for _, code, _ in both] == [0, 0], both
     assert f"resuming {workplace / 'two'} from step {step}" in both[0][0]
-    assert step <= saved_steps(directory.checkpoints)[-1] < 60
+    step, before = saved_steps(directory.checkpoints)[-1], step
+    assert before <= step < 60
+
+    # And at once one that comes while it saves.
+    saving = (step + 4) // 3 * 3  # it saves every 3 steps
+    both = start(workplace, "two", 2, each={1: {"terminate_in_save": saving}}, **settings)
+    assert [code for _, code, _ in both] == [0, 0], both
+    assert saving <= saved_steps(directory.checkpoints)[-1] < saving + 5
 
 
 @pytest.mark.slow
