@@ -25,7 +25,8 @@ if ! flock -n 9; then
   exit
 fi
 flock -s 8
-${setup:+$setup; }nohup setsid $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$3") \\
+${setup:+{ $setup; \} 8>&- 9>&- # what it leaves running holds no lock
+}nohup setsid $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$3") \\
   >>$1.log 2>&1 </dev/null &
 echo "\$!" >$1.pid
 echo "\$HOSTNAME: $1 has started"

@@ -5,15 +5,14 @@
 #     --image=IMAGE --topology=v5e:4x4 -- --gin_file=runs/stage1_220m.gin …
 #
 # run              submit the JobSet
-# logs             follow the output of the first host
-# status, stop     its pods; SIGTERM, five minutes, the end
+# logs             follow the output of the first host; status: its pods
+# stop             SIGTERM, five minutes, the end
 #
 # --name=NAME      of the JobSet
 # --cluster=…      with the JobSet controller; --location=REGION or zone  --project=ID
 # --image=IMAGE    with this project installed (docs/launch.md)
 # --topology=C:AxB as of `codet5p precompile`: v4:2x2x4, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4
-# --slices=N       (default: 1)
-# --restarts=N     how often the job is started anew after a failure (default: 50)
+# --slices=N       (default: 1); --restarts=N: after failures (default: 50)
 # --claim=NAME     persistent volume claim that all hosts mount as /shared
 # --spot           nodes of a spot pool
 #
@@ -30,7 +29,7 @@ kubernetes_name "$name"
 known='^((v5e|v6e):(2x2|2x4|4x4|4x8|8x8|8x16|16x16)|(v4|v5p|tpu7x):[1-9][0-9]*x[1-9][0-9]*x[1-9][0-9]*)$' sides="${topology#*:}"
 [[ "$verb" != run ]] || [[ "$topology" =~ $known && $((${sides//x/*} % 4)) == 0 ]] ||
   fail "--topology=$topology: expected v5e or v6e:2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16, or such as v4:2x2x4 (v5p, tpu7x), in hosts of 4 chips"
-flags_for tpu
+flags_for tpu "$topology"
 
 jobset() {
   local hosts=$((${sides//x/*} / 4)) accelerator
@@ -64,6 +63,7 @@ spec:
         template:
           spec:
             restartPolicy: Never
+            shareProcessNamespace: true # else training is process 1, which SIGTERM does not end by itself
             terminationGracePeriodSeconds: 300
             hostNetwork: true
             dnsPolicy: ClusterFirstWithHostNet

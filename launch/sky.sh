@@ -25,7 +25,7 @@ require name
   fail "expected names, found --accelerators=$accelerators --bucket=$bucket --infra=$infra"
 [[ "$accelerators" != tpu-* || "$nodes" == 1 ]] || fail "--nodes=$nodes: of a TPU, one slice; several: xpk.sh, jobset.sh"
 [[ "$accelerators" != tpu-* ]] || extra=tpu
-flags_for "$extra"
+flags_for "$extra" "${accelerators#tpu-}"
 
 task() {
   local coordinator=--coordinator=auto
@@ -39,6 +39,8 @@ workdir: $PROJECT
 num_nodes: $nodes
 resources:
   accelerators: $accelerators
+  job_recovery:
+    recover_on_exit_codes: [143] # of --fail_on_sigterm: the machine is being taken away
 EOF
   [[ -z "$infra" ]] || echo "  infra: $infra"
   [[ -z "$spot" ]] || echo "  use_spot: true"
@@ -51,7 +53,7 @@ setup: |
 $(install_commands "$extra" '"$HOME/codet5p_env"' '"$HOME/sky_workdir"' | sed 's/^/  /')
 run: |
   set -e${setup:+; $setup}
-  $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$coordinator")
+  $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$coordinator --fail_on_sigterm")
 EOF
 }
 

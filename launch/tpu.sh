@@ -37,7 +37,7 @@ esac
 flat='^(v5litepod|v6e)-(1|4|8|16|32|64|128|256)$' cores='^(v4|v5p)-[1-9][0-9]*$'
 [[ "$verb" != run || "$type" =~ $flat ]] || [[ "$type" =~ $cores && $((${type#*-} % 8)) == 0 ]] ||
   fail "--type=$type: expected v4-N or v5p-N, N a multiple of 8, or v5litepod-N or v6e-N, N of 1, 4, 8, 16, 32, 64, 128, 256 (TPU7x: xpk.sh)"
-flags_for tpu
+flags_for tpu "$type"
 
 ask() {
   local nodes="--node-id=$name"

@@ -26,7 +26,7 @@ parse "run logs status stop" "name cluster zone project type storage slices rest
 require name cluster zone
 kubernetes_name "$name"
 [[ "$verb" != run ]] || require type storage
-flags_for tpu
+flags_for tpu "$type"
 
 plan() {
   local command

@@ -128,6 +128,14 @@ def _without_folder(word: str) -> str:
         ("sky.sh", [*OPTIONS["sky.sh"], "--xla_flags=v6e"], "is for tpu, and this runs on"),
         ("xpk.sh", [*OPTIONS["xpk.sh"], "--xla_flags=h200"], "is for cuda, and this runs on tpu"),
         ("jobset.sh", [*OPTIONS["jobset.sh"], "--xla_flags=h200"], "is for cuda, and this runs on"),
+        ("jobset.sh", [*OPTIONS["jobset.sh"], "--xla_flags=v5p"], "=v5p, and this runs on v6e"),
+        ("tpu.sh", [*OPTIONS["tpu.sh"], "--xla_flags=v6e"], "=v6e, and this runs on v5e"),
+        ("xpk.sh", [*OPTIONS["xpk.sh"], "--xla_flags=v6e"], "=v6e, and this runs on tpu7x"),
+        (
+            "sky.sh",
+            [*OPTIONS["sky.sh"], "--nodes=1", "--accelerators=tpu-v6e-16", "--xla_flags=v5p"],
+            "=v5p, and this runs on v6e",
+        ),
         ("tpu.sh", ["go"], "unknown argument go; expected one of: run logs status stop delete"),
         ("tpu.sh", ["stop", "delete"], "both stop and delete; expected one of: run logs status"),
         ("local.sh", ["--dry_run?=1"], "there is no option --dry_run?=…"),
@@ -274,4 +282,4 @@ def test_help_names_every_option(script: str, machine: Machine):
 
 def test_no_launcher_is_left_out():
     launchers = {p.name for p in LAUNCH.glob("*.sh") if "launcher.sh" in p.read_text()}
-    assert launchers - {"launcher.sh", "xla_flags.sh"} == set(OPTIONS)
+    assert launchers - {"launcher.sh", "options.sh", "xla_flags.sh"} == set(OPTIONS)

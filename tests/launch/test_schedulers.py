@@ -63,6 +63,8 @@ def test_sky(accelerators: str, extra: str, coordinator: list[str], machine: Mac
     assert call[:-1] == ["sky", "jobs", "launch", "--yes", "--detach-run", "--name=s"]
     task = yaml.safe_load((machine.root / "task.yaml").read_text())
     assert task["num_nodes"] == nodes
+    recovery = {"recover_on_exit_codes": [errors.TERMINATED]}
+    assert task["resources"].pop("job_recovery") == recovery
     assert task["resources"] == {"accelerators": accelerators, "infra": "aws", "use_spot": True}
     assert task["file_mounts"] == {"/shared": {"source": "gs://b", "mode": "MOUNT"}}
 
@@ -75,7 +77,8 @@ def test_sky(accelerators: str, extra: str, coordinator: list[str], machine: Mac
     _, install, train = machine.calls()
     assert install[-1] == f"codet5p_jax[{extra}] @ file://{machine.root}/home/sky_workdir"
     address, *rest = coordinator
-    assert train == ["codet5p", "train", *TRAIN, f"--coordinator={address}", *rest]
+    given = [*TRAIN, f"--coordinator={address}", *rest, "--fail_on_sigterm"]
+    assert train == ["codet5p", "train", *given]
 
 
 def jobset(machine: Machine, *options: str) -> dict[str, Any]:
@@ -107,6 +110,7 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(
     assert rule["action"] == "FailJob"
     assert set(rule["onExitCodes"]["values"]) == final
     pod = job["template"]["spec"]
+    assert pod["shareProcessNamespace"] is True  # SIGTERM may pass over process 1
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": accelerator,
         "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
