@@ -15,7 +15,13 @@ from codet5p_jax import signals
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A sibling of `path` to write to. It replaces `path` at the end, or is removed on an error."""
+    """A sibling of `path` to write to. It replaces `path` at the end, or is removed on an error.
+
+    Raises:
+      ValueError: there is something else than a file, such as a device.
+    """
+    check_file(path)
+    path = path.resolve()  # a link stays one
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

@@ -82,6 +82,17 @@ def test_a_disk_without_room_is_named_before_and_while_writing(tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_replaces_a_file_alone(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="expected a file, found a folder or device"):
+        write_text(tmp_path / "pipe", "new")
+
+
 def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError), new_folder(tmp_path / "link"):

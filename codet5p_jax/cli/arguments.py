@@ -1,6 +1,9 @@
 """Types of command-line values, for argparse."""
 
 import argparse
+from pathlib import Path
+
+from codet5p_jax.files import check_file
 
 
 def positive(text: str) -> int:
@@ -64,3 +67,16 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def output_file(text: str) -> Path:
+    """A file to write, in a folder that is there; one that exists is replaced."""
+    path = Path(text)
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {folder}")
+    try:
+        check_file(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path

@@ -13,10 +13,10 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from codet5p_jax.cli import data_options, gin_flags
+from codet5p_jax.cli.arguments import output_file
 from codet5p_jax.cli.errors import ConfigError, configuration
 from codet5p_jax.files import write_text
 
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try meshes, REMAT and ACCUMULATE instead of those of the files, then larger batches; "
         "as many times what one takes as there are trials",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report there")
+    parser.add_argument(
+        "--json", metavar="FILE", type=output_file, help="also write the report there"
+    )
     gin_flags.add_arguments(parser)
     data_options.add_arguments(parser)
 
@@ -54,10 +56,6 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--gin_file is missing; for example --gin_file=runs/stage1_220m.gin")
     if args.search and args.generate is not None:
         raise ConfigError("--search compares training steps; leave out --generate")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json: there is no folder {args.json.absolute().parent}")
-    if args.json is not None and args.json.is_dir():
-        raise ConfigError(f"--json: {args.json} is a folder; expected a file")
     os.environ["JAX_PLATFORMS"] = "cpu"  # with libtpu there, JAX would look for a TPU
     from codet5p_jax.cli import dry_run, gin_config
     from codet5p_jax.training.checks import check_configuration

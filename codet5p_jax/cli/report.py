@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from codet5p_jax.cli.arguments import output_file
 from codet5p_jax.cli.errors import ConfigError, configuration
 
 
@@ -18,16 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model_dirs", nargs="+", type=Path, metavar="MODEL_DIR", help="what runs wrote"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("report.html"), help="the page (default: ./%(default)s)"
+        "--output",
+        type=output_file,
+        default="report.html",
+        help="the page (default: ./%(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Reads what the runs recorded and writes the page."""
-    if not args.output.absolute().parent.is_dir():
-        raise ConfigError(f"--output: there is no folder {args.output.absolute().parent}")
-    if args.output.is_dir():
-        raise ConfigError(f"--output: {args.output} is a folder; expected a file")
     from codet5p_jax.evaluation.report import write
     from codet5p_jax.evaluation.runs_report import Run, make_report
     from codet5p_jax.training.metrics import read_records

@@ -238,13 +238,22 @@ def read_records(path: Path) -> list[Record]:
     records: list[Record] = []
     if not path.exists():
         return records
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(ValueError):  # no JSON, or no text
                 record = json.loads(line)
-                if isinstance(record, dict) and {"step", "split"} <= record.keys():
+                if _is_record(record):
                     records.append(record)
     return records
+
+
+def _is_record(value: Any) -> bool:
+    types = {"step": int, "split": str}
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), of) for name, of in types.items())
+        and isinstance(value.get("timing", {}), dict)
+    )
 
 
 def metrics_at(records: Sequence[Record], split: str, step: int) -> dict[str, float]:

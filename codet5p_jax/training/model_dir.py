@@ -174,7 +174,8 @@ def locked(directory: ModelDir) -> Iterator[None]:
         lock(
             file,
             f"another process is training in MODEL_DIR {directory.root}; wait until it has ended, "
-            "or set MODEL_DIR to another folder",
+            "or set MODEL_DIR to another folder. If none is, a machine that vanished has left its "
+            f"lock on a network file system: remove {directory.lock}",
         )
         yield
 

@@ -26,8 +26,9 @@ def failing(capsys, *words: str) -> str:
 def test_mistakes_are_found_before_anything_is_compiled(tmp_path: Path, capsys):
     assert "chips known: v4, v5e, v5p, v6e, tpu7x" in failing(capsys, "--topology=v9:2x2")
     missing = tmp_path / "none" / "report.json"
-    message = failing(capsys, "--topology=v5e:2x2", f"--json={missing}")
-    assert f"--json: there is no folder {missing.parent}" in message
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*FLAGS, "--topology=v5e:2x2", f"--json={missing}"])
+    assert f"--json: there is no folder {missing.parent}" in capsys.readouterr().err
     assert main.main(["precompile", "--topology=v5e:2x2"]) == 3
     assert "--gin_file is missing" in capsys.readouterr().err
     assert "such as 64x512x128" in failing(capsys, "--topology=v5e:2x2", "--generate=64")

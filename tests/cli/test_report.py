@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from codet5p_jax.cli import gin_config, main
 from codet5p_jax.cli.report import names
 from codet5p_jax.evaluation.runs_report import settings
@@ -46,8 +48,14 @@ def test_mistakes(tmp_path, capsys):
     assert main.main(["report", str(tmp_path)]) == 3
     assert f"{tmp_path} has no metrics.jsonl; name folders that" in capsys.readouterr().err
     write_run(tmp_path / "run", 700)
-    assert main.main(["report", str(tmp_path / "run"), f"--output={tmp_path}/no/page.html"]) == 3
-    assert f"--output: there is no folder {tmp_path}/no" in capsys.readouterr().err
+    for output, why in [
+        (f"{tmp_path}/no/page.html", f"there is no folder {tmp_path}/no"),
+        (str(tmp_path), "expected a file, found a folder or device"),
+        ("/dev/null", "expected a file, found a folder or device"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["report", str(tmp_path / "run"), f"--output={output}"])
+        assert f"argument --output: {why}" in capsys.readouterr().err.replace(f"{output}: ", "")
     twice = [str(tmp_path / "run"), f"{tmp_path}/./run"]
     assert main.main(["report", *twice, f"--output={tmp_path}/p.html"]) == 3
     assert "a run is named twice" in capsys.readouterr().err

@@ -179,5 +179,6 @@ def test_a_line_that_is_no_record_costs_no_other(tmp_path):
     file = tmp_path / "metrics.jsonl"
     whole = [{"step": n, "split": "train", "loss": 1.0} for n in (1, 2)]
     lines = ["garbage", json.dumps(whole[0]), "5", "{}", json.dumps(whole[1]), '{"step": 3, "sp']
-    file.write_text("\n".join(lines))
+    lines[3:3] = ['{"step": "1", "split": "train"}', '{"step": 1, "split": "t", "timing": null}']
+    file.write_bytes(b"\xff\n" + "\n".join(lines).encode())
     assert read_records(file) == whole
