@@ -117,12 +117,12 @@ def check_file(path: Path) -> bool:
       ValueError: there is something else, or a link that leads nowhere, which would be passed over
         as if nothing were there.
     """
+    if not os.path.lexists(path):
+        return False
     if path.is_file():
         return True
-    if os.path.lexists(path):
-        found = "a link that leads nowhere" if path.is_symlink() else "a folder or device"
-        raise ValueError(f"{path}: expected a file, found {found}")
-    return False
+    found = "a folder or device" if path.exists() else "a link that leads nowhere"
+    raise ValueError(f"{path}: expected a file, found {found}")
 
 
 def check_inside(path: Path) -> None:

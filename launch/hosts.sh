@@ -19,14 +19,13 @@ $(install_commands "$2" '"$HOME/codet5p_env"' '"$HOME/codet5p_jax.tar.gz"')
 EOF
 cat >"\$work/codet5p_start.sh" <<'EOF'
 set -euo pipefail
-exec 9>$1.lock 8>codet5p_env.lock # held by what trains, as long as it lives
-if ! flock -n 9; then
-  echo "\$HOSTNAME: $1 is running, or being installed"
-  exit
-fi
+running() { echo "\$HOSTNAME: $1 is running, or being installed" && exit; }
+flock -n $1.lock true || running
+${setup:+$setup
+}exec 9>$1.lock 8>codet5p_env.lock # held by what trains, as long as it lives, and by nothing else
+flock -n 9 || running
 flock -s 8
-${setup:+{ $setup; \} 8>&- 9>&- # what it leaves running holds no lock
-}nohup setsid $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$3") \\
+nohup setsid $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$3") \\
   >>$1.log 2>&1 </dev/null &
 echo "\$!" >$1.pid
 echo "\$HOSTNAME: $1 has started"

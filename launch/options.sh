@@ -46,7 +46,7 @@ parse() {
   [[ "$arguments" != *$'\n'* ]] || fail "options of codet5p train are one line each"
   check
   # In a list of `&&`, `set -e` passes over all failures but the last.
-  [[ -z "$setup" ]] || setup="{ ${setup%;}; } || exit 1"
+  [[ -z "$setup" ]] || setup="{ ${setup%;}; }; [ \$? = 0 ] || exit 1"
   bash -n <<<"$setup" 2>/dev/null || fail "--setup: expected commands that others may follow, found $setup"
   [[ -z "$xla_flags" ]] || xla_environment "$xla_flags" >/dev/null
 }
@@ -76,7 +76,7 @@ require() {
 flags_for() {
   local of=tpu chip="${2:-}"
   chip="${chip%%[-:]*}"
-  chip="${chip/v5litepod/v5e}"
+  [[ "$chip" != v5litepod && "$chip" != v5 ]] || chip=v5e # v5-lite-podslice
   [[ "$xla_flags" != h?00 ]] || of=cuda
   [[ "$verb" != run || -z "$xla_flags" || "$of" == "$1" ]] || fail "--xla_flags=$xla_flags is for $of, and this runs on $1"
   [[ "$verb" != run || -z "$xla_flags" || -z "$chip" || "$of" == cuda || "$xla_flags" == "$chip" ]] ||

@@ -89,8 +89,11 @@ def test_a_file_replaces_a_file_alone(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="expected a file, found a folder or device"):
-        write_text(tmp_path / "pipe", "new")
+    (tmp_path / "way").symlink_to(tmp_path / "pipe")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    for name, found in [("pipe", "device"), ("way", "device"), ("lost", "a link that leads now")]:
+        with pytest.raises(ValueError, match=f"expected a file, found .*{found}"):
+            write_text(tmp_path / name, "new")
 
 
 def test_a_link_is_not_written_through(tmp_path):

@@ -72,11 +72,11 @@ def share(text: str) -> float:
 def output_file(text: str) -> Path:
     """A file to write, in a folder that is there; one that exists is replaced."""
     path = Path(text)
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {folder}")
     try:
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
         check_file(path)
-    except ValueError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last of links that go in circles
         raise argparse.ArgumentTypeError(str(error)) from None
     return path

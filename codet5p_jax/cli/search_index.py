@@ -37,6 +37,7 @@ def make(args: argparse.Namespace, default_model: Path) -> int:
     from codet5p_jax.data.corpora.source_tree import source_files
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation import bm25, search
+    from codet5p_jax.files import check_file
     from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.checkpoint_files import model_dir_of
     from codet5p_jax.training.model_dir import load_config
@@ -45,7 +46,7 @@ def make(args: argparse.Namespace, default_model: Path) -> int:
     malformed = Malformed(max_malformed_share=1.0)
     files = source_files(args.index_of, malformed=malformed, setting="--index_of")
     root, old = str(args.index_of.resolve()), None
-    if search.index_file(args.index).exists():
+    if check_file(search.index_file(args.index)):
         old = search.load(args.index)
         if old.root != root:
             raise ValueError(

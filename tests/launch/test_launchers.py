@@ -136,6 +136,16 @@ def _without_folder(word: str) -> str:
             [*OPTIONS["sky.sh"], "--nodes=1", "--accelerators=tpu-v6e-16", "--xla_flags=v5p"],
             "=v5p, and this runs on v6e",
         ),
+        (
+            "sky.sh",
+            [
+                OPTIONS["sky.sh"][0],
+                "--bucket=b",
+                "--accelerators=tpu-v5-lite-podslice:16",
+                "--xla_flags=v6e",
+            ],
+            "=v6e, and this runs on v5e",
+        ),
         ("tpu.sh", ["go"], "unknown argument go; expected one of: run logs status stop delete"),
         ("tpu.sh", ["stop", "delete"], "both stop and delete; expected one of: run logs status"),
         ("local.sh", ["--dry_run?=1"], "there is no option --dry_run?=…"),
@@ -188,8 +198,9 @@ def test_scripts_are_sound(script: Path):
     check_shell(script.read_text())
 
 
-def test_training_waits_for_a_set_up_that_works(machine: Machine, tmp_path: Path):
-    options = [*OPTIONS["local.sh"], "--setup=false && true", f"--logs={tmp_path / 'logs'}"]
+@pytest.mark.parametrize("setup", ["false && true", "false; true"])
+def test_training_waits_for_a_set_up_that_works(setup: str, machine: Machine, tmp_path: Path):
+    options = [*OPTIONS["local.sh"], f"--setup={setup}", f"--logs={tmp_path / 'logs'}"]
     machine.launch("local.sh", *options, "--", *TRAIN, code=1)
     assert not (tmp_path / "logs").exists()
 
