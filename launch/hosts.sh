@@ -20,9 +20,9 @@ EOF
 cat >"\$work/codet5p_start.sh" <<'EOF'
 set -euo pipefail
 running() { echo "\$HOSTNAME: $1 is running, or being installed" && exit; }
-flock -n $1.lock true || running
+flock -n $1.lock true || running # before set-up, which takes no lock: what it leaves running inherits none
 ${setup:+$setup
-}exec 9>$1.lock 8>codet5p_env.lock # held by what trains, as long as it lives, and by nothing else
+}exec 9>$1.lock 8>codet5p_env.lock # held by what trains, as long as it lives
 flock -n 9 || running
 flock -s 8
 nohup setsid $(train_command "\"\$HOME/codet5p_env/bin/codet5p\"" "$3") \\

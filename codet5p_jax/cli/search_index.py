@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codet5p_jax.files import check_file
+
 if TYPE_CHECKING:
     import numpy as np
     from jax.sharding import Mesh
@@ -37,7 +39,6 @@ def make(args: argparse.Namespace, default_model: Path) -> int:
     from codet5p_jax.data.corpora.source_tree import source_files
     from codet5p_jax.data.tokenizer import Tokenizer
     from codet5p_jax.evaluation import bm25, search
-    from codet5p_jax.files import check_file
     from codet5p_jax.sharding import all_devices
     from codet5p_jax.training.checkpoint_files import model_dir_of
     from codet5p_jax.training.model_dir import load_config

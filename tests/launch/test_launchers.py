@@ -138,12 +138,7 @@ def _without_folder(word: str) -> str:
         ),
         (
             "sky.sh",
-            [
-                OPTIONS["sky.sh"][0],
-                "--bucket=b",
-                "--accelerators=tpu-v5-lite-podslice:16",
-                "--xla_flags=v6e",
-            ],
+            ["--name=s", "--bucket=b", "--accelerators=tpu-v5-lite-podslice:16", "--xla_flags=v6e"],
             "=v6e, and this runs on v5e",
         ),
         ("tpu.sh", ["go"], "unknown argument go; expected one of: run logs status stop delete"),
